@@ -1,0 +1,58 @@
+//! Why a request could not be answered: a kind that the host maps to an errno
+//! and an exit status, and a text for people.
+
+use alloc::string::String;
+use serde::{Deserialize, Serialize};
+
+/// What went wrong, for programs. The host has one table from here to errno
+/// and one to exit status, both exhaustive.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum FailureKind {
+    /// The file does not hold the format that was asked for.
+    NotThisFormat,
+    /// The metadata contradicts itself or the format's specification.
+    Damaged,
+    /// A feature, or a whole format, that instar does not handle.
+    Unsupported,
+    /// The request itself makes no sense for this image (size, option).
+    InvalidRequest,
+    /// The result would be past what the format can express.
+    TooLarge,
+    /// Allowed only with an explicit option (shrinking).
+    NotPermitted,
+    /// The sandbox's memory is not enough for this image.
+    OutOfMemory,
+    /// The host could not read the bytes that were asked for.
+    Io,
+    /// The engine contradicts itself: a defect of instar.
+    Internal,
+}
+
+/// A request that was refused. The text names the field, the value found and
+/// the way out, and does not name the file: the host adds that.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Failure {
+    /// What went wrong, for programs.
+    pub kind: FailureKind,
+    /// What went wrong, for people. May quote strings from the image, so the
+    /// host escapes and cuts it before it reaches a terminal or a log.
+    pub message: String,
+}
+
+impl Failure {
+    /// A failure of the given kind.
+    pub fn new(kind: FailureKind, message: impl Into<String>) -> Self {
+        Self {
+            kind,
+            message: message.into(),
+        }
+    }
+}
+
+impl core::fmt::Display for Failure {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl core::error::Error for Failure {}

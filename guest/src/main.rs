@@ -1,0 +1,3 @@
+//! The program that runs in the sandbox.
+#![no_std]
+#![no_main]

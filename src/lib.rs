@@ -1,0 +1,3 @@
+//! instar resizes virtual-machine disk images.
+pub mod image;
+pub mod sandbox;
