@@ -97,7 +97,7 @@ pub const GROWS: &[Case] = &[
         name: "grow/larger refcount table",
         options: "cluster_size=512,refcount_bits=64",
         size: 2 * M,
-        prepare: &["io write -P 1 0 1920k"],
+        prepare: &["io write -P 1 0 1980k"],
         ask: Ask::Grow(40 * M, Off),
         ..BASIC
     },
@@ -330,7 +330,7 @@ pub const WRITES: &[Case] = &[
         name: "write/larger refcount table",
         options: "cluster_size=512,refcount_bits=64",
         size: 3 * M,
-        prepare: &["io write -P 1 0 1920k"],
+        prepare: &["io write -P 1 0 1980k"],
         ask: Ask::Write(&[patch(2 * M, 90 * K, 7)]),
         ..BASIC
     },

@@ -5,7 +5,7 @@
 use crate::disk::{Epoch, Event, Files, epochs_of};
 use instar_guest::plan::{Plan, Stage};
 use instar_guest::proto::{Content, Place, PlanReply, Preallocation};
-use instar_guest::{Engine, Extent, Failure, FileNo, Format, Host, Read, Reply, Request};
+use instar_guest::{Engine, Failure, FileNo, Format, Host, Read, Reply, Request};
 
 /// What is asked of an image.
 #[derive(Clone, Debug)]
@@ -176,7 +176,6 @@ impl<'a> Session<'a> {
         stages.extend(plan.stages);
         Ok(Plan { stages })
     }
-
 
     fn ask(&mut self, request: Request) -> Result<Reply, String> {
         let what = format!("{request:?}");

@@ -7,6 +7,7 @@
 //! given again.
 
 use crate::disk::{Epoch, Event, Files};
+use crate::random::Random;
 use std::collections::{BTreeSet, HashSet};
 
 /// Pieces of one epoch up to which every single, prefix and all-but-one is
@@ -24,37 +25,16 @@ pub struct State {
     pub files: Files,
 }
 
-/// A small generator (splitmix64): the states of a seed never change.
-pub struct Random(pub u64);
-
-impl Random {
-    /// The next number.
-    pub fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut mixed = self.0;
-        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        mixed ^ (mixed >> 31)
+/// `count` different numbers below `bound`, in order; all if there are no more.
+fn sample(random: &mut Random, bound: usize, count: usize) -> BTreeSet<usize> {
+    if bound <= count {
+        return (0..bound).collect();
     }
-
-    /// A number below `bound`, which is not 0.
-    pub fn below(&mut self, bound: usize) -> usize {
-        (self.next() % bound as u64) as usize
+    let mut picked = BTreeSet::new();
+    while picked.len() < count {
+        picked.insert(random.below(bound));
     }
-
-    /// `count` different numbers below `bound`, in order; all if there are no more.
-    fn sample(&mut self, bound: usize, count: usize) -> Vec<usize> {
-        if bound <= count {
-            return (0..bound).collect();
-        }
-        let mut picked = HashSet::new();
-        while picked.len() < count {
-            picked.insert(self.below(bound));
-        }
-        let mut picked: Vec<usize> = picked.into_iter().collect();
-        picked.sort_unstable();
-        picked
-    }
+    picked
 }
 
 /// Every state to judge, each content once, the untouched and the finished one
@@ -92,13 +72,13 @@ pub fn states(start: &Files, epochs: &[Epoch], seed: u64, mut visit: impl FnMut(
 fn subsets(pieces: &[(usize, Event)], events: usize, random: &mut Random) -> BTreeSet<Vec<usize>> {
     let count = pieces.len();
     let mut subsets = BTreeSet::new();
-    for pick in random.sample(count, EXHAUSTIVE) {
+    for pick in sample(random, count, EXHAUSTIVE) {
         subsets.insert(vec![pick]);
         subsets.insert((0..=pick).collect());
         subsets.insert((pick..count).collect());
         subsets.insert((0..count).filter(|&index| index != pick).collect());
     }
-    for event in random.sample(events, EXHAUSTIVE) {
+    for event in sample(random, events, EXHAUSTIVE) {
         let of_event = |index: &usize| pieces[*index].0 == event;
         subsets.insert((0..count).filter(of_event).collect());
         subsets.insert((0..count).filter(|index| !of_event(index)).collect());

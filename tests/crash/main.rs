@@ -15,8 +15,11 @@ mod engine;
 mod explore;
 mod judge;
 mod orders;
+#[path = "../support/random.rs"]
+mod random;
 mod report;
 mod setup;
+#[path = "../support/tools.rs"]
 mod tools;
 
 use cases::Case;
