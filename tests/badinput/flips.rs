@@ -32,7 +32,7 @@ pub fn check(kind: &'static Kind, isolation: &str, seed: u64) -> Result<Vec<Stri
 }
 
 /// Flips one to eight bits, most of them in metadata, or cuts the file short.
-fn hurt(image: &mut Vec<u8>, random: &mut Random) -> String {
+pub fn hurt(image: &mut Vec<u8>, random: &mut Random) -> String {
     if random.below(12) == 0 {
         let len = random.below(image.len());
         image.truncate(len);

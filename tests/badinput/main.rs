@@ -11,6 +11,7 @@ mod bombs;
 mod bytes;
 mod damage;
 mod flips;
+mod inprocess;
 mod mounted;
 mod names;
 mod pool;
@@ -35,10 +36,12 @@ type Notes = Arc<Mutex<Vec<String>>>;
 fn main() -> ExitCode {
     let arguments = Arguments::from_args();
     let notes = Notes::default();
-    let trials = isolations()
-        .into_iter()
-        .flat_map(|isolation| trials(isolation, &notes))
-        .collect();
+    let seed = std::env::var("INSTAR_FLIP_SEED").ok();
+    let seed = seed.and_then(|text| text.parse().ok()).unwrap_or(SEED);
+    let mut trials = engine_trials(seed, &notes);
+    for isolation in isolations() {
+        trials.extend(program_trials(isolation, seed, &notes));
+    }
     let conclusion = libtest_mimic::run(&arguments, trials);
     if let Ok(notes) = notes.lock()
         && !notes.is_empty()
@@ -58,13 +61,39 @@ fn isolations() -> Vec<&'static str> {
         .collect()
 }
 
-fn trials(isolation: &'static str, notes: &Notes) -> Vec<Trial> {
-    let all = || -> Vec<&'static Damage> {
-        let lists = [damage::HEADER, damage::LISTS, damage::TABLES];
-        lists.into_iter().flatten().collect()
-    };
+/// Every damage that is known by name.
+fn all_damage() -> Vec<&'static Damage> {
+    let lists = [damage::HEADER, damage::LISTS, damage::TABLES];
+    lists.into_iter().flatten().collect()
+}
+
+/// The engine in this process.
+fn engine_trials(seed: u64, notes: &Notes) -> Vec<Trial> {
     let mut trials = Vec::new();
-    for damage in all() {
+    for damage in all_damage() {
+        let name = format!("engine/field/{}", damage.name);
+        trials.push(trial(name, "", || inprocess::damaged(damage)));
+    }
+    for kind in pool::KINDS {
+        let name = format!("engine/random damage/{}", kind.name);
+        trials.push(trial(name, "", move || {
+            inprocess::answers_whatever_is_hit(kind, seed)
+        }));
+        let notes = Arc::clone(notes);
+        let name = format!("engine/random damage, read like qemu/{}", kind.name);
+        trials.push(trial(name, "", move || {
+            let found = inprocess::reads_like_qemu(kind, seed)?;
+            notes.lock().map_err(|_| "poisoned")?.extend(found);
+            Ok(())
+        }));
+    }
+    trials
+}
+
+/// The program and the mount, in one of the sandboxes.
+fn program_trials(isolation: &'static str, seed: u64, notes: &Notes) -> Vec<Trial> {
+    let mut trials = Vec::new();
+    for damage in all_damage() {
         let name = format!("{isolation}/field/{}", damage.name);
         trials.push(trial(name, isolation, || {
             refusals::damaged(damage, isolation)
@@ -74,8 +103,6 @@ fn trials(isolation: &'static str, notes: &Notes) -> Vec<Trial> {
         let name = format!("{isolation}/name/{}", hostile.name);
         trials.push(trial(name, isolation, || names::check(hostile, isolation)));
     }
-    let seed = std::env::var("INSTAR_FLIP_SEED").ok();
-    let seed = seed.and_then(|text| text.parse().ok()).unwrap_or(SEED);
     for kind in pool::KINDS {
         let notes = Arc::clone(notes);
         let name = format!("{isolation}/random damage/{}", kind.name);
@@ -86,8 +113,8 @@ fn trials(isolation: &'static str, notes: &Notes) -> Vec<Trial> {
         }));
     }
     let name = format!("{isolation}/mount/every damaged image is refused, the sound one lives");
-    trials.push(mounting(name, isolation, move || {
-        mounted::check(&all(), isolation)
+    trials.push(mounting(name, isolation, || {
+        mounted::check(&all_damage(), isolation)
     }));
     let name = format!("{isolation}/mount/compressed garbage and bombs");
     trials.push(mounting(name, isolation, || mounted::compressed(isolation)));
