@@ -28,7 +28,7 @@ const RANDOM_READS: u64 = 4000;
 fn main() -> io::Result<()> {
     for tool in ["qemu-img", "qemu-storage-daemon"] {
         if Command::new(tool).arg("--version").output().is_err() {
-            println!("not run: {tool} is not installed (Debian: qemu-utils, qemu-system-common)");
+            println!("not run: {tool} is not installed (Debian: qemu-utils)");
             return Ok(());
         }
     }
