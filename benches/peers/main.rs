@@ -1,10 +1,13 @@
 //! instar beside its peers, in one interleaved run: whole `instar info` and
 //! `instar resize` processes against qemu-img, and reads through the mount
-//! against qemu-storage-daemon's FUSE export of the same image.
+//! against qemu-storage-daemon's FUSE export of the same image and against a
+//! filesystem that does nothing but `pread` (what FUSE itself allows here).
 //!
 //! `cargo bench --bench peers` prints one table. What counts is the ratio: both
 //! programs of a row take turns on the same machine, so its speed of the day
 //! cancels out. Nothing here passes or fails.
+
+mod null;
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
@@ -40,8 +43,8 @@ fn main() -> io::Result<()> {
         resize(dir.path(), name, size, new)?;
     }
     println!();
-    println!("| read through the mount | instar | qemu-storage-daemon | ratio of time |");
-    println!("|---|---|---|---|");
+    println!("| read through the mount | instar | qemu-storage-daemon | ratio | null filesystem |");
+    println!("|---|---|---|---|---|");
     reads(dir.path())
 }
 
@@ -53,7 +56,7 @@ fn info(dir: &Path, name: &str, size: &str) -> io::Result<()> {
         command.arg("info").arg(&image);
         timed(&mut command)
     };
-    let (ours, theirs) = interleave(PROCESS_ROUNDS, || time(INSTAR), || time("qemu-img"))?;
+    let [ours, theirs] = interleave(PROCESS_ROUNDS, [&|| time(INSTAR), &|| time("qemu-img")])?;
     row(&format!("`info`, {name} qcow2"), ours, theirs);
     Ok(())
 }
@@ -72,7 +75,7 @@ fn resize(dir: &Path, name: &str, size: &str, new: &str) -> io::Result<()> {
             .arg(new);
         timed(&mut command)
     };
-    let (ours, theirs) = interleave(PROCESS_ROUNDS, || time(INSTAR), || time("qemu-img"))?;
+    let [ours, theirs] = interleave(PROCESS_ROUNDS, [&|| time(INSTAR), &|| time("qemu-img")])?;
     row(&format!("`resize` to {new}, {name} qcow2"), ours, theirs);
     Ok(())
 }
@@ -118,45 +121,56 @@ fn reads(dir: &Path) -> io::Result<()> {
         wait_for_size(path, DISK)?;
     }
 
-    let (a, b) = interleave(
+    let bare = dir.join("null");
+    fs::create_dir(&bare)?;
+    let _bare_mount = null::mount(File::open(dir.join("disk.raw"))?, &bare)?;
+    let paths = [&ours, &export, &bare.join(null::NAME)];
+
+    read_row("4 KiB random reads, O_DIRECT", paths, random_reads)?;
+    read_row("1 MiB sequential reads, O_DIRECT", paths, |path| {
+        sequential_read(path, libc::O_DIRECT)
+    })?;
+    read_row("1 MiB sequential reads, buffered", paths, |path| {
+        sequential_read(path, 0)
+    })
+}
+
+/// Measures one way of reading on all three mounts and prints the row.
+fn read_row(
+    name: &str,
+    [ours, theirs, bare]: [&PathBuf; 3],
+    read: impl Fn(&Path) -> io::Result<Duration>,
+) -> io::Result<()> {
+    let [a, b, c] = interleave(
         READ_ROUNDS,
-        || random_reads(&ours),
-        || random_reads(&export),
+        [&|| read(ours), &|| read(theirs), &|| read(bare)],
     )?;
-    row("4 KiB random reads, O_DIRECT", a, b);
-    let (a, b) = interleave(
-        READ_ROUNDS,
-        || sequential_read(&ours, libc::O_DIRECT),
-        || sequential_read(&export, libc::O_DIRECT),
-    )?;
-    row("1 MiB sequential reads, O_DIRECT", a, b);
-    let (a, b) = interleave(
-        READ_ROUNDS,
-        || sequential_read(&ours, 0),
-        || sequential_read(&export, 0),
-    )?;
-    row("1 MiB sequential reads, buffered", a, b);
+    println!(
+        "| {name} | {} | {} | {:.2} | {} |",
+        ms(a),
+        ms(b),
+        ratio(a, b),
+        ms(c)
+    );
     Ok(())
 }
 
-/// Runs both in turn, alternating which goes first, and returns the two medians.
-fn interleave(
+/// Runs all in turn, each round starting with another, and returns the medians.
+fn interleave<const N: usize>(
     rounds: usize,
-    mut a: impl FnMut() -> io::Result<Duration>,
-    mut b: impl FnMut() -> io::Result<Duration>,
-) -> io::Result<(Duration, Duration)> {
-    (a()?, b()?); // warm-up
-    let (mut times_a, mut times_b) = (Vec::new(), Vec::new());
-    for round in 0..rounds {
-        if round % 2 == 0 {
-            times_a.push(a()?);
-            times_b.push(b()?);
-        } else {
-            times_b.push(b()?);
-            times_a.push(a()?);
+    runs: [&dyn Fn() -> io::Result<Duration>; N],
+) -> io::Result<[Duration; N]> {
+    let mut times = [const { Vec::new() }; N];
+    for round in 0..=rounds {
+        for turn in 0..N {
+            let which = (round + turn) % N;
+            let time = runs[which]()?;
+            if round > 0 {
+                times[which].push(time); // round 0 warms up
+            }
         }
     }
-    Ok((median(times_a), median(times_b)))
+    Ok(times.map(median))
 }
 
 fn median(mut times: Vec<Duration>) -> Duration {
@@ -164,13 +178,20 @@ fn median(mut times: Vec<Duration>) -> Duration {
     times[times.len() / 2]
 }
 
+fn ms(time: Duration) -> String {
+    format!("{:.2} ms", time.as_secs_f64() * 1e3)
+}
+
+fn ratio(ours: Duration, theirs: Duration) -> f64 {
+    ours.as_secs_f64() / theirs.as_secs_f64()
+}
+
 fn row(name: &str, ours: Duration, theirs: Duration) {
-    let ms = |d: Duration| d.as_secs_f64() * 1e3;
-    let ratio = ours.as_secs_f64() / theirs.as_secs_f64();
     println!(
-        "| {name} | {:.2} ms | {:.2} ms | {ratio:.2} |",
+        "| {name} | {} | {} | {:.2} |",
         ms(ours),
-        ms(theirs)
+        ms(theirs),
+        ratio(ours, theirs)
     );
 }
 
