@@ -152,14 +152,18 @@ impl<'a> Session<'a> {
     /// of the guest's disk with the patch in it.
     fn place(&mut self, patch: &Patch, disk: &[u8]) -> Result<Vec<Event>, String> {
         let unit = self.write_unit;
-        let start = patch.offset / unit * unit;
+        let mut offset = patch.offset / unit * unit;
         let end = ((patch.offset + patch.len).next_multiple_of(unit)).min(self.virtual_size);
-        let placed = self.ask(Request::Allocate {
-            offset: start,
-            len: end - start,
-        })?;
-        let Reply::Placed(places) = placed else {
-            return Err(format!("allocate was answered by {placed:?}"));
+        let mut len = end - offset;
+        let places = loop {
+            match self.ask(Request::Allocate { offset, len })? {
+                Reply::Placed(places) => break places,
+                Reply::Wider {
+                    offset: start,
+                    len: wider,
+                } if wider > len => (offset, len) = (start, wider),
+                other => return Err(format!("allocate was answered by {other:?}")),
+            }
         };
         Ok(places
             .iter()
