@@ -7,7 +7,7 @@ use crate::engine::Change;
 use crate::judge::read_disk;
 use crate::tools::{must, qemu_img, read, write};
 use instar_guest::Format;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// The external data file of a case that has one.
 const DATA: &str = "data.raw";
@@ -87,18 +87,21 @@ impl Setup {
         Ok(())
     }
 
+    /// The files of a state that is stored in a directory, by number.
+    pub fn paths(&self, dir: &Path) -> Vec<PathBuf> {
+        let names = [self.image, DATA].into_iter().take(self.files.0.len());
+        names.map(|name| dir.join(name)).collect()
+    }
+
     /// Writes a state's files into a directory.
     pub fn store(&self, files: &Files, dir: &Path) -> Result<(), String> {
-        for (name, bytes) in [self.image, DATA].iter().zip(&files.0) {
-            write(&dir.join(name), bytes)?;
-        }
-        Ok(())
+        let mut all = self.paths(dir).into_iter().zip(&files.0);
+        all.try_for_each(|(path, bytes)| write(&path, bytes))
     }
 
     /// Reads a state's files back.
     pub fn load(&self, dir: &Path) -> Result<Files, String> {
-        let names = [self.image, DATA].into_iter().take(self.files.0.len());
-        let files: Result<Vec<_>, _> = names.map(|name| read(&dir.join(name))).collect();
+        let files: Result<Vec<_>, _> = self.paths(dir).iter().map(|path| read(path)).collect();
         files.map(Files)
     }
 
