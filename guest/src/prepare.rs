@@ -5,6 +5,7 @@
 //! to the host as soon as enough of them have piled up. That is allowed only
 //! for steps past the old end of the file, which is why there are two doors.
 
+use crate::bytes;
 use crate::engine::Host;
 use crate::error::Failure;
 use crate::plan::{Plan, Purpose, Stage, Step};
@@ -86,6 +87,15 @@ impl<'h> Prepare<'h> {
             done = next;
         }
         Ok(())
+    }
+
+    /// Adds bytes of the image file at `at`, past its old end, as
+    /// [`fresh_bytes`](Self::fresh_bytes) does.
+    pub fn fresh_slice(&mut self, at: u64, content: &[u8]) -> Result<(), Failure> {
+        self.fresh_bytes(at, content.len() as u64, |_, distance, piece| {
+            piece.copy_from_slice(bytes::slice(content, distance as usize, piece.len())?);
+            Ok(())
+        })
     }
 
     /// Everything that was not streamed, steps past the old end first.

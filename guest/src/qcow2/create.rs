@@ -52,9 +52,7 @@ pub fn create(host: &mut dyn Host, create: &Create) -> Result<PlanReply, Failure
         .unwrap_or((&head, &[]));
     let mut prepare = Prepare::new(host);
     layout.lay_down(&options, create, &mut prepare)?;
-    prepare.fresh_bytes(SECTOR, rest.len() as u64, |_, at, piece| {
-        Ok(piece.copy_from_slice(bytes::slice(rest, at as usize, piece.len())?))
-    })?;
+    prepare.fresh_slice(SECTOR, rest)?;
     let commit = Step::Write {
         file: FileNo::IMAGE,
         offset: 0,

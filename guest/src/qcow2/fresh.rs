@@ -121,15 +121,6 @@ pub struct FillRange {
 }
 
 impl FillRange {
-    /// The L1 entries whose tables the run touches.
-    pub fn tables(&self, geometry: Geometry) -> Range<u64> {
-        if self.clusters.is_empty() {
-            return 0..0;
-        }
-        let per_table = geometry.l2_entries();
-        self.clusters.start / per_table..self.clusters.end.div_ceil(per_table)
-    }
-
     /// Fills `window`, which lies `distance` bytes into a run of consecutive L2
     /// tables whose first is number `table`. Entries outside the range keep
     /// their value.

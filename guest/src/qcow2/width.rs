@@ -43,11 +43,6 @@ impl Width {
         u64::MAX >> (64 - self.bits())
     }
 
-    /// Counts in a block of one cluster.
-    pub fn per_block(self, cluster_bits: u32) -> u64 {
-        1 << (cluster_bits + 3 - self.order)
-    }
-
     /// The bytes of a block that hold the counts `first..end`.
     pub fn byte_range(self, first: u64, end: u64) -> core::ops::Range<usize> {
         let start = (first << self.order) / 8;
@@ -94,13 +89,15 @@ impl Width {
     /// Sets the counts `first..end` of `block` to 1, a byte at a time where
     /// whole bytes are covered.
     pub fn set_ones(self, block: &mut [u8], first: u64, end: u64) {
+        let whole = 8 >> self.order;
+        // A byte full of ones: one bit in every `bits`.
+        let ones = (0xff / self.max().min(0xff)) as u8;
         let mut index = first;
         while index < end {
-            let whole = 8 >> self.order;
-            if whole > 1 && index % whole == 0 && index + whole <= end {
+            if whole > 1 && index.is_multiple_of(whole) && index + whole <= end {
                 let place = self.byte_range(index, index + 1).start;
                 if let Some(byte) = block.get_mut(place) {
-                    *byte = [0xff, 0x55, 0x11][self.order.min(2) as usize];
+                    *byte = ones;
                 }
                 index += whole;
             } else {

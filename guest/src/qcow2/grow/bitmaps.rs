@@ -100,10 +100,7 @@ impl BitmapNeeds {
             directory.resize(directory.len().next_multiple_of(8), 0);
         }
         let at = geometry.host_offset(cursor.take(0).first);
-        let content = &directory;
-        prepare.fresh_bytes(at, content.len() as u64, |_, distance, piece| {
-            Ok(piece.copy_from_slice(bytes::slice(content, distance as usize, piece.len())?))
-        })?;
+        prepare.fresh_slice(at, &directory)?;
         Ok(at)
     }
 

@@ -69,7 +69,7 @@ impl NewHeader {
 }
 
 /// Puts the place of the bitmap directory into the sector.
-fn put_directory(old: &Header, sector: &mut Vec<u8>, directory: u64) -> Result<(), Failure> {
+fn put_directory(old: &Header, sector: &mut [u8], directory: u64) -> Result<(), Failure> {
     let Some(present) = old.extensions.find(extension::BITMAPS) else {
         return Ok(());
     };

@@ -294,9 +294,7 @@ impl Grow<'_> {
         let mut at = geometry.host_offset(self.placement.l2.first);
         let mut tables = self.placement.fresh_tables.clone();
         if let Some(content) = boundary.filter(|_| self.placement.boundary_moves) {
-            prepare.fresh_bytes(at, cluster, |_, distance, piece| {
-                Ok(piece.copy_from_slice(bytes::slice(content, distance as usize, piece.len())?))
-            })?;
+            prepare.fresh_slice(at, content)?;
             at += cluster;
             tables.start += 1;
         }
@@ -332,9 +330,7 @@ impl Grow<'_> {
             Tail::Move {
                 kept: Kept::Bytes(content),
                 ..
-            } => prepare.fresh_bytes(to, content.len() as u64, |_, distance, piece| {
-                Ok(piece.copy_from_slice(bytes::slice(content, distance as usize, piece.len())?))
-            }),
+            } => prepare.fresh_slice(to, content),
         }
     }
 
