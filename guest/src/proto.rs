@@ -186,7 +186,7 @@ pub enum Reply {
 }
 
 /// A plan and what is to be said about it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PlanReply {
     /// The plan. Empty where nothing has to change.
     pub plan: Plan,

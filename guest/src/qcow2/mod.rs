@@ -17,11 +17,20 @@ pub mod regions;
 pub mod tables;
 
 mod bitmaps;
+mod create;
 mod facts;
+mod fresh;
+mod grow;
 mod inflate;
+mod layout;
 mod map;
 mod open;
+mod options;
+mod refcount;
 mod snapshots;
+mod width;
+
+pub use create::create;
 
 use crate::engine::Host;
 use crate::error::{Failure, FailureKind};
