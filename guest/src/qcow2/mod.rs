@@ -23,6 +23,9 @@ mod map;
 mod open;
 mod snapshots;
 
+#[cfg(test)]
+mod header_tests;
+
 use crate::engine::Host;
 use crate::error::{Failure, FailureKind};
 use crate::units::{GuestOffset, HostOffset};
