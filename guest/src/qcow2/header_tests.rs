@@ -439,6 +439,13 @@ fn the_encryption_header_belongs_to_luks() {
         "Encryption header offset invalid (crypto header extension: 0x801, 592 bytes: not a \
          multiple of the cluster size)",
     );
+    let mut short = place(0x400);
+    short[22] = 1;
+    damaged(
+        &[(32, &be32(2)), (112, &short)],
+        "Encryption header offset invalid (crypto header extension: 0x400, 336 bytes: shorter \
+         than a LUKS header)",
+    );
     damaged(
         &[(32, &be32(2)), (112, &be32(0x0537_be77)), (116, &be32(8))],
         "CRYPTO header extension size 8 but expected size 16",

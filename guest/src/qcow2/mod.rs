@@ -19,6 +19,7 @@ pub mod tables;
 mod bitmaps;
 mod facts;
 mod inflate;
+mod luks;
 mod map;
 mod open;
 mod snapshots;

@@ -3,7 +3,7 @@
 use crate::lab::Lab;
 use instar_guest::facts::{Fact, FactValue};
 use instar_guest::testing::Session;
-use instar_guest::{Extent, ExtentKind, Facts, FileNo, Format};
+use instar_guest::{Extent, ExtentKind, Facts, FailureKind, FileNo, Format};
 use serde_json::{Map, Value, json};
 
 /// An image to make: `qemu-img create` options, and what happens to it then.
@@ -18,13 +18,15 @@ type Check = Box<dyn FnOnce() + Send>;
 
 /// All checks by name.
 pub fn trials() -> Vec<(String, Check)> {
-    cases()
-        .into_iter()
-        .map(|case| {
-            let name = format!("reads_as_qemu_does::{}", case.name);
-            (name, Box::new(move || check(&case)) as Check)
-        })
-        .collect()
+    let read = cases().into_iter().map(|case| {
+        let name = format!("reads_as_qemu_does::{}", case.name);
+        (name, Box::new(move || check(&case)) as Check)
+    });
+    let encrypted = ENCRYPTED.iter().map(|&(name, options)| {
+        let name = format!("facts_of_encrypted_images::{name}");
+        (name, Box::new(move || check_encrypted(options)) as Check)
+    });
+    read.chain(encrypted).collect()
 }
 
 /// Small and large writes, aligned and not, zeroes and discards.
@@ -203,6 +205,37 @@ fn check(case: &Case) {
     check_map(&lab, &mut session, &facts);
     if facts.virtual_size <= 16 << 20 {
         check_content(&lab, &mut session, &facts);
+    }
+}
+
+/// Encrypted images: facts work, reading is refused.
+const ENCRYPTED: [(&str, &str); 4] = [
+    ("aes", "encrypt.format=aes"),
+    ("luks", "encrypt.format=luks,encrypt.iter-time=10"),
+    (
+        "luks_essiv",
+        "encrypt.format=luks,encrypt.iter-time=10,encrypt.cipher-alg=serpent-256,\
+         encrypt.cipher-mode=cbc,encrypt.ivgen-alg=essiv,encrypt.ivgen-hash-alg=sha256",
+    ),
+    (
+        "luks_v2",
+        "compat=0.10,encrypt.format=luks,encrypt.iter-time=10",
+    ),
+];
+
+fn check_encrypted(options: &str) {
+    let lab = Lab::new();
+    let secret = "--object secret,id=key,data=geheim";
+    lab.qemu_img(&format!(
+        "create -q -f qcow2 {secret} -o {options},encrypt.key-secret=key disk.qcow2 8M"
+    ));
+    let mut session = session(&lab, "disk.qcow2");
+    let facts = session.open(None).expect("the image opens");
+    assert!(facts.encrypted);
+    check_facts(&lab, &facts);
+    for refusal in [facts.no_write.unwrap(), session.map(0, 512).unwrap_err()] {
+        assert_eq!(refusal.kind, FailureKind::Unsupported);
+        assert!(refusal.message.starts_with("the image is encrypted"));
     }
 }
 
