@@ -251,6 +251,10 @@ pub enum Content {
 }
 
 /// Guest to host.
+#[expect(
+    clippy::large_enum_variant,
+    reason = "a message lives from one exit to the next, alone"
+)]
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ToHost {
     /// Read file ranges into guest memory; answered by [`ToGuest::Resume`].
