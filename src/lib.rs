@@ -1,3 +1,4 @@
 //! instar resizes virtual-machine disk images.
+pub mod compat;
 pub mod image;
 pub mod sandbox;
