@@ -61,7 +61,7 @@ const BASIC: Case = Case {
     moves_tables: false,
     hooks: false,
     harmless_barriers: &[],
-    ask: Ask::Grow(8 * M, Off),
+    ask: Ask::Grow(4 * M, Off),
 };
 
 const fn patch(offset: u64, len: u64, value: u8) -> Patch {
@@ -90,36 +90,36 @@ pub const GROWS: &[Case] = &[
         name: "grow/new refblock, 64-bit counts",
         options: "cluster_size=512,refcount_bits=64",
         prepare: &["io write -P 1 0 300k"],
-        ask: Ask::Grow(40 * M, Off),
+        ask: Ask::Grow(8 * M, Off),
         ..BASIC
     },
     Case {
         name: "grow/larger refcount table",
         options: "cluster_size=512,refcount_bits=64",
         size: 2 * M,
-        prepare: &["io write -P 1 0 1980k"],
-        ask: Ask::Grow(40 * M, Off),
+        prepare: &["io write -P 1 0 1982k"],
+        ask: Ask::Grow(8 * M, Off),
         ..BASIC
     },
     Case {
         name: "grow/1-bit counts",
         options: "cluster_size=512,refcount_bits=1",
         prepare: &["io write -P 1 0 300k"],
-        ask: Ask::Grow(30 * M, Off),
+        ask: Ask::Grow(8 * M, Off),
         ..BASIC
     },
     Case {
         name: "grow/version 2",
         options: "cluster_size=512,compat=0.10",
         prepare: &["io write -P 1 0 300k"],
-        ask: Ask::Grow(30 * M, Off),
+        ask: Ask::Grow(8 * M, Off),
         ..BASIC
     },
     Case {
         name: "grow/extended L2",
         options: "cluster_size=16384,extended_l2=on",
         foreign_grow: true,
-        ask: Ask::Grow(40 * M, Off),
+        ask: Ask::Grow(8 * M, Off),
         ..BASIC
     },
     Case {
@@ -143,7 +143,7 @@ pub const GROWS: &[Case] = &[
             "img bitmap --disable @ b1",
         ],
         bitmaps: true,
-        ask: Ask::Grow(24 * M, Off),
+        ask: Ask::Grow(8 * M, Off),
         ..BASIC
     },
     Case {
@@ -183,8 +183,11 @@ pub const ENDS: &[Case] = &[
     Case {
         name: "tail/stale bytes, shared with a snapshot",
         options: "cluster_size=4096",
-        size: M - 1536,
-        prepare: &["io write -P 5 0 1047040", "img snapshot -c s1 @"],
+        prepare: &[
+            "io write -P 5 0 1M",
+            "img resize -q --shrink @ 1047040",
+            "img snapshot -c s1 @",
+        ],
         snapshots: &["s1"],
         ask: Ask::Grow(3 * M, Off),
         ..BASIC
@@ -199,8 +202,10 @@ pub const ENDS: &[Case] = &[
     Case {
         name: "tail/compressed",
         options: "cluster_size=4096",
-        size: M - 1536,
-        prepare: &["io write -P 1 0 64k", "io write -c -P 5 1044480 2560"],
+        prepare: &[
+            "io write -c -P 5 960k 64k",
+            "img resize -q --shrink @ 1047040",
+        ],
         ask: Ask::Grow(3 * M, Off),
         ..BASIC
     },

@@ -17,6 +17,7 @@ mod judge;
 mod orders;
 #[path = "../support/random.rs"]
 mod random;
+mod recorded;
 mod report;
 mod setup;
 #[path = "../support/tools.rs"]

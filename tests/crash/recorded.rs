@@ -143,7 +143,7 @@ fn open(case: &Case, setup: &Setup, dir: &Path, tape: &Arc<Mutex<Tape>>) -> Resu
     let mut options = OpenOptions::new(Access::Write);
     options.format = Some(case.format);
     let (tape, paths) = (Arc::clone(tape), setup.paths(dir));
-    options.effects = Some(Arc::new(move |real| {
+    options.effects.0 = Some(Arc::new(move |real| {
         Box::new(Recorder {
             real,
             tape: Arc::clone(&tape),

@@ -111,7 +111,12 @@ impl Setup {
         let mut kept = String::new();
         for snapshot in self.snapshots {
             match read_disk(dir, self.image, &["-l", snapshot])? {
-                Ok(disk) => kept += &format!("{snapshot}={:x} ", Files(vec![disk]).digest()),
+                // qemu reads a snapshot at the active disk's size.
+                Ok(disk) => {
+                    let own = &disk[..self.old_disk.len().min(disk.len())];
+                    let digest = Files(vec![own.to_vec()]).digest();
+                    kept += &format!("{snapshot}={digest:x} ");
+                }
                 Err(text) => return Ok(Err(format!("snapshot {snapshot}: {text}"))),
             }
         }

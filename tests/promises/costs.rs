@@ -36,34 +36,56 @@ const OPERATIONS: &[Operation] = &[
         image.write_at(&[7; 4096], 0)?;
         image.flush()
     }),
-    qcow2("qcow2: write 64 KiB into a new cluster and flush", read, |image| {
-        image.write_at(&[7; 65536], 32 * MIB)?;
-        image.flush()
-    }),
-    qcow2("qcow2: resize to the same size", |_| Ok(()), |image| grow(image, 64 * MIB, Preallocation::Off)),
-    qcow2("qcow2: grow, the L1 table has room", |_| Ok(()), |image| {
-        grow(image, 128 * MIB, Preallocation::Off)
-    }),
+    qcow2(
+        "qcow2: write 64 KiB into a new cluster and flush",
+        read,
+        |image| {
+            image.write_at(&[7; 65536], 32 * MIB)?;
+            image.flush()
+        },
+    ),
+    qcow2(
+        "qcow2: resize to the same size",
+        |_| Ok(()),
+        |image| grow(image, 64 * MIB, Preallocation::Off),
+    ),
+    qcow2(
+        "qcow2: grow, the L1 table has room",
+        |_| Ok(()),
+        |image| grow(image, 128 * MIB, Preallocation::Off),
+    ),
     Operation {
         image: |dir| create(dir, "cluster_size=512", "1M"),
-        ..qcow2("qcow2: grow, the L1 table moves", |_| Ok(()), |image| {
-            grow(image, 64 * MIB, Preallocation::Off)
-        })
+        ..qcow2(
+            "qcow2: grow, the L1 table moves",
+            |_| Ok(()),
+            |image| grow(image, 64 * MIB, Preallocation::Off),
+        )
     },
-    qcow2("qcow2: grow with falloc", |_| Ok(()), |image| {
-        grow(image, 80 * MIB, Preallocation::Falloc)
-    }),
+    qcow2(
+        "qcow2: grow with falloc",
+        |_| Ok(()),
+        |image| grow(image, 80 * MIB, Preallocation::Falloc),
+    ),
     raw("raw: read", |_| Ok(()), read),
-    raw("raw: overwrite 4 KiB and flush", |_| Ok(()), |image| {
-        image.write_at(&[7; 4096], 0)?;
-        image.flush()
-    }),
-    raw("raw: grow", |_| Ok(()), |image| {
-        grow(image, 128 * MIB, Preallocation::Off)
-    }),
-    raw("raw: grow with falloc", |_| Ok(()), |image| {
-        grow(image, 65 * MIB, Preallocation::Falloc)
-    }),
+    raw(
+        "raw: overwrite 4 KiB and flush",
+        |_| Ok(()),
+        |image| {
+            image.write_at(&[7; 4096], 0)?;
+            image.flush()
+        },
+    ),
+    raw(
+        "raw: grow",
+        |_| Ok(()),
+        |image| grow(image, 128 * MIB, Preallocation::Off),
+    ),
+    raw(
+        "raw: grow with falloc",
+        |_| Ok(()),
+        |image| grow(image, 65 * MIB, Preallocation::Falloc),
+    ),
 ];
 
 /// Rows whose operation is the opening itself.
@@ -72,7 +94,11 @@ const OPENINGS: [(&str, Format); 2] = [
     ("raw: open (`info`)", Format::Raw),
 ];
 
-const fn qcow2(name: &'static str, before: fn(&Image) -> Outcome, run: fn(&Image) -> Outcome) -> Operation {
+const fn qcow2(
+    name: &'static str,
+    before: fn(&Image) -> Outcome,
+    run: fn(&Image) -> Outcome,
+) -> Operation {
     Operation {
         name,
         image: |dir| create(dir, "cluster_size=65536", "64M"),
@@ -82,7 +108,11 @@ const fn qcow2(name: &'static str, before: fn(&Image) -> Outcome, run: fn(&Image
     }
 }
 
-const fn raw(name: &'static str, before: fn(&Image) -> Outcome, run: fn(&Image) -> Outcome) -> Operation {
+const fn raw(
+    name: &'static str,
+    before: fn(&Image) -> Outcome,
+    run: fn(&Image) -> Outcome,
+) -> Operation {
     Operation {
         name,
         image: |dir| {
@@ -121,12 +151,17 @@ type Cost = [u64; 3];
 pub fn measured(pool: &Arc<Pool>) -> Result<Vec<(String, Cost)>, String> {
     let mut rows = Vec::new();
     for (name, format) in OPENINGS {
-        let operation = OPERATIONS.iter().find(|operation| operation.format == format);
+        let operation = OPERATIONS
+            .iter()
+            .find(|operation| operation.format == format);
         let operation = operation.ok_or("no operation on the format")?;
         let dir = scratch()?;
         (operation.image)(dir.path())?;
         let image = open(pool, dir.path(), format, Access::Info)?;
-        rows.push((name.to_owned(), difference(Counters::default(), image.counters())));
+        rows.push((
+            name.to_owned(),
+            difference(Counters::default(), image.counters()),
+        ));
     }
     for operation in OPERATIONS {
         let dir = scratch()?;
@@ -136,7 +171,10 @@ pub fn measured(pool: &Arc<Pool>) -> Result<Vec<(String, Cost)>, String> {
         (operation.before)(&image).map_err(told)?;
         let before = image.counters();
         (operation.run)(&image).map_err(told)?;
-        rows.push((operation.name.to_owned(), difference(before, image.counters())));
+        rows.push((
+            operation.name.to_owned(),
+            difference(before, image.counters()),
+        ));
     }
     Ok(rows)
 }

@@ -13,8 +13,14 @@ use std::process::ExitCode;
 fn main() -> ExitCode {
     let arguments = Arguments::from_args();
     let mut trials = vec![
-        plain("source/the host knows no magic number", source::host_knows_no_magic),
-        plain("source/the search finds the guest's", source::search_finds_the_guests_magic),
+        plain(
+            "source/the host knows no magic number",
+            source::host_knows_no_magic,
+        ),
+        plain(
+            "source/the search finds the guest's",
+            source::search_finds_the_guests_magic,
+        ),
         plain("costs/limits are kept", costs::limits_are_kept),
     ];
     for isolation in [Isolation::Kvm, Isolation::Process] {
@@ -23,7 +29,10 @@ fn main() -> ExitCode {
             if let Some(reason) = tools::missing_oracle() {
                 return Ok(Completion::ignored_with(reason));
             }
-            let pool = match Pool::new(Config { isolation, ..Config::default() }) {
+            let pool = match Pool::new(Config {
+                isolation,
+                ..Config::default()
+            }) {
                 Ok(pool) => pool,
                 Err(error) => return Ok(Completion::ignored_with(error)),
             };

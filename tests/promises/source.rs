@@ -5,15 +5,36 @@ use std::path::{Path, PathBuf};
 /// What identifies a format, as source code could spell it, in lower case.
 const MAGICS: &[&str] = &[
     // qcow, qcow2
-    "qfi\\xfb", "qfi\\u{fb}", "514649fb", "0x51, 0x46, 0x49", "b\"qfi",
+    "qfi\\xfb",
+    "qfi\\u{fb}",
+    "514649fb",
+    "0x51, 0x46, 0x49",
+    "b\"qfi",
     // VMDK, COWD, seSparse
-    "kdmv", "4b444d56", "564d444b", "disk descriptorfile", "cowd", "434f5744", "cafebabe",
+    "kdmv",
+    "4b444d56",
+    "564d444b",
+    "disk descriptorfile",
+    "cowd",
+    "434f5744",
+    "cafebabe",
     // VHD
-    "conectix", "636f6e6563746978", "cxsparse",
+    "conectix",
+    "636f6e6563746978",
+    "cxsparse",
     // VHDX
-    "vhdxfile", "7668647866696c65", "656c696678646876",
+    "vhdxfile",
+    "7668647866696c65",
+    "656c696678646876",
     // VDI, QED, LUKS, parallels
-    "beda107f", "7f10dabe", "b\"qed", "51454400", "luks\\xba", "4c554b53", "withoutfreespace", "withoufrespacext",
+    "beda107f",
+    "7f10dabe",
+    "b\"qed",
+    "51454400",
+    "luks\\xba",
+    "4c554b53",
+    "withoutfreespace",
+    "withoufrespacext",
 ];
 
 /// No file below the host's source folders spells a magic number outside its
@@ -55,7 +76,9 @@ fn search(folder: &str) -> Result<Vec<String>, String> {
 
 /// The part of a file before its unit tests, which stand at its end.
 fn without_tests(text: &str) -> &str {
-    text.split("#[cfg(test)]\nmod tests {").next().unwrap_or(text)
+    text.split("#[cfg(test)]\nmod tests {")
+        .next()
+        .unwrap_or(text)
 }
 
 /// Every Rust file below a folder but those that hold only unit tests.
