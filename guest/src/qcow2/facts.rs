@@ -3,6 +3,7 @@
 use super::Qcow2;
 use super::format::bitmap;
 use super::header::{Compression, Encryption};
+use super::luks::Luks;
 use crate::engine::Host;
 use crate::error::{Failure, FailureKind};
 use crate::facts::{Fact, FactValue, Facts, NamedFile};
@@ -126,16 +127,18 @@ impl Qcow2 {
         })
     }
 
-    fn add_encryption(&self, _host: &mut dyn Host, tree: &mut Tree) -> Result<(), Failure> {
-        let format = match self.header.encryption {
-            None => return Ok(()),
-            Some(Encryption::Aes) => "aes",
-            Some(Encryption::Luks) => "luks",
-        };
-        tree.nest("encrypt", FactValue::Object, |tree| {
-            tree.add("format", FactValue::Text(format.to_string()));
-            Ok(())
-        })
+    fn add_encryption(&self, host: &mut dyn Host, tree: &mut Tree) -> Result<(), Failure> {
+        match self.header.encryption {
+            None => Ok(()),
+            Some(Encryption::Aes) => tree.nest("encrypt", FactValue::Object, |tree| {
+                tree.add("format", FactValue::Text("aes".to_string()));
+                Ok(())
+            }),
+            Some(Encryption::Luks { header }) => {
+                let luks = Luks::read(host, header)?;
+                tree.nest("encrypt", FactValue::Object, |tree| luks.add_to(tree))
+            }
+        }
     }
 
     /// Why the content may not be written, if so.

@@ -3,10 +3,10 @@
 //! [`RawHeader`] is bytes turned into numbers. [`Header`] can only be made by
 //! checking one, so whoever holds it need not check again.
 
-use super::extensions::Extensions;
+use super::extensions::{CryptoRef, Extensions};
 use super::format::{autoclear, compatible, header, incompatible, limit, refcount};
 use super::geometry::Geometry;
-use super::refuse;
+use super::{luks, refuse};
 use crate::bytes::{self, OutOfBounds, be32, be64};
 use crate::error::{Failure, FailureKind};
 use crate::units::HostOffset;
@@ -104,8 +104,11 @@ pub enum Compression {
 pub enum Encryption {
     /// QEMU's old AES-CBC.
     Aes,
-    /// LUKS, with its header where the crypto extension says.
-    Luks,
+    /// LUKS.
+    Luks {
+        /// Where its header lies: cluster aligned, inside the file.
+        header: HostOffset,
+    },
 }
 
 /// A table that the header refers to.
@@ -162,7 +165,6 @@ impl Header {
         let extensions = Extensions::parse(cluster, raw, geometry)?;
         check_features(raw, &extensions)?;
         let compression = check_compression(raw)?;
-        let encryption = check_encryption(raw)?;
         let size = check_size(raw)?;
         let backing_name = check_backing(raw, cluster, geometry)?;
         let tables = Tables {
@@ -175,7 +177,7 @@ impl Header {
             geometry,
             size,
             backing_name,
-            encryption,
+            encryption: tables.check_encryption(extensions.crypto()?)?,
             l1: tables.check_l1(size)?,
             refcount_table: tables.check_refcount_table()?,
             snapshots: tables.check_snapshots()?,
@@ -328,17 +330,6 @@ fn check_compression(raw: &RawHeader) -> Result<Compression, Failure> {
     }
 }
 
-fn check_encryption(raw: &RawHeader) -> Result<Option<Encryption>, Failure> {
-    match raw.crypt_method {
-        0 => Ok(None),
-        1 => Ok(Some(Encryption::Aes)),
-        2 => Ok(Some(Encryption::Luks)),
-        other => Err(refuse::header(format!(
-            "Unsupported encryption method {other} (header field crypt_method must be 0 to 2)"
-        ))),
-    }
-}
-
 /// The size as QEMU sees it: whole sectors, below 2^63.
 fn check_size(raw: &RawHeader) -> Result<u64, Failure> {
     if i64::try_from(raw.size).is_err() {
@@ -464,6 +455,39 @@ impl Tables<'_> {
         Ok(TableRef {
             offset: HostOffset(offset),
             count: self.raw.snapshots,
+        })
+    }
+
+    /// The encryption header's place, which LUKS needs and nothing else has.
+    fn check_encryption(&self, place: Option<CryptoRef>) -> Result<Option<Encryption>, Failure> {
+        match (self.raw.crypt_method, place) {
+            (0, None) => Ok(None),
+            (1, None) => Ok(Some(Encryption::Aes)),
+            (2, Some(place)) => self.check_luks(place).map(Some),
+            (2, None) => Err(refuse::header(
+                "Missing CRYPTO header for crypt method 2 (LUKS)",
+            )),
+            (0 | 1, Some(_)) => Err(refuse::header(
+                "CRYPTO header extension only expected with LUKS encryption method",
+            )),
+            (other, _) => Err(refuse::header(format!(
+                "Unsupported encryption method {other} (header field crypt_method must be 0 to 2)"
+            ))),
+        }
+    }
+
+    fn check_luks(&self, place: CryptoRef) -> Result<Encryption, Failure> {
+        let CryptoRef { offset, len } = place;
+        let why = if len < luks::LEN as u64 {
+            Some("shorter than a LUKS header")
+        } else {
+            refuse::misplaced(self.geometry, self.file_len, offset.0, len)
+        };
+        why.map_or(Ok(Encryption::Luks { header: offset }), |why| {
+            Err(refuse::header(format!(
+                "Encryption header offset invalid (crypto header extension: {offset}, {len} \
+                 bytes: {why})"
+            )))
         })
     }
 

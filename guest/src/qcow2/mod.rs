@@ -23,6 +23,7 @@ mod fresh;
 mod grow;
 mod inflate;
 mod layout;
+mod luks;
 mod map;
 mod open;
 mod options;
@@ -31,6 +32,9 @@ mod snapshots;
 mod width;
 
 pub use create::create;
+
+#[cfg(test)]
+mod header_tests;
 
 use crate::engine::Host;
 use crate::error::{Failure, FailureKind};

@@ -2,14 +2,13 @@
 
 use super::extensions::Extensions;
 use super::format::{autoclear, entry};
-use super::header::{self, Encryption, Header, RawHeader};
+use super::header::{self, Header, RawHeader};
 use super::regions::{Owner, Regions};
 use super::tables::Tables;
-use super::{Qcow2, bitmaps, refuse, snapshots};
+use super::{Qcow2, bitmaps, snapshots};
 use crate::engine::{Host, Read};
 use crate::error::Failure;
 use crate::proto::FileNo;
-use alloc::format;
 use alloc::vec;
 use alloc::vec::Vec;
 
@@ -43,8 +42,8 @@ impl Qcow2 {
             }
             _ => Vec::new(),
         };
-        if let Some((start, len)) = crypto_place(&header, file_len)? {
-            add(Owner::Crypto, start, len)?;
+        if let Some(place) = header.extensions.crypto()? {
+            add(Owner::Crypto, place.offset.0, place.len)?;
         }
         Ok(Self {
             tables: Tables::new(geometry.slice_len(), file_len),
@@ -77,30 +76,4 @@ fn read_header(
         buf: &mut cluster,
     }])?;
     Header::validate(raw, &cluster, file_len)
-}
-
-/// Place and length of the encryption header, which LUKS needs and nothing else
-/// has.
-fn crypto_place(header: &Header, file_len: u64) -> Result<Option<(u64, u64)>, Failure> {
-    let place = header.extensions.crypto()?;
-    match (header.encryption, place) {
-        (Some(Encryption::Luks), Some(place)) => {
-            let misplaced = refuse::misplaced(header.geometry, file_len, place.offset.0, place.len);
-            match misplaced {
-                None => Ok(Some((place.offset.0, place.len))),
-                Some(why) => Err(refuse::header(format!(
-                    "Encryption header offset invalid (crypto header extension: {}, {} bytes: \
-                     {why})",
-                    place.offset, place.len
-                ))),
-            }
-        }
-        (Some(Encryption::Luks), None) => Err(refuse::header(
-            "Missing CRYPTO header for crypt method 2 (LUKS)",
-        )),
-        (_, Some(_)) => Err(refuse::header(
-            "CRYPTO header extension only expected with LUKS encryption method",
-        )),
-        (_, None) => Ok(None),
-    }
 }

@@ -1,4 +1,4 @@
-//! Test support: a host over byte vectors, and images made by `qemu-img`.
+//! Test support: a host over byte vectors, a session on it, small images.
 //!
 //! Compiled for this crate's own tests, and for other crates' tests with the
 //! feature `testing`.
@@ -9,6 +9,10 @@
     clippy::panic,
     clippy::indexing_slicing
 )]
+
+mod blank;
+
+pub use blank::Blank;
 
 use crate::engine::{Engine, Host, Read};
 use crate::error::{Failure, FailureKind};
