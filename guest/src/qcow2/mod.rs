@@ -25,6 +25,10 @@ mod open;
 mod snapshots;
 
 #[cfg(test)]
+mod damage_tests;
+#[cfg(test)]
+mod directory_tests;
+#[cfg(test)]
 mod header_tests;
 
 use crate::engine::Host;
