@@ -258,12 +258,18 @@ fn detach_by_helper(mountpoint: &Path, lazy: bool) -> io::Result<()> {
 
 /// What is mounted at exactly that path, the topmost.
 pub fn mounted_at(mountpoint: &Path) -> io::Result<Option<Mounted>> {
+    let mut mounts = mounts()?;
+    mounts.retain(|mounted| mounted.mountpoint == mountpoint);
+    Ok(mounts.pop())
+}
+
+/// Everything that is mounted, later mounts after earlier ones.
+pub fn mounts() -> io::Result<Vec<Mounted>> {
     let table = fs::read("/proc/self/mountinfo")?;
     Ok(table
         .split(|&byte| byte == b'\n')
         .filter_map(parse_mount)
-        .filter(|mounted| mounted.mountpoint == mountpoint)
-        .last())
+        .collect())
 }
 
 /// proc(5): id, parent, major:minor, root, mount point, options, optional

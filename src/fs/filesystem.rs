@@ -117,6 +117,11 @@ impl Filesystem {
         })
     }
 
+    /// Path of the directory whose images are shown.
+    pub fn source(&self) -> &Path {
+        self.source.path()
+    }
+
     /// Says how to reach the kernel, once the mount is there.
     pub fn set_invalidate(&self, invalidate: Invalidate) {
         self.invalidate.get_or_init(|| invalidate);

@@ -137,6 +137,20 @@ impl Source {
         self.root.as_fd()
     }
 
+    /// Another handle of the same tree.
+    pub fn try_clone(&self) -> std::io::Result<Self> {
+        Ok(Self {
+            root: self.root.try_clone()?,
+            path: self.path.clone(),
+            only: self.only.clone(),
+        })
+    }
+
+    /// Whether SOURCE is a directory, and not one image.
+    pub fn is_directory(&self) -> bool {
+        self.only.is_none()
+    }
+
     /// Where a file below the root lies, for messages.
     pub fn display(&self, relative: &Path) -> PathBuf {
         self.path.join(relative)
