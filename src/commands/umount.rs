@@ -35,9 +35,9 @@ pub fn run(args: &Args) -> Result<(), Error> {
         Err(error) if device::is_dead(&error) => device::detach(&mountpoint, true).map_err(fail()),
         daemon => {
             device::detach(&mountpoint, false).map_err(|error| match error.raw_os_error() {
-                Some(libc::EBUSY) => Error::Refused(format!(
-                    "{name}: in use; 'fuser -vm {name}' shows by whom"
-                )),
+                Some(libc::EBUSY) => {
+                    Error::Refused(format!("{name}: in use; 'fuser -vm {name}' shows by whom"))
+                }
                 _ => fail()(error),
             })?;
             await_end(daemon, &mounted, &mountpoint)

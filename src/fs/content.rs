@@ -202,7 +202,7 @@ impl Filesystem {
         for warning in disk.resize(size, preallocation)? {
             log::warn!("{}: {warning}", path.display());
         }
-        log::info!("{}: resized to {size} bytes", path.display());
+        log::debug!("{}: resized to {size} bytes", path.display());
         Ok(())
     }
 

@@ -43,18 +43,23 @@ pub fn detach(job: impl FnOnce(Ready) -> Result<(), Error>) -> Result<(), Error>
     }
 }
 
-/// What the child says: nothing but a zero byte if all is well.
+/// What the child says: a zero byte if all is well, else the reason.
 fn listen(reader: OwnedFd) -> Result<(), Error> {
-    let mut said = Vec::new();
-    File::from(reader)
-        .read_to_end(&mut said)
-        .map_err(Error::system("Could not hear from the daemon"))?;
-    match said.as_slice() {
-        [0] => Ok(()),
-        [] => Err(Error::refused(
+    let mut reader = File::from(reader);
+    let mut first = [0];
+    let heard = reader.read(&mut first);
+    match heard.map_err(Error::system("Could not hear from the daemon"))? {
+        0 => Err(Error::refused(
             "the daemon died before the mount was ready; 'instar mount -f' shows more",
         )),
-        reason => Err(Error::Refused(String::from_utf8_lossy(reason).into_owned())),
+        _ if first == [0] => Ok(()),
+        _ => {
+            let mut reason = first.to_vec();
+            let _ = reader.read_to_end(&mut reason);
+            Err(Error::Refused(
+                String::from_utf8_lossy(&reason).into_owned(),
+            ))
+        }
     }
 }
 

@@ -12,8 +12,7 @@ use std::path::Path;
 
 /// Starts logging. `INSTAR_LOG` chooses what is logged.
 pub fn start(foreground: bool, file: Option<&Path>) -> Result<(), Error> {
-    let mut builder =
-        Builder::from_env(Env::new().filter_or("INSTAR_LOG", "info,fuser=error"));
+    let mut builder = Builder::from_env(Env::new().filter_or("INSTAR_LOG", "info,fuser=off"));
     match file {
         Some(path) => {
             let file = OpenOptions::new()

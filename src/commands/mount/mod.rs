@@ -67,8 +67,8 @@ struct Job {
 pub fn run(args: &Args, global: &Global) -> Result<(), Error> {
     let settings = Settings::new(args, global)?;
     let mountpoint = free_mountpoint(&args.mountpoint)?;
-    let source = Source::open(&args.source)
-        .map_err(Error::system(format!("{}", args.source.display())))?;
+    let source =
+        Source::open(&args.source).map_err(Error::system(format!("{}", args.source.display())))?;
     refuse_inside(&source, &mountpoint)?;
     let job = Job {
         settings,

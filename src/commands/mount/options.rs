@@ -57,7 +57,11 @@ impl Settings {
             }
         }
         for rule in &args.format {
-            settings.behaviour.formats.add(rule).map_err(Error::Refused)?;
+            settings
+                .behaviour
+                .formats
+                .add(rule)
+                .map_err(Error::Refused)?;
         }
         for option in args.options.iter().flat_map(|list| list.split(',')) {
             let (name, value) = match option.split_once('=') {
@@ -118,9 +122,7 @@ fn preallocation(mode: &str) -> Result<Preallocation, String> {
         "metadata" | "full" => Err(format!(
             "preallocation={mode}: not available on a mount in this version; use 'falloc'"
         )),
-        other => Err(format!(
-            "preallocation={other}: expected 'off' or 'falloc'"
-        )),
+        other => Err(format!("preallocation={other}: expected 'off' or 'falloc'")),
     }
 }
 

@@ -92,11 +92,7 @@ fn make_filesystem(job: &Job) -> Result<Filesystem, Error> {
     log::info!("image metadata is read in {}", pool.isolation());
     let path = job.source.path();
     let fail = || Error::system(format!("{}", path.display()));
-    let root = job
-        .source
-        .root()
-        .try_clone_to_owned()
-        .map_err(fail())?;
+    let root = job.source.root().try_clone_to_owned().map_err(fail())?;
     let images = Images {
         pool,
         tree: Arc::new(Tree::new(root, path)),
