@@ -4,8 +4,9 @@ use crate::error::{Failure, FailureKind};
 use crate::plan::Plan;
 use crate::probe::probe;
 use crate::proto::{FileNo, Format, HEAD, MAX_INFLATE, Reply, Request, TAIL};
-use crate::qcow2::Qcow2;
-use crate::raw::Raw;
+use crate::qcow2::{self, Qcow2};
+use crate::raw::{self, Raw};
+use crate::resize::Wish;
 use alloc::boxed::Box;
 use alloc::format;
 use alloc::vec;
@@ -58,14 +59,29 @@ impl Engine {
             Request::Attach { data_len } => self.attach(data_len),
             Request::Map { offset, len } => self.map(host, offset, len),
             Request::Inflate { offset, len } => self.inflate(host, offset, len),
-            Request::Resize { .. }
-            | Request::Allocate { .. }
-            | Request::Undo
-            | Request::Flush
-            | Request::Create(_) => Err(Failure::new(
+            Request::Resize {
+                size,
+                preallocation,
+                shrink,
+                backing_size,
+            } => self.resize(
+                host,
+                &Wish {
+                    size,
+                    preallocation,
+                    shrink,
+                    backing_size,
+                },
+            ),
+            Request::Allocate { .. } | Request::Undo | Request::Flush => Err(Failure::new(
                 FailureKind::Unsupported,
                 "changing images is not part of this build",
             )),
+            Request::Create(create) => match create.format {
+                Format::Raw => raw::create(&create),
+                Format::Qcow2 => qcow2::create(host, &create),
+            }
+            .map(Reply::Plan),
         }
     }
 
@@ -128,6 +144,14 @@ impl Engine {
             Image::Qcow2(qcow2) => qcow2.map(host, offset, len),
         }
         .map(Reply::Extents)
+    }
+
+    fn resize(&mut self, host: &mut dyn Host, wish: &Wish) -> Result<Reply, Failure> {
+        match self.image()? {
+            Image::Raw(raw) => raw.resize(wish),
+            Image::Qcow2(qcow2) => qcow2.resize(host, wish),
+        }
+        .map(Reply::Plan)
     }
 
     fn inflate(&mut self, host: &mut dyn Host, offset: u64, len: u64) -> Result<Reply, Failure> {

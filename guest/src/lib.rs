@@ -33,9 +33,12 @@ pub mod plan;
 pub mod proto;
 
 mod bytes;
+mod options;
+mod prepare;
 mod probe;
 mod qcow2;
 mod raw;
+mod resize;
 mod units;
 
 #[cfg(any(test, feature = "testing"))]

@@ -161,7 +161,7 @@ impl Qcow2 {
     }
 
     /// Why the image may not be resized, if so.
-    fn no_resize(&self) -> Option<Failure> {
+    pub fn no_resize(&self) -> Option<Failure> {
         self.no_change().or_else(|| {
             if self.header.version < 3 && !self.snapshots.is_empty() {
                 return Some(Failure::new(

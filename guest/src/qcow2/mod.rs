@@ -17,12 +17,21 @@ pub mod regions;
 pub mod tables;
 
 mod bitmaps;
+mod create;
 mod facts;
+mod fresh;
+mod grow;
 mod inflate;
 mod luks;
+mod layout;
 mod map;
 mod open;
+mod options;
+mod refcount;
 mod snapshots;
+mod width;
+
+pub use create::create;
 
 #[cfg(test)]
 mod header_tests;
