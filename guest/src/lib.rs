@@ -29,6 +29,7 @@ extern crate alloc;
 pub mod engine;
 pub mod error;
 pub mod facts;
+pub mod layout;
 pub mod plan;
 pub mod proto;
 
