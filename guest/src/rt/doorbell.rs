@@ -18,10 +18,15 @@ pub(super) fn in_process() {
 
 /// Tells the host which build this is.
 pub(super) fn introduce() {
-    let mailbox = layout::MAILBOX as *mut Mailbox;
-    // SAFETY: the mailbox lies in the window, which is mapped read-write, and no
-    // reference to it exists.
-    unsafe { (&raw mut (*mailbox).build_id).write_volatile(BUILD_ID) };
+    set(layout::mailbox::BUILD_ID, BUILD_ID);
+}
+
+/// Sets a field of the mailbox, by its offset.
+fn set(field: usize, value: u64) {
+    let address = (layout::MAILBOX + field as u64) as *mut u64;
+    // SAFETY: the mailbox lies in the window, which is mapped read-write, its
+    // fields are aligned, and no reference to it exists.
+    unsafe { address.write_volatile(value) };
 }
 
 /// Where things are, as the host left it.
@@ -84,11 +89,8 @@ pub fn stop() -> ! {
 }
 
 fn call(code: u32, message: &[u8]) {
-    let mailbox = layout::MAILBOX as *mut Mailbox;
-    // SAFETY: the mailbox lies in the window; no reference to it exists.
-    unsafe { (&raw mut (*mailbox).message_addr).write_volatile(message.as_ptr() as u64) };
-    // SAFETY: as above.
-    unsafe { (&raw mut (*mailbox).message_len).write_volatile(message.len() as u64) };
+    set(layout::mailbox::MESSAGE_ADDR, message.as_ptr() as u64);
+    set(layout::mailbox::MESSAGE_LEN, message.len() as u64);
     if IN_PROCESS.load(Ordering::Relaxed) {
         linux::ring(code as u8);
     } else {

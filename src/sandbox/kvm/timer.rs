@@ -26,8 +26,9 @@ const SIGNAL: Signal = Signal::SIGURG;
 const REPEAT: Duration = Duration::from_millis(5);
 
 thread_local! {
-    /// The vCPU that this thread is running, for the signal handler.
-    static RUNNING: Cell<*mut kvm_run> = const { Cell::new(null_mut()) };
+    /// What makes the vCPU that this thread is running leave at once, for the
+    /// signal handler.
+    static LEAVE: Cell<*mut u8> = const { Cell::new(null_mut()) };
     /// This thread's timer, made at its first run.
     static TIMER: RefCell<Option<Timer>> = const { RefCell::new(None) };
 }
@@ -43,7 +44,7 @@ impl Budget {
     pub(super) fn start(budget: Duration, run: &mut kvm_run) -> Result<Self, SandboxError> {
         install_handler()?;
         run.immediate_exit = 0;
-        RUNNING.set(run);
+        LEAVE.set(&raw mut run.immediate_exit);
         let started = Self {
             budget,
             end: cpu_time()? + budget,
@@ -75,7 +76,7 @@ impl Drop for Budget {
                     .ok();
             }
         });
-        RUNNING.set(null_mut());
+        LEAVE.set(null_mut());
     }
 }
 
@@ -127,10 +128,11 @@ fn install_handler() -> Result<(), SandboxError> {
 }
 
 extern "C" fn leave_guest(_: libc::c_int) {
-    let run = RUNNING.get();
-    if !run.is_null() {
-        // SAFETY: `Budget` sets the pointer to the vCPU's shared page before a
-        // run on this thread and clears it after; the page outlives the run.
-        unsafe { (&raw mut (*run).immediate_exit).write_volatile(1) };
+    let leave = LEAVE.get();
+    if !leave.is_null() {
+        // SAFETY: `Budget` sets the pointer to a byte of the vCPU's shared page
+        // before a run on this thread and clears it after; the page outlives
+        // the run.
+        unsafe { leave.write_volatile(1) };
     }
 }
