@@ -9,8 +9,10 @@ pub mod doctor;
 pub mod generate;
 pub mod info;
 pub mod map;
+pub mod mount;
 pub mod plan;
 pub mod resize;
+pub mod umount;
 
 mod error;
 mod usage;
@@ -70,6 +72,10 @@ pub enum Command {
     Info(info::Args),
     /// Show where the data of a disk image lies
     Map(map::Args),
+    /// Show the images of a directory as files that hold their disks
+    Mount(mount::Args),
+    /// Unmount, and wait until everything is on disk and released
+    Umount(umount::Args),
     /// Show what this machine offers, and how to get what is missing
     Doctor(doctor::Args),
     /// Show the main job on sample images in a temporary directory
@@ -90,6 +96,8 @@ pub fn run(cli: Cli) -> Result<(), Error> {
         Command::Create(args) => create::run(&args, global),
         Command::Info(args) => info::run(&args, global),
         Command::Map(args) => map::run(&args, global),
+        Command::Mount(args) => mount::run(&args, global),
+        Command::Umount(args) => umount::run(&args),
         Command::Doctor(args) => doctor::run(&args, global),
         Command::Demo(args) => demo::run(&args, global),
         Command::Completions(args) => generate::completions(&args),
