@@ -117,6 +117,23 @@ fn l1_entries() {
 }
 
 #[test]
+fn an_l2_table_with_two_owners() {
+    let mut small = Small::new(Blank::default());
+    let (l1, l2) = (small.blank.l1(), small.l2());
+    small.put(l1 + 8 * 3, COPIED | l2 as u64);
+    let mut session = Session::new(small.image);
+    session.open(None).unwrap();
+    session.map(0, 32 << 10).unwrap();
+    assert_eq!(
+        session.map(0, 1 << 20).unwrap_err().message,
+        format!(
+            "active L1 table, entry 3 (guest offset 0x18000): the L2 table at {l2:#x} is that of \
+             entry 0, too{CHECK}"
+        )
+    );
+}
+
+#[test]
 fn an_l2_table_in_the_header_or_between_clusters() {
     let blank = Blank {
         cluster_bits: 12,

@@ -5,6 +5,7 @@ use crate::error::FailureKind;
 use crate::testing::{Blank, Session};
 use alloc::format;
 use alloc::string::String;
+use alloc::vec;
 use alloc::vec::Vec;
 
 const CHECK: &str = "; run `qemu-img check -r all` on a copy of the image";
@@ -176,6 +177,23 @@ fn snapshots_end_with_the_file() {
             "Snapshot table: entry 1 reaches past the end of the file or past 6291456 bytes of \
              table{CHECK}"
         )
+    );
+}
+
+#[test]
+fn snapshot_names_are_bounded() {
+    let mut long = snapshot(0, 0, &[]);
+    long[14..16].copy_from_slice(&u16::MAX.to_be_bytes());
+    long.resize(long.len() - 3 + usize::from(u16::MAX), b'n');
+    let entries = vec![&long[..]; 33];
+    let failure = Session::new(Small::with_snapshots(&entries).image)
+        .open(None)
+        .unwrap_err();
+    assert_eq!(failure.kind, FailureKind::Unsupported);
+    assert_eq!(
+        failure.message,
+        "Snapshot table: the names are more than 2097152 bytes long, which is not supported; use \
+         qemu-img to remove some"
     );
 }
 
