@@ -29,6 +29,7 @@ extern crate alloc;
 pub mod engine;
 pub mod error;
 pub mod facts;
+pub mod layout;
 pub mod plan;
 pub mod proto;
 
@@ -41,6 +42,8 @@ mod raw;
 mod resize;
 mod units;
 
+#[cfg(test)]
+mod engine_tests;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 

@@ -26,6 +26,8 @@ pub const MAX_REQUEST: usize = 64 << 10;
 pub const HEAD: usize = 64 << 10;
 /// Bytes of the file's end that come with them.
 pub const TAIL: usize = 4 << 10;
+/// The most ranges in one [`ToHost::Read`].
+pub const MAX_READS: usize = 4 << 10;
 /// The most extents in one reply; a longer mapping is asked for in pieces.
 pub const MAX_EXTENTS: usize = 16 << 10;
 /// The most bytes that one [`Request::Inflate`] may ask for.
@@ -260,6 +262,10 @@ pub enum Content {
 }
 
 /// Guest to host.
+#[expect(
+    clippy::large_enum_variant,
+    reason = "a message lives from one exit to the next, alone"
+)]
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ToHost {
     /// Read file ranges into guest memory; answered by [`ToGuest::Resume`].
@@ -269,8 +275,6 @@ pub enum ToHost {
     Stream(Plan),
     /// The answer to the request.
     Reply(Result<Reply, Failure>),
-    /// The guest program has stopped on a defect of its own.
-    Panic(String),
 }
 
 /// One read into guest memory.
