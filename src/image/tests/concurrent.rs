@@ -3,14 +3,21 @@
 
 use super::toy::{Toy, UNIT, Unit};
 use super::{Fixture, for_writing};
-use crate::image::Image;
+use crate::image::disk::shared;
+use crate::image::{Effects, EffectsHook, Image};
+use instar_guest::FileNo;
+use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, mpsc};
 use std::thread;
+use std::time::Duration;
 
 const UNITS: u64 = 256;
 
-/// A disk whose units are all shared, so that each moves when it is written,
-/// and whose old places are used again. Every word of a unit is its number.
+/// A disk whose units are shared, so that each moves when it is written, and
+/// whose old places are used again; with `pairs` every second one is not
+/// shared, and still moves with its neighbour. Every word of a unit is its
+/// number.
 fn shared_disk(pairs: bool) -> (Fixture, Image) {
     let words = |unit: u64| unit.to_le_bytes().repeat(UNIT as usize / 8);
     let header = vec![0; UNIT as usize];
@@ -18,15 +25,53 @@ fn shared_disk(pairs: bool) -> (Fixture, Image) {
         .into_iter()
         .chain((0..UNITS).flat_map(words))
         .collect();
-    let units = (0..UNITS).map(|unit| Unit::At((unit + 1) * UNIT, true));
+    let shared = |unit: u64| !pairs || unit % 2 == 0;
+    let units = (0..UNITS).map(|unit| Unit::At((unit + 1) * UNIT, shared(unit)));
     let toy = Toy::new(units.collect(), (UNITS + 1) * UNIT);
     {
         let mut state = toy.0.lock().unwrap();
         (state.pairs, state.room) = (pairs, 8);
     }
     let fixture = Fixture::new(&content);
-    let image = fixture.open(&for_writing(), toy);
+    let mut options = for_writing();
+    // Slow effects leave room for what must not happen meanwhile.
+    options.effects = EffectsHook(Some(Arc::new(|real| Box::new(Slow(real)))));
+    let image = fixture.open(&options, toy);
     (fixture, image)
+}
+
+/// Effects that take their time to write.
+struct Slow(Box<dyn Effects>);
+
+impl Effects for Slow {
+    fn write(&self, file: FileNo, offset: u64, data: &[u8]) -> io::Result<()> {
+        thread::sleep(Duration::from_micros(50));
+        self.0.write(file, offset, data)
+    }
+
+    fn zero(&self, file: FileNo, offset: u64, len: u64) -> io::Result<()> {
+        self.0.zero(file, offset, len)
+    }
+
+    fn copy(&self, file: FileNo, from: u64, to: u64, len: u64) -> io::Result<()> {
+        self.0.copy(file, from, to, len)
+    }
+
+    fn reserve(&self, file: FileNo, offset: u64, len: u64) -> io::Result<()> {
+        self.0.reserve(file, offset, len)
+    }
+
+    fn punch(&self, file: FileNo, offset: u64, len: u64) -> io::Result<()> {
+        self.0.punch(file, offset, len)
+    }
+
+    fn set_len(&self, file: FileNo, len: u64) -> io::Result<()> {
+        self.0.set_len(file, len)
+    }
+
+    fn sync(&self, file: FileNo) -> io::Result<()> {
+        self.0.sync(file)
+    }
 }
 
 /// Reads units until told to stop; each word must be the unit's own number.
@@ -77,7 +122,7 @@ fn writers_of_one_unit_lose_no_byte() {
             for thread in 0..THREADS {
                 let image = &image;
                 scope.spawn(move || {
-                    for unit in 0..UNITS {
+                    for unit in (0..UNITS).map(|unit| unit ^ (thread & 1)) {
                         let offset = unit * UNIT + 700 * thread + 3;
                         image.write_at(&[0xf0 + thread as u8; 500], offset).unwrap();
                         if unit % 16 == thread {
@@ -122,4 +167,27 @@ fn a_resize_waits_for_nobody_forever_and_loses_nothing() {
         image.read_at(&mut buf, unit * UNIT).unwrap();
         assert_eq!(buf, unit.to_le_bytes().repeat(UNIT as usize / 8));
     }
+}
+
+#[test]
+fn a_flush_does_not_release_space_that_is_still_being_read() {
+    let (_fixture, image) = shared_disk(false);
+    image.write_at(&[0; 8], 0).unwrap();
+    let (events, seen) = mpsc::channel();
+    let reading = shared(&image.traffic);
+    thread::scope(|scope| {
+        let (image, flushed) = (&image, events.clone());
+        scope.spawn(move || {
+            image.flush().unwrap();
+            flushed.send("flushed").unwrap();
+        });
+        // However long the reader takes, the flush ends after it.
+        thread::sleep(Duration::from_millis(30));
+        events.send("read").unwrap();
+        drop(reading);
+    });
+    assert_eq!(
+        [seen.recv().unwrap(), seen.recv().unwrap()],
+        ["read", "flushed"]
+    );
 }

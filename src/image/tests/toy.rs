@@ -37,7 +37,8 @@ pub struct State {
     /// Allocations that are accepted before a flush is asked for.
     pub room: usize,
     pub allocated: usize,
-    /// Whether a shared unit can only be placed with its neighbour.
+    /// Whether a shared unit can only be placed with its neighbour, which then
+    /// moves as well.
     pub pairs: bool,
 }
 
@@ -128,15 +129,17 @@ impl State {
             self.released.clone(),
         );
         self.before = Some(Box::new(now));
-        let places = (first..last).map(|index| self.place(index, offset + len));
+        let range = first as usize..last as usize;
+        let moves = self.pairs && self.units[range].iter().any(shared);
+        let places = (first..last).map(|index| self.place(index, offset + len, moves));
         Ok(Reply::Placed(places.collect()))
     }
 
-    fn place(&mut self, index: u64, end: u64) -> Place {
+    fn place(&mut self, index: u64, end: u64, moves: bool) -> Place {
         let (at, content) = match self.units[index as usize] {
-            Unit::At(at, false) => (at, Content::Current),
+            Unit::At(at, false) if !moves => (at, Content::Current),
             ref old => {
-                if let Unit::At(at, true) = *old {
+                if let Unit::At(at, _) = *old {
                     self.released.push(at);
                 }
                 match self.free.pop() {
