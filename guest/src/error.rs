@@ -22,6 +22,9 @@ pub enum FailureKind {
     NotPermitted,
     /// The sandbox's memory is not enough for this image.
     OutOfMemory,
+    /// Too much waits for a flush. The request changed nothing: flush, then ask
+    /// again.
+    FlushFirst,
     /// The host could not read the bytes that were asked for.
     Io,
     /// The engine contradicts itself: a defect of instar.

@@ -12,7 +12,7 @@
 //! The host links this crate for the types that cross the boundary ([`proto`],
 //! [`plan`], [`facts`], [`error`]) and never calls the engine on an image.
 
-#![cfg_attr(not(test), no_std)]
+#![cfg_attr(not(any(test, feature = "testing")), no_std)]
 #![cfg_attr(
     not(test),
     deny(
@@ -33,9 +33,17 @@ pub mod layout;
 pub mod plan;
 pub mod proto;
 
+mod bytes;
+mod options;
+mod prepare;
 mod probe;
 mod qcow2;
 mod raw;
+mod resize;
+mod units;
+
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
 
 pub use engine::{Engine, Host, Read};
 pub use error::{Failure, FailureKind};

@@ -170,14 +170,25 @@ pub enum Reply {
     Inflated(#[serde(with = "serde_bytes")] Vec<u8>),
     /// To `Resize`, `Flush` and `Create`.
     Plan(PlanReply),
-    /// To `Allocate`: places without gaps for exactly the range asked for.
+    /// To `Allocate`: places without gaps for exactly the range asked for. From
+    /// now on the file counts as reaching to the end of every place, whether
+    /// the host writes all of it or not; the next flush makes that true.
     Placed(Vec<Place>),
+    /// To `Allocate`: nothing has changed, as only whole clusters can be placed
+    /// here (compressed, or shared with a snapshot): ask for this range, which
+    /// contains the one asked for.
+    Wider {
+        /// Guest offset of the first byte.
+        offset: u64,
+        /// Length in bytes.
+        len: u64,
+    },
     /// To `Attach` and `Undo`.
     Done,
 }
 
 /// A plan and what is to be said about it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PlanReply {
     /// The plan. Empty where nothing has to change.
     pub plan: Plan,

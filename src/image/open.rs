@@ -1,14 +1,30 @@
 //! Opening: which file, under which lock, in which format, over which backing
 //! chain.
 
-use super::error::Error;
-use super::gate::Tree;
-use super::{Access, Image};
+use super::Access;
+use super::disk::{EffectsHook, Image, Link};
+use super::error::{Error, ErrorKind, Fault, Operation, printable_name};
+use super::files::FileTable;
+use super::gate::{Gate, Role, Spot, Tree};
+use super::guest::{Guest, Serving, Stream};
+use super::lock::LockSet;
 use crate::sandbox::Pool;
-use instar_guest::Format;
-use std::fs::File;
+use instar_guest::facts::NamedFile;
+use instar_guest::{Facts, FileNo, Format, Reply, Request};
+use nix::fcntl::OFlag;
+use std::fs::{File, Metadata};
+use std::io;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::sync::{Arc, Mutex, RwLock};
+
+/// The most images in a backing chain. Each has a sandbox of its own.
+const MAX_DEPTH: usize = 32;
+/// The greatest allocation unit or cluster that a guest may claim, in bytes.
+pub(super) const MAX_UNIT: u64 = 64 << 20;
+/// How often a file may be replaced while it is being opened.
+const MAX_REPLACED: usize = 10;
 
 /// What happens with the backing file that an image names.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -36,6 +52,9 @@ pub struct OpenOptions {
     pub backing: BackingPolicy,
     /// Directories besides the tree whose files an image may name.
     pub allow_paths: Vec<PathBuf>,
+    /// Something to put around the effects on the image's files: tests record
+    /// or fail them.
+    pub effects: EffectsHook,
 }
 
 /// Where an image lies, for one that is opened by descriptor.
@@ -49,6 +68,51 @@ pub struct Location {
     pub inside: PathBuf,
 }
 
+/// Where the name of an open file can be looked up again.
+#[derive(Clone, Debug)]
+pub(super) enum Home {
+    /// A path that the user gave.
+    Path(PathBuf),
+    /// A path below a tree.
+    Below(Arc<Tree>, PathBuf),
+}
+
+impl Home {
+    /// Whether the name still stands for this file.
+    pub fn holds(&self, file: &File) -> io::Result<bool> {
+        let named = match self {
+            Self::Path(path) => std::fs::metadata(path),
+            Self::Below(tree, path) => tree
+                .open_below(path, OFlag::O_PATH)
+                .and_then(|file| file.metadata()),
+        };
+        match named {
+            Ok(named) => Ok(id(&named) == id(&file.metadata()?)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+/// What tells files apart.
+type Id = (u64, u64);
+
+fn id(metadata: &Metadata) -> Id {
+    (metadata.dev(), metadata.ino())
+}
+
+/// One image of a chain while it is being opened.
+struct Opening<'a> {
+    options: &'a OpenOptions,
+    pool: &'a Arc<Pool>,
+    access: Access,
+    format: Option<Format>,
+    path: PathBuf,
+    home: Home,
+    /// Images of the chain so far, this one included.
+    chain: Vec<Id>,
+}
+
 impl OpenOptions {
     /// Options for an access, everything else as usual.
     pub fn new(access: Access) -> Self {
@@ -58,20 +122,332 @@ impl OpenOptions {
             force_share: false,
             backing: BackingPolicy::Open,
             allow_paths: Vec::new(),
+            effects: EffectsHook::default(),
         }
     }
 
     /// Opens the image at a path. Files that it names must lie in its own
     /// directory, below it, or below one of the allowed paths.
     pub fn open(&self, pool: &Arc<Pool>, path: &Path) -> Result<Image, Error> {
-        let _ = (pool, path);
-        Err(super::unfinished())
+        self.open_path(pool, path)
+            .map_err(|fault| fault.at(Operation::Open, path))
+    }
+
+    fn open_path(&self, pool: &Arc<Pool>, path: &Path) -> Result<Image, Fault> {
+        self.check_sharing()?;
+        let home = Home::Path(path.to_path_buf());
+        for _ in 0..MAX_REPLACED {
+            let file = open_by_name(path, self.access)?;
+            self.take_lock(&file, path)?;
+            if home.holds(&file)? {
+                return self.start(pool, file, path, home, || {
+                    let dir = match path.parent() {
+                        Some(dir) if dir != Path::new("") => dir,
+                        _ => Path::new("."),
+                    };
+                    let name = path.file_name().unwrap_or_default();
+                    Ok((Arc::new(Tree::open(dir)?), name.into()))
+                });
+            }
+        }
+        Err(replaced())
     }
 
     /// Opens the image that a descriptor stands for. The descriptor must allow
     /// writing if `access` does; the image keeps it, and with it the lock.
     pub fn open_file(&self, pool: &Arc<Pool>, file: File, at: Location) -> Result<Image, Error> {
-        let _ = (pool, file, at);
-        Err(super::unfinished())
+        let path = at.path.clone();
+        self.open_located(pool, file, at)
+            .map_err(|fault| fault.at(Operation::Open, &path))
+    }
+
+    fn open_located(&self, pool: &Arc<Pool>, file: File, at: Location) -> Result<Image, Fault> {
+        self.check_sharing()?;
+        check_regular(&file)?;
+        let home = Home::Below(Arc::clone(&at.tree), at.inside.clone());
+        self.take_lock(&file, &at.path)?;
+        match home.holds(&file)? {
+            true => self.start(pool, file, &at.path, home, || Ok((at.tree, at.inside))),
+            false => Err(replaced()),
+        }
+    }
+
+    fn check_sharing(&self) -> Result<(), Fault> {
+        match self.force_share && self.access == Access::Write {
+            false => Ok(()),
+            true => Err(Fault::new(
+                ErrorKind::InvalidRequest,
+                "force-share=on can only be used with read-only images",
+            )),
+        }
+    }
+
+    fn take_lock(&self, file: &File, path: &Path) -> Result<(), Fault> {
+        match self.force_share {
+            true => Ok(()),
+            false => LockSet::of(self.access).take(file, path),
+        }
+    }
+
+    /// Opens the first image of a chain. Where it lies is looked up only if it
+    /// names another file.
+    fn start(
+        &self,
+        pool: &Arc<Pool>,
+        file: File,
+        path: &Path,
+        home: Home,
+        locate: impl FnOnce() -> io::Result<(Arc<Tree>, PathBuf)>,
+    ) -> Result<Image, Fault> {
+        let metadata = file.metadata()?;
+        let opening = Opening {
+            options: self,
+            pool,
+            access: self.access,
+            format: self.format,
+            path: path.to_path_buf(),
+            home,
+            chain: vec![id(&metadata)],
+        };
+        opening.open(file, || {
+            let (tree, inside) = locate()?;
+            let mut trees = vec![tree];
+            for path in &self.allow_paths {
+                let tree = Tree::open(path).map_err(|error| {
+                    Fault::os(
+                        format_args!("Could not open the allowed path '{}'", path.display()),
+                        error,
+                    )
+                })?;
+                trees.push(Arc::new(tree));
+            }
+            Ok(Gate {
+                trees: trees.into(),
+                from: Spot {
+                    tree: 0,
+                    path: inside,
+                },
+                owners: vec![metadata.uid()],
+            })
+        })
+    }
+}
+
+impl Opening<'_> {
+    fn open(self, file: File, gate: impl FnOnce() -> Result<Gate, Fault>) -> Result<Image, Fault> {
+        let write = self.access == Access::Write;
+        let wrap = self.options.effects.0.as_ref();
+        let mut files = FileTable::new(file, write, wrap)?;
+        let mut guest: Box<dyn Guest> = Box::new(self.pool.session()?);
+        let request = Request::Open {
+            format: self.format,
+            file_len: files.len(FileNo::IMAGE).unwrap_or(0),
+            write,
+        };
+        let Reply::Opened(facts) = ask(guest.as_mut(), &files, &request)? else {
+            return Err(super::read::unexpected("Open"));
+        };
+        let facts = checked_facts(facts)?;
+        let data = facts
+            .data_file
+            .as_ref()
+            .filter(|_| self.access != Access::Info);
+        let backing = self.wanted_backing(&facts)?;
+        let gate = match data.is_some() || backing.is_some() {
+            true => Some(gate()?),
+            false => None,
+        };
+        if let (Some(gate), Some(named)) = (&gate, data) {
+            files = files.and(self.open_data(gate, named)?, write, wrap)?;
+            let data_len = files.len(FileNo::DATA).unwrap_or(0);
+            ask(guest.as_mut(), &files, &Request::Attach { data_len })?;
+        }
+        let backing = match (&gate, backing) {
+            (Some(gate), Some(named)) => Some(Box::new(self.open_backing(gate, named)?)),
+            _ => None,
+        };
+        Ok(Image {
+            path: self.path,
+            home: self.home,
+            access: self.access,
+            force_share: self.options.force_share,
+            files,
+            backing,
+            size: AtomicU64::new(facts.virtual_size),
+            facts: RwLock::new(Arc::new(facts)),
+            extents: RwLock::default(),
+            inflated: Mutex::default(),
+            flushing: Mutex::default(),
+            session: Mutex::new(Link { guest, placed: 0 }),
+            traffic: RwLock::default(),
+            unflushed: AtomicBool::new(false),
+            lost: AtomicBool::new(false),
+            unlocked: Mutex::default(),
+        })
+    }
+
+    fn wanted_backing<'f>(&self, facts: &'f Facts) -> Result<Option<&'f NamedFile>, Fault> {
+        match (&facts.backing, self.options.backing) {
+            (None, _) | (_, BackingPolicy::Skip) => Ok(None),
+            (Some(named), BackingPolicy::Open) => Ok(Some(named)),
+            (Some(named), BackingPolicy::Refuse) => Err(Fault::new(
+                ErrorKind::Forbidden,
+                format!(
+                    "The image names the backing file '{}', and backing files are not allowed here",
+                    printable_name(&named.name)
+                ),
+            )),
+        }
+    }
+
+    fn open_data(&self, gate: &Gate, named: &NamedFile) -> Result<File, Fault> {
+        let write = self.access == Access::Write;
+        let passed = gate.pass(&named.name, Role::Data { write })?;
+        if self.chain.contains(&id(&passed.file.metadata()?)) {
+            return Err(cycle("data file", &named.name));
+        }
+        self.lock_named(gate, &passed.file, &passed.spot, self.access)?;
+        Ok(passed.file)
+    }
+
+    fn open_backing(&self, gate: &Gate, named: &NamedFile) -> Result<Image, Fault> {
+        let passed = gate.pass(&named.name, Role::Backing)?;
+        let metadata = passed.file.metadata()?;
+        if self.chain.contains(&id(&metadata)) {
+            return Err(cycle("backing file", &named.name));
+        }
+        if self.chain.len() >= MAX_DEPTH {
+            return Err(Fault::new(
+                ErrorKind::Unsupported,
+                format!("The backing chain has more than {MAX_DEPTH} images"),
+            ));
+        }
+        let format = backing_format(named)?;
+        let access = match self.access {
+            Access::Info => Access::Info,
+            Access::Read | Access::Write => Access::Read,
+        };
+        self.lock_named(gate, &passed.file, &passed.spot, access)?;
+        let mut chain = self.chain.clone();
+        chain.push(id(&metadata));
+        let next = Opening {
+            options: self.options,
+            pool: self.pool,
+            access,
+            format,
+            path: self
+                .path
+                .parent()
+                .unwrap_or(Path::new(""))
+                .join(&named.name),
+            home: Home::Below(
+                Arc::clone(&gate.trees[passed.spot.tree]),
+                passed.spot.path.clone(),
+            ),
+            chain,
+        };
+        let gate = gate.next(passed.spot, metadata.uid());
+        next.open(passed.file, || Ok(gate)).map_err(|mut fault| {
+            let name = printable_name(&named.name);
+            fault.message = format!("Could not open backing file '{name}': {}", fault.message);
+            fault
+        })
+    }
+
+    /// Locks a file that an image names.
+    fn lock_named(
+        &self,
+        gate: &Gate,
+        file: &File,
+        spot: &Spot,
+        access: Access,
+    ) -> Result<(), Fault> {
+        if self.options.force_share {
+            return Ok(());
+        }
+        LockSet::of(access).take(file, &spot.path)?;
+        let home = Home::Below(Arc::clone(&gate.trees[spot.tree]), spot.path.clone());
+        match home.holds(file)? {
+            true => Ok(()),
+            false => Err(replaced()),
+        }
+    }
+}
+
+/// The format that an image says its backing file has; `None` probes.
+fn backing_format(named: &NamedFile) -> Result<Option<Format>, Fault> {
+    let Some(name) = named.format.as_deref() else {
+        return Ok(None);
+    };
+    let known = [Format::Raw, Format::Qcow2]
+        .into_iter()
+        .find(|format| format.name() == name);
+    match known {
+        Some(format) => Ok(Some(format)),
+        None => Err(Fault::new(
+            ErrorKind::Unsupported,
+            format!(
+                "Could not open backing file '{}': its format '{}' is not supported",
+                printable_name(&named.name),
+                printable_name(name)
+            ),
+        )),
+    }
+}
+
+fn cycle(noun: &str, name: &str) -> Fault {
+    Fault::new(
+        ErrorKind::Damaged,
+        format!(
+            "The {noun} '{}' is an image of the chain that names it",
+            printable_name(name)
+        ),
+    )
+}
+
+fn replaced() -> Fault {
+    Fault::new(
+        ErrorKind::Stale,
+        "The file was replaced by another while it was being opened",
+    )
+}
+
+/// Opens a file that the user named. Nothing blocks and nothing but a regular
+/// file is accepted.
+fn open_by_name(path: &Path, access: Access) -> Result<File, Fault> {
+    let file = File::options()
+        .read(true)
+        .write(access == Access::Write)
+        .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY)
+        .open(path)?;
+    check_regular(&file)?;
+    Ok(file)
+}
+
+pub(super) fn check_regular(file: &File) -> Result<(), Fault> {
+    match file.metadata()?.is_file() {
+        true => Ok(()),
+        false => Err(Fault::new(ErrorKind::NotAFile, "Not a regular file")),
+    }
+}
+
+/// Sends a request before there is an image around the guest.
+fn ask(guest: &mut dyn Guest, files: &FileTable, request: &Request) -> Result<Reply, Fault> {
+    Ok(guest.call(request, &mut Serving::new(files, Stream::Refuse))?)
+}
+
+/// Facts that the rest of this module can rely on.
+pub(super) fn checked_facts(facts: Facts) -> Result<Facts, Fault> {
+    let sound_unit = |unit: u64| unit.is_power_of_two() && unit <= MAX_UNIT;
+    let sound = sound_unit(facts.write_unit)
+        && sound_unit(facts.size_unit)
+        && facts.cluster_size.is_none_or(sound_unit)
+        && facts.virtual_size <= i64::MAX as u64;
+    match sound {
+        true => Ok(facts),
+        false => Err(Fault::new(
+            ErrorKind::BadGuest,
+            "The sandbox's facts about the image are refused: a size or unit is out of range",
+        )),
     }
 }

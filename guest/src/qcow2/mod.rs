@@ -1,1 +1,259 @@
-//! qcow2
+//! qcow2, versions 2 and 3.
+//!
+//! [`format`] is the format as it lies on disk, [`header`] checks it,
+//! [`Qcow2`] is an open image: the checked header, what it leads to, and the
+//! cached pieces of its tables. Reading is in `map` and `inflate`.
+//!
+//! The header is checked when the image is opened, table entries when they are
+//! used.
+
+pub mod entry;
+pub mod extensions;
+pub mod format;
+pub mod geometry;
+pub mod header;
+pub mod refuse;
+pub mod regions;
+pub mod tables;
+
+mod bitmaps;
+mod create;
+mod facts;
+mod fresh;
+mod grow;
+mod inflate;
+mod layout;
+mod luks;
+mod map;
+mod open;
+mod options;
+mod refcount;
+mod snapshots;
+mod width;
+
+pub use create::create;
+
+#[cfg(test)]
+mod header_tests;
+
+use crate::engine::Host;
+use crate::error::{Failure, FailureKind};
+use crate::units::{GuestOffset, HostOffset};
+use alloc::format;
+use alloc::vec::Vec;
+use bitmaps::Bitmap;
+use entry::{Cluster, L1Entry, L2Entry, Rules};
+use format::entry as bits;
+use geometry::Location;
+use header::Header;
+use regions::Regions;
+use snapshots::Snapshot;
+use tables::{Kind, Tables};
+
+/// An open image.
+#[derive(Debug)]
+pub struct Qcow2 {
+    /// The checked header, as it is on disk or will be after the next flush.
+    pub header: Header,
+    /// Length of the image file, data that is being placed included.
+    pub file_len: u64,
+    /// Length of the data file, once it is attached.
+    pub data_len: Option<u64>,
+    /// Where the metadata that the header leads to lies.
+    pub regions: Regions,
+    /// Internal snapshots.
+    pub snapshots: Vec<Snapshot>,
+    /// Persistent bitmaps; none where the image says that they are stale.
+    pub bitmaps: Vec<Bitmap>,
+    /// Cached pieces of tables, changed ones included.
+    pub tables: Tables,
+}
+
+impl Qcow2 {
+    /// The rules by which L2 entries are decoded.
+    pub fn rules(&self) -> Rules {
+        Rules {
+            geometry: self.header.geometry,
+            zero_flag: self.header.version >= 3,
+            data_file: self.header.has_data_file(),
+        }
+    }
+
+    /// The file grew, or is about to by data that is being placed.
+    pub fn set_file_len(&mut self, file_len: u64) {
+        self.file_len = file_len;
+        self.tables.set_file_len(file_len);
+    }
+
+    /// The L1 entry at `index`, checked. Past the end of the table nothing is
+    /// allocated.
+    pub fn l1_entry(&mut self, host: &mut dyn Host, index: u64) -> Result<L1Entry, Failure> {
+        if index >= u64::from(self.header.l1.count) {
+            return Ok(L1Entry::NONE);
+        }
+        let at = self.header.l1.offset.plus(index * bits::LEN);
+        let raw = self.tables.read(host, Kind::L1, at)?;
+        self.check_l1_entry(index, raw)
+    }
+
+    fn check_l1_entry(&self, index: u64, raw: u64) -> Result<L1Entry, Failure> {
+        if raw == 0 {
+            return Ok(L1Entry::NONE);
+        }
+        let refuse = |why: &dyn core::fmt::Display| {
+            let guest = GuestOffset(index.saturating_mul(self.header.geometry.l2_coverage()));
+            refuse::table(format!(
+                "active L1 table, entry {index} (guest offset {guest}): {why}"
+            ))
+        };
+        let entry = L1Entry::decode(raw).map_err(|flaw| refuse(&flaw))?;
+        if let Some(table) = entry.table {
+            let len = self.header.geometry.cluster_size();
+            if let Some(why) = self.misplaced_table(table, len) {
+                return Err(refuse(&format_args!("the L2 table at {table} {why}")));
+            }
+        }
+        Ok(entry)
+    }
+
+    /// Why no table of `len` bytes can lie at a host offset, if so.
+    pub fn misplaced_table(&self, at: HostOffset, len: u64) -> Option<&'static str> {
+        if let Some(owner) = self.regions.find(at.0, len) {
+            return Some(match owner {
+                regions::Owner::Header => "overlaps the header",
+                regions::Owner::L1 => "overlaps the active L1 table",
+                regions::Owner::RefcountTable => "overlaps the refcount table",
+                regions::Owner::Snapshots => "overlaps the snapshot table",
+                regions::Owner::Bitmaps => "overlaps the bitmap directory",
+                regions::Owner::Crypto => "overlaps the encryption header",
+            });
+        }
+        match refuse::misplaced(self.header.geometry, self.file_len, at.0, len)? {
+            "past the end of the file" => Some("lies past the end of the file"),
+            _ => Some("is not at a multiple of the cluster size"),
+        }
+    }
+
+    /// Where the entry for `index` of an L2 table lies.
+    pub fn l2_entry_place(&self, table: HostOffset, index: u64) -> HostOffset {
+        table.plus(index * self.header.geometry.l2_entry_len())
+    }
+
+    /// Entry `index` of an L2 table as it stands.
+    pub fn l2_entry(
+        &mut self,
+        host: &mut dyn Host,
+        table: HostOffset,
+        index: u64,
+    ) -> Result<L2Entry, Failure> {
+        let at = self.l2_entry_place(table, index);
+        let entry = self.tables.read(host, Kind::L2, at)?;
+        let bitmap = if self.header.geometry.extended_l2() {
+            self.tables.read(host, Kind::L2, at.plus(bits::LEN))?
+        } else {
+            0
+        };
+        Ok(L2Entry { entry, bitmap })
+    }
+
+    /// Changes an L1 entry until the next flush.
+    pub fn set_l1_entry(
+        &mut self,
+        host: &mut dyn Host,
+        index: u64,
+        raw: u64,
+    ) -> Result<(), Failure> {
+        let at = self.header.l1.offset.plus(index * bits::LEN);
+        self.tables.write(host, Kind::L1, at, raw)
+    }
+
+    /// Changes an L2 entry until the next flush.
+    pub fn set_l2_entry(
+        &mut self,
+        host: &mut dyn Host,
+        table: HostOffset,
+        index: u64,
+        entry: L2Entry,
+    ) -> Result<(), Failure> {
+        let at = self.l2_entry_place(table, index);
+        self.tables.write(host, Kind::L2, at, entry.entry)?;
+        if self.header.geometry.extended_l2() {
+            self.tables
+                .write(host, Kind::L2, at.plus(bits::LEN), entry.bitmap)?;
+        }
+        Ok(())
+    }
+
+    /// What the image says about the cluster that holds a guest offset:
+    /// decoded, its place checked.
+    pub fn cluster(&mut self, host: &mut dyn Host, at: GuestOffset) -> Result<Cluster, Failure> {
+        let Location {
+            l1_index, l2_index, ..
+        } = self.header.geometry.locate(at);
+        let Some(table) = self.l1_entry(host, l1_index)?.table else {
+            return Ok(Cluster::Unallocated);
+        };
+        let raw = self.l2_entry(host, table, l2_index)?;
+        self.check_cluster(table, l2_index, at, raw)
+    }
+
+    /// Decodes an L2 entry and checks the place that it refers to.
+    pub fn check_cluster(
+        &self,
+        table: HostOffset,
+        index: u64,
+        at: GuestOffset,
+        raw: L2Entry,
+    ) -> Result<Cluster, Failure> {
+        let refuse = |why: &dyn core::fmt::Display| {
+            let guest = GuestOffset(self.header.geometry.cluster_start(at.0));
+            refuse::table(format!(
+                "L2 table at {table}, entry {index} (guest offset {guest}): {why}"
+            ))
+        };
+        let cluster = raw.decode(self.rules()).map_err(|flaw| refuse(&flaw))?;
+        let Some((host, len)) = cluster.host_range(self.header.geometry) else {
+            return Ok(cluster);
+        };
+        if self.header.has_data_file() {
+            let guest = self.header.geometry.cluster_start(at.0);
+            if host.0 != guest {
+                return Err(refuse(&format_args!(
+                    "offset {host} in the external data file is not the guest offset"
+                )));
+            }
+            return Ok(cluster);
+        }
+        if let Some(owner) = self.regions.find(host.0, len) {
+            return Err(refuse(&format_args!(
+                "the data at {host} overlaps {}",
+                owner.name()
+            )));
+        }
+        let own_table = self.header.geometry.cluster_size();
+        if host.0 < table.0.saturating_add(own_table) && table.0 < host.0.saturating_add(len) {
+            return Err(refuse(&format_args!(
+                "the data at {host} overlaps the L2 table itself"
+            )));
+        }
+        if host.0 >= self.file_len {
+            return Err(refuse(&format_args!(
+                "the data at {host} lies past the end of the file ({} bytes)",
+                self.file_len
+            )));
+        }
+        Ok(cluster)
+    }
+
+    /// The data file is open.
+    pub fn attach(&mut self, data_len: u64) -> Result<(), Failure> {
+        if !self.header.has_data_file() {
+            return Err(Failure::new(
+                FailureKind::InvalidRequest,
+                "the image has no external data file",
+            ));
+        }
+        self.data_len = Some(data_len);
+        Ok(())
+    }
+}

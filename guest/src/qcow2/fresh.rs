@@ -1,0 +1,162 @@
+//! The content of tables that did not exist before: refcount blocks that count
+//! one contiguous run of new clusters, the refcount table entries for them, and
+//! L2 tables that map a contiguous guest range.
+//!
+//! Pure functions that fill a window of such a table, so that a table of any
+//! size is made in pieces. No I/O, nothing that is read from an image.
+
+use super::format::{entry, refcount};
+use super::geometry::Geometry;
+use crate::bytes;
+use crate::error::Failure;
+use core::ops::Range;
+
+/// Fills `window`, which lies `distance` bytes into a run of refcount blocks.
+/// The blocks have the numbers `numbers`, in that order; clusters in `used`
+/// count 1.
+pub fn fill_blocks(
+    geometry: Geometry,
+    numbers: &[u64],
+    used: &Range<u64>,
+    distance: u64,
+    window: &mut [u8],
+) {
+    let per_block = geometry.refcounts_per_block();
+    let mut at = distance;
+    let mut rest = window;
+    while !rest.is_empty() {
+        let within = at % geometry.cluster_size();
+        let len = ((geometry.cluster_size() - within) as usize).min(rest.len());
+        let (piece, tail) = rest.split_at_mut(len);
+        let number = usize::try_from(at / geometry.cluster_size())
+            .ok()
+            .and_then(|slot| numbers.get(slot));
+        if let Some(number) = number {
+            // Windows begin and end on byte boundaries, so counts narrower than
+            // a byte are never cut.
+            let base = number * per_block + within * 8 / geometry.width().bits();
+            let end = base + piece.len() as u64 * 8 / geometry.width().bits();
+            let first = used.start.clamp(base, end);
+            let last = used.end.clamp(first, end);
+            geometry.width().set_ones(piece, first - base, last - base);
+        }
+        at += len as u64;
+        rest = tail;
+    }
+}
+
+/// Fills `window`, which lies `distance` bytes into a refcount table, with the
+/// entries of new blocks: `numbers[k]` lies at cluster `first + k`. Other
+/// entries keep their value.
+pub fn fill_table(
+    geometry: Geometry,
+    numbers: &[u64],
+    first: u64,
+    distance: u64,
+    window: &mut [u8],
+) -> Result<(), Failure> {
+    let start = distance / refcount::ENTRY_LEN;
+    let end = start + window.len() as u64 / refcount::ENTRY_LEN;
+    let skipped = numbers.partition_point(|&number| number < start);
+    for (slot, &number) in numbers.iter().enumerate().skip(skipped) {
+        if number >= end {
+            break;
+        }
+        let at = ((number - start) * refcount::ENTRY_LEN) as usize;
+        bytes::put_be64(window, at, geometry.host_offset(first + slot as u64))?;
+    }
+    Ok(())
+}
+
+/// What new L2 entries say about a contiguous run of guest clusters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fill {
+    /// Data at consecutive host clusters from this byte offset on; with
+    /// extended L2, every subcluster allocated.
+    Data {
+        /// Host offset of the first cluster's data.
+        at: u64,
+    },
+    /// As `Data`, but the subclusters stay unallocated: the host clusters are
+    /// there for later, and what is behind the image shows through.
+    Shell {
+        /// Host offset of the first cluster's data.
+        at: u64,
+    },
+    /// Reads as zeroes (version 3).
+    Zero,
+}
+
+impl Fill {
+    /// Writes the entry of the `index`-th cluster of the run at `place`.
+    pub fn put(
+        self,
+        geometry: Geometry,
+        index: u64,
+        table: &mut [u8],
+        place: usize,
+    ) -> Result<(), Failure> {
+        let data = |at: u64| at.saturating_add(geometry.host_offset(index)) | entry::COPIED;
+        let (word, subclusters) = match self {
+            Self::Data { at } => (data(at), u64::from(u32::MAX)),
+            Self::Shell { at } => (data(at), 0),
+            Self::Zero if geometry.extended_l2() => (0, u64::from(u32::MAX) << 32),
+            Self::Zero => (entry::ZERO, 0),
+        };
+        bytes::put_be64(table, place, word)?;
+        if geometry.extended_l2() {
+            bytes::put_be64(table, place + 8, subclusters)?;
+        }
+        Ok(())
+    }
+}
+
+/// A contiguous run of guest clusters and what their L2 entries are to say.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FillRange {
+    /// Guest cluster numbers.
+    pub clusters: Range<u64>,
+    /// What the entries say.
+    pub fill: Fill,
+}
+
+impl FillRange {
+    /// Fills `window`, which lies `distance` bytes into a run of consecutive L2
+    /// tables whose first is number `table`. Entries outside the range keep
+    /// their value.
+    pub fn fill_l2(
+        &self,
+        geometry: Geometry,
+        table: u64,
+        distance: u64,
+        window: &mut [u8],
+    ) -> Result<(), Failure> {
+        let entry_len = geometry.l2_entry_len();
+        let start = table * geometry.l2_entries() + distance / entry_len;
+        let end = start + window.len() as u64 / entry_len;
+        let first = self.clusters.start.clamp(start, end);
+        let last = self.clusters.end.clamp(first, end);
+        for cluster in first..last {
+            let place = ((cluster - start) * entry_len) as usize;
+            self.fill
+                .put(geometry, cluster - self.clusters.start, window, place)?;
+        }
+        Ok(())
+    }
+}
+
+/// Fills `window`, which lies `distance` bytes into a run of L1 entries, with
+/// pointers to consecutive tables from cluster `first` on.
+pub fn fill_l1(
+    geometry: Geometry,
+    first: u64,
+    distance: u64,
+    window: &mut [u8],
+) -> Result<(), Failure> {
+    let start = distance / entry::LEN;
+    for (slot, word) in window.chunks_exact_mut(entry::LEN as usize).enumerate() {
+        let at = geometry.host_offset(first + start + slot as u64);
+        bytes::put_be64(word, 0, at | entry::COPIED)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,511 @@
+//! The steps of a grow, stage by stage.
+
+use super::super::Qcow2;
+use super::super::format::{entry, refcount};
+use super::super::fresh::{self, Fill, FillRange};
+use super::super::geometry::Geometry;
+use super::super::layout::Run;
+use super::super::refcount::Refcounts;
+use super::super::tables::Kind;
+use super::bitmaps::BitmapNeeds;
+use super::commit::NewHeader;
+use super::place::Placement;
+use super::survey::{Boundary, Content, Kept, Survey, Tail};
+use crate::bytes;
+use crate::engine::{Host, Read};
+use crate::error::Failure;
+use crate::plan::{Plan, Purpose, SECTOR, Stage, Step};
+use crate::prepare::Prepare;
+use crate::proto::{FileNo, Preallocation};
+use crate::resize::Wish;
+use alloc::vec;
+use alloc::vec::Vec;
+
+/// Everything that is known about a grow.
+pub struct Grow<'a> {
+    /// The image, as it is.
+    pub image: &'a Qcow2,
+    /// What was asked for.
+    pub wish: &'a Wish,
+    /// What lies around the old end.
+    pub survey: &'a Survey,
+    /// What the bitmaps need.
+    pub bitmaps: &'a BitmapNeeds,
+    /// Where everything new goes.
+    pub placement: &'a Placement,
+}
+
+impl Grow<'_> {
+    /// The plan.
+    pub fn plan(
+        &self,
+        host: &mut dyn Host,
+        refcounts: &mut Refcounts<'_>,
+    ) -> Result<Plan, Failure> {
+        let new_boundary = self.new_boundary()?;
+        let mut prepare = Prepare::new(host);
+        self.reserve(&mut prepare)?;
+        self.lay_down_counts(&mut prepare, refcounts)?;
+        let directory = match self.bitmaps.clusters {
+            0 => None,
+            _ => Some(
+                self.bitmaps
+                    .lay_down(self.image, self.placement.bitmaps, &mut prepare)?,
+            ),
+        };
+        self.lay_down_l1(&mut prepare)?;
+        self.lay_down_l2(&mut prepare, new_boundary.as_deref())?;
+        self.settle_tail(&mut prepare)?;
+        self.settle_l1(&mut prepare);
+        let mut link = Vec::new();
+        if let (Some(boundary), Some(new)) = (&self.survey.boundary, &new_boundary)
+            && !self.placement.boundary_moves
+        {
+            let writes = changed_sectors(boundary, new);
+            match self.survey.boundary_refers_to_new(self.per_table()) {
+                true => link.extend(writes),
+                false => writes.for_each(|step| prepare.inside(step)),
+            }
+        }
+        link.extend(self.link_l1()?);
+        let commit = self.header(directory).commit(self.image, prepare.host())?;
+        let release = self.release(prepare.host(), refcounts)?;
+        let stages = [
+            (Purpose::Prepare, prepare.finish()),
+            (Purpose::Link, link),
+            (Purpose::Commit, vec![commit]),
+            (Purpose::Release, release),
+        ];
+        Ok(Plan {
+            stages: stages
+                .into_iter()
+                .filter(|(_, steps)| !steps.is_empty())
+                .map(|(purpose, steps)| Stage { purpose, steps })
+                .collect(),
+        })
+    }
+
+    fn geometry(&self) -> Geometry {
+        self.image.header.geometry
+    }
+
+    fn per_table(&self) -> u64 {
+        self.geometry().l2_entries()
+    }
+
+    /// What the new entries are to say, now that places are known.
+    fn fill(&self) -> FillRange {
+        let cluster = self.geometry().cluster_size();
+        let fill = match self.survey.content {
+            Content::Zero => Fill::Zero,
+            Content::Data if self.image.header.has_data_file() => Fill::Data {
+                at: self.survey.fill.start * cluster,
+            },
+            Content::Data => Fill::Data {
+                at: self.placement.data.first * cluster,
+            },
+        };
+        FillRange {
+            clusters: self.survey.fill.clone(),
+            fill,
+        }
+    }
+
+    /// The boundary table's new content.
+    fn new_boundary(&self) -> Result<Option<Vec<u8>>, Failure> {
+        let Some(boundary) = &self.survey.boundary else {
+            return Ok(None);
+        };
+        let geometry = self.geometry();
+        let place = |cluster: u64| {
+            ((cluster - boundary.index * self.per_table()) * geometry.l2_entry_len()) as usize
+        };
+        let mut new = boundary.old.clone();
+        if let Some(beyond) = new.get_mut(place(self.survey.kept)..) {
+            beyond.fill(0);
+        }
+        self.fill().fill_l2(geometry, boundary.index, 0, &mut new)?;
+        let last = self.survey.kept.checked_sub(1).map(place).unwrap_or(0);
+        if let Tail::Move { bitmap, .. } = self.survey.tail {
+            let at = geometry.host_offset(self.placement.tail.first);
+            bytes::put_be64(&mut new, last, at | entry::COPIED)?;
+            if geometry.extended_l2() {
+                bytes::put_be64(&mut new, last + 8, bitmap)?;
+            }
+        }
+        if self.survey.tail_zero_bits != 0 {
+            let bits = bytes::be64(&new, last + 8)?;
+            bytes::put_be64(&mut new, last + 8, bits | self.survey.tail_zero_bits)?;
+        }
+        Ok(Some(new))
+    }
+
+    /// Space first, then the length: a full disk is found before anything else
+    /// happens.
+    fn reserve(&self, prepare: &mut Prepare<'_>) -> Result<(), Failure> {
+        let geometry = self.geometry();
+        let falloc = self.wish.preallocation == Preallocation::Falloc;
+        let data = self.placement.data;
+        if falloc && !data.is_empty() {
+            prepare.fresh(Step::Reserve {
+                file: FileNo::IMAGE,
+                offset: geometry.host_offset(data.first),
+                len: geometry.host_offset(data.count),
+            })?;
+        }
+        let end = self.placement.end(geometry);
+        if end > self.image.file_len {
+            prepare.fresh(Step::SetLength {
+                file: FileNo::IMAGE,
+                len: end,
+            })?;
+        }
+        if let Some(data_len) = self.image.data_len {
+            self.grow_data_file(prepare, data_len, falloc)?;
+        }
+        Ok(())
+    }
+
+    /// The external data file grows before the image says so. What it already
+    /// has behind the old end may not show.
+    fn grow_data_file(
+        &self,
+        prepare: &mut Prepare<'_>,
+        data_len: u64,
+        falloc: bool,
+    ) -> Result<(), Failure> {
+        let (old, new) = (self.image.header.size, self.wish.size);
+        if falloc {
+            prepare.inside(Step::Reserve {
+                file: FileNo::DATA,
+                offset: old,
+                len: new - old,
+            });
+        }
+        let mapped = self.fill().clusters.start * self.geometry().cluster_size();
+        let behind = data_len.min(new).saturating_sub(mapped);
+        if behind > 0 && self.survey.content == Content::Data {
+            prepare.inside(Step::Zero {
+                file: FileNo::DATA,
+                offset: mapped,
+                len: behind,
+            });
+        }
+        if data_len < new {
+            prepare.inside(Step::SetLength {
+                file: FileNo::DATA,
+                len: new,
+            });
+        }
+        Ok(())
+    }
+
+    /// New refcount blocks and table; counts of new clusters in old blocks.
+    fn lay_down_counts(
+        &self,
+        prepare: &mut Prepare<'_>,
+        refcounts: &mut Refcounts<'_>,
+    ) -> Result<(), Failure> {
+        let geometry = self.geometry();
+        let all = self.placement.all();
+        let used = all.first..all.end();
+        let numbers = &self.placement.counting.blocks;
+        let blocks = self.placement.blocks;
+        prepare.fresh_bytes(
+            geometry.host_offset(blocks.first),
+            geometry.host_offset(blocks.count),
+            |_, distance, piece| {
+                fresh::fill_blocks(geometry, numbers, &used, distance, piece);
+                Ok(())
+            },
+        )?;
+        let table = self.placement.table;
+        let old = self.image.header.refcount_table;
+        let old_len = u64::from(old.count) * geometry.cluster_size();
+        prepare.fresh_bytes(
+            geometry.host_offset(table.first),
+            geometry.host_offset(table.count),
+            |host, distance, piece| {
+                let len = old_len.saturating_sub(distance).min(piece.len() as u64);
+                if let Some(buf) = piece.get_mut(..len as usize).filter(|buf| !buf.is_empty()) {
+                    host.read(&mut [Read {
+                        file: FileNo::IMAGE,
+                        offset: old.offset.0 + distance,
+                        buf,
+                    }])?;
+                }
+                fresh::fill_table(geometry, numbers, blocks.first, distance, piece)
+            },
+        )?;
+        let per_block = geometry.refcounts_per_block();
+        for &number in &self.placement.present {
+            let first = used.start.max(number * per_block);
+            let end = used.end.min((number + 1) * per_block);
+            if first < end {
+                let run = Run {
+                    first,
+                    count: end - first,
+                };
+                refcounts.set_ones(prepare.host(), run)?;
+            }
+        }
+        count_writes(refcounts).for_each(|step| prepare.inside(step));
+        refcounts.tables.mark_clean(Kind::RefcountBlock);
+        Ok(())
+    }
+
+    /// A new L1 table: the old one's entries up to the first that changes, then
+    /// the new ones. The rest reads as zero.
+    fn lay_down_l1(&self, prepare: &mut Prepare<'_>) -> Result<(), Failure> {
+        if !self.placement.l1_moves {
+            return Ok(());
+        }
+        let geometry = self.geometry();
+        let to = geometry.host_offset(self.placement.l1.first);
+        let from = self.image.header.l1.offset.0;
+        let fresh = &self.placement.fresh_tables;
+        let kept = match fresh.is_empty() {
+            true => geometry.l1_entries_for(self.image.header.size),
+            false => fresh.start,
+        };
+        let len = (kept * entry::LEN).min(self.image.file_len.saturating_sub(from));
+        if len > 0 {
+            prepare.fresh(Step::Copy {
+                file: FileNo::IMAGE,
+                from,
+                to,
+                len,
+            })?;
+        }
+        prepare.fresh_bytes(
+            to + fresh.start * entry::LEN,
+            (fresh.end - fresh.start) * entry::LEN,
+            |_, distance, piece| fresh::fill_l1(geometry, self.placement.l2.first, distance, piece),
+        )
+    }
+
+    fn lay_down_l2(
+        &self,
+        prepare: &mut Prepare<'_>,
+        boundary: Option<&[u8]>,
+    ) -> Result<(), Failure> {
+        let geometry = self.geometry();
+        let cluster = geometry.cluster_size();
+        let mut at = geometry.host_offset(self.placement.l2.first);
+        let mut tables = self.placement.fresh_tables.clone();
+        if let Some(content) = boundary.filter(|_| self.placement.boundary_moves) {
+            prepare.fresh_slice(at, content)?;
+            at += cluster;
+            tables.start += 1;
+        }
+        let fill = self.fill();
+        prepare.fresh_bytes(
+            at,
+            (tables.end - tables.start) * cluster,
+            |_, distance, piece| fill.fill_l2(geometry, tables.start, distance, piece),
+        )
+    }
+
+    fn settle_tail(&self, prepare: &mut Prepare<'_>) -> Result<(), Failure> {
+        let to = self.geometry().host_offset(self.placement.tail.first);
+        match &self.survey.tail {
+            Tail::Fine => Ok(()),
+            &Tail::Zero { file, at, len } => {
+                prepare.inside(Step::Zero {
+                    file,
+                    offset: at,
+                    len,
+                });
+                Ok(())
+            }
+            Tail::Move {
+                kept: Kept::At { from, len },
+                ..
+            } => prepare.fresh(Step::Copy {
+                file: FileNo::IMAGE,
+                from: *from,
+                to,
+                len: *len,
+            }),
+            Tail::Move {
+                kept: Kept::Bytes(content),
+                ..
+            } => prepare.fresh_slice(to, content),
+        }
+    }
+
+    /// An L1 table that stays: what lies behind its present end, which nobody
+    /// reads yet, and entries beyond the old end that become 0.
+    fn settle_l1(&self, prepare: &mut Prepare<'_>) {
+        if self.placement.l1_moves {
+            return;
+        }
+        let at = self.image.header.l1.offset.0;
+        let count = u64::from(self.image.header.l1.count);
+        let fresh = &self.placement.fresh_tables;
+        for &index in &self.survey.stale_l1 {
+            if !fresh.contains(&index) {
+                prepare.inside(Step::Zero {
+                    file: FileNo::IMAGE,
+                    offset: at + index * entry::LEN,
+                    len: entry::LEN,
+                });
+            }
+        }
+        let slack = count..self.placement.l1_entries.max(count);
+        let linked = fresh.start.clamp(slack.start, slack.end)..fresh.end.min(slack.end);
+        let zeroed = [
+            slack.start..linked.start,
+            linked.end.max(linked.start)..slack.end,
+        ];
+        for range in zeroed.into_iter().filter(|range| !range.is_empty()) {
+            prepare.inside(Step::Zero {
+                file: FileNo::IMAGE,
+                offset: at + range.start * entry::LEN,
+                len: (range.end - range.start) * entry::LEN,
+            });
+        }
+        if !linked.is_empty() {
+            prepare.inside(self.l1_pointers(linked));
+        }
+    }
+
+    /// Entries of an L1 table that stays which refer to new tables and are in
+    /// use already.
+    fn link_l1(&self) -> Result<Option<Step>, Failure> {
+        let count = u64::from(self.image.header.l1.count);
+        let fresh = &self.placement.fresh_tables;
+        let live = fresh.start..fresh.end.min(count);
+        if self.placement.l1_moves || live.is_empty() {
+            return Ok(None);
+        }
+        Ok(Some(self.l1_pointers(live)))
+    }
+
+    /// The write of pointers to new L2 tables into the present L1 table.
+    fn l1_pointers(&self, range: core::ops::Range<u64>) -> Step {
+        let geometry = self.geometry();
+        let first = self.placement.l2.first + range.start - self.placement.fresh_tables.start;
+        let data = (first..)
+            .take((range.end - range.start) as usize)
+            .flat_map(|table| (geometry.host_offset(table) | entry::COPIED).to_be_bytes())
+            .collect();
+        Step::Write {
+            file: FileNo::IMAGE,
+            offset: self.image.header.l1.offset.0 + range.start * entry::LEN,
+            data,
+        }
+    }
+
+    fn header(&self, bitmap_directory: Option<u64>) -> NewHeader {
+        let geometry = self.geometry();
+        let header = &self.image.header;
+        let l1 = match self.placement.l1_moves {
+            true => (
+                self.placement.l1_entries,
+                geometry.host_offset(self.placement.l1.first),
+            ),
+            false => (
+                self.placement.l1_entries.max(u64::from(header.l1.count)),
+                header.l1.offset.0,
+            ),
+        };
+        let refcount_table = match self.placement.table.count {
+            0 => (
+                u64::from(header.refcount_table.count),
+                header.refcount_table.offset.0,
+            ),
+            count => (count, geometry.host_offset(self.placement.table.first)),
+        };
+        NewHeader {
+            size: self.wish.size,
+            l1,
+            refcount_table,
+            bitmap_directory,
+        }
+    }
+
+    /// Lowers the counts of everything that was replaced.
+    fn release(
+        &self,
+        host: &mut dyn Host,
+        refcounts: &mut Refcounts<'_>,
+    ) -> Result<Vec<Step>, Failure> {
+        let geometry = self.geometry();
+        let header = &self.image.header;
+        let cluster = geometry.cluster_size();
+        let mut runs = self.survey.released.clone();
+        if let Some(boundary) = &self.survey.boundary
+            && self.placement.boundary_moves
+        {
+            runs.push(Run {
+                first: boundary.table.0 / cluster,
+                count: 1,
+            });
+        }
+        if self.placement.l1_moves && header.l1.count > 0 {
+            runs.push(Run {
+                first: header.l1.offset.0 / cluster,
+                count: geometry.l1_clusters(u64::from(header.l1.count)),
+            });
+        }
+        if !self.placement.table.is_empty() {
+            runs.push(Run {
+                first: header.refcount_table.offset.0 / cluster,
+                count: u64::from(header.refcount_table.count),
+            });
+        }
+        runs.extend(self.bitmaps.released(self.image)?);
+        for run in runs {
+            refcounts.release(host, run)?;
+        }
+        Ok(count_writes(refcounts).collect())
+    }
+}
+
+impl Survey {
+    /// Whether any entry of the boundary table changes.
+    pub fn changes_boundary(&self, geometry: Geometry) -> bool {
+        let Some(boundary) = &self.boundary else {
+            return false;
+        };
+        let per_table = geometry.l2_entries();
+        let beyond = (self.kept - boundary.index * per_table) * geometry.l2_entry_len();
+        let stale = boundary
+            .old
+            .get(beyond as usize..)
+            .is_some_and(|entries| entries.iter().any(|&byte| byte != 0));
+        let moves = matches!(self.tail, Tail::Move { .. });
+        stale || moves || self.tail_zero_bits != 0 || self.fills_boundary(per_table)
+    }
+}
+
+/// The changed counts in refcount blocks that exist, as writes.
+fn count_writes(refcounts: &Refcounts<'_>) -> impl Iterator<Item = Step> {
+    refcounts
+        .tables
+        .dirty(Kind::RefcountBlock)
+        .map(|(at, data)| Step::Write {
+            file: FileNo::IMAGE,
+            offset: at.0,
+            data: data.to_vec(),
+        })
+}
+
+/// The sectors of a boundary table that differ, as writes.
+fn changed_sectors(boundary: &Boundary, new: &[u8]) -> impl Iterator<Item = Step> {
+    let sectors = |table| <[u8]>::chunks(table, SECTOR as usize);
+    sectors(&boundary.old)
+        .zip(sectors(new))
+        .enumerate()
+        .filter(|(_, (old, new))| old != new)
+        .map(|(number, (_, new))| Step::Write {
+            file: FileNo::IMAGE,
+            offset: boundary.table.0 + number as u64 * SECTOR,
+            data: new.to_vec(),
+        })
+        .collect::<Vec<_>>()
+        .into_iter()
+}
+
+const _: () = assert!(entry::LEN == refcount::ENTRY_LEN);

@@ -1,0 +1,452 @@
+//! What the image holds around its old end, and what has to become of it.
+//!
+//! Three things can make old bytes visible in the range that a grow adds: the
+//! rest of the last cluster, entries beyond the end (left by an interrupted
+//! shrink), and a backing image that is longer than the disk was. Reads, and
+//! decides nothing about places.
+
+use super::super::Qcow2;
+use super::super::entry::{Cluster, L2Entry};
+use super::super::format::entry;
+use super::super::layout::Run;
+use super::super::tables::Kind;
+use crate::bytes;
+use crate::engine::{Host, Read};
+use crate::error::{Failure, FailureKind};
+use crate::proto::{FileNo, Preallocation};
+use crate::resize::Wish;
+use crate::units::{GuestOffset, HostOffset};
+use alloc::vec;
+use alloc::vec::Vec;
+use core::ops::Range;
+
+/// Most runs of clusters that entries beyond the end may hold.
+const MAX_STALE_RUNS: usize = 64 << 10;
+
+/// What the L2 entries of added clusters are to say.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Content {
+    /// Data clusters, which read as zeroes.
+    Data,
+    /// The zero flag.
+    Zero,
+}
+
+/// The L2 table that maps the last cluster before the old end, where it maps
+/// clusters beyond it as well, or where that cluster ends beyond it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Boundary {
+    /// Its L1 entry.
+    pub index: u64,
+    /// Where it is.
+    pub table: HostOffset,
+    /// Whether it may be changed in place.
+    pub copied: bool,
+    /// Its content.
+    pub old: Vec<u8>,
+}
+
+/// What happens to the last cluster, which ends beyond the old end.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Tail {
+    /// Its rest reads as zeroes already.
+    Fine,
+    /// Its rest is zeroed where it is, which nobody can see.
+    Zero {
+        /// The file.
+        file: FileNo,
+        /// Host offset of the rest.
+        at: u64,
+        /// Length of the rest inside the file.
+        len: u64,
+    },
+    /// It goes to a new cluster, without its rest.
+    Move {
+        /// What is kept of it.
+        kept: Kept,
+        /// The new entry's subcluster bits; 0 without extended L2.
+        bitmap: u64,
+    },
+}
+
+/// The bytes of a last cluster up to the old end.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Kept {
+    /// In the image file.
+    At {
+        /// Host offset.
+        from: u64,
+        /// Length.
+        len: u64,
+    },
+    /// Unpacked from a compressed cluster.
+    Bytes(Vec<u8>),
+}
+
+/// What was found and what has to be done.
+#[derive(Clone, Debug)]
+pub struct Survey {
+    /// Clusters whose entries are kept: all that hold a byte of the old disk.
+    pub kept: u64,
+    /// Clusters that get new entries, from `kept` or the one before on.
+    pub fill: Range<u64>,
+    /// What those say.
+    pub content: Content,
+    /// The table across the old end.
+    pub boundary: Option<Boundary>,
+    /// The last cluster.
+    pub tail: Tail,
+    /// With extended L2: subclusters of the last cluster that get the zero bit.
+    pub tail_zero_bits: u64,
+    /// L1 entries beyond the old end that are not 0.
+    pub stale_l1: Vec<u64>,
+    /// Clusters that nothing will refer to after the commit, with repetitions.
+    pub released: Vec<Run>,
+}
+
+/// Looks at the old end of the image.
+pub fn survey(image: &mut Qcow2, host: &mut dyn Host, wish: &Wish) -> Result<Survey, Failure> {
+    let geometry = image.header.geometry;
+    let kept = geometry.clusters(image.header.size);
+    let (fill, content) = fill_of(image, wish, kept);
+    let mut survey = Survey {
+        kept,
+        fill,
+        content,
+        boundary: None,
+        tail: Tail::Fine,
+        tail_zero_bits: 0,
+        stale_l1: Vec::new(),
+        released: Vec::new(),
+    };
+    survey.read_boundary(image, host)?;
+    survey.judge_tail(image, host, wish)?;
+    survey.find_stale_entries(image)?;
+    survey.find_stale_tables(image, host)?;
+    Ok(survey)
+}
+
+/// Which clusters get new entries, and which.
+fn fill_of(image: &Qcow2, wish: &Wish, kept: u64) -> (Range<u64>, Content) {
+    let geometry = image.header.geometry;
+    let end = geometry.clusters(wish.size);
+    if wish.preallocation == Preallocation::Falloc || image.header.has_raw_data_file() {
+        return (kept..end, Content::Data);
+    }
+    let hidden = geometry.clusters(wish.backing_size.unwrap_or(0));
+    (kept..end.min(hidden).max(kept), Content::Zero)
+}
+
+impl Survey {
+    /// Whether the boundary table's entries change so that they refer to new
+    /// clusters.
+    pub fn boundary_refers_to_new(&self, per_table: u64) -> bool {
+        let moves = matches!(self.tail, Tail::Move { .. });
+        moves || (self.content == Content::Data && self.fills_boundary(per_table))
+    }
+
+    /// Whether new entries go into the boundary table.
+    pub fn fills_boundary(&self, per_table: u64) -> bool {
+        self.boundary.as_ref().is_some_and(|boundary| {
+            !self.fill.is_empty() && self.fill.start / per_table == boundary.index
+        })
+    }
+
+    fn read_boundary(&mut self, image: &mut Qcow2, host: &mut dyn Host) -> Result<(), Failure> {
+        let geometry = image.header.geometry;
+        let whole_tables = self.kept.is_multiple_of(geometry.l2_entries());
+        if whole_tables && geometry.is_aligned(image.header.size) {
+            return Ok(());
+        }
+        let index = (self.kept - 1) / geometry.l2_entries();
+        let entry = image.l1_entry(host, index)?;
+        let Some(table) = entry.table else {
+            return Ok(());
+        };
+        self.boundary = Some(Boundary {
+            index,
+            table,
+            copied: entry.copied,
+            old: read_table(image, host, table)?,
+        });
+        Ok(())
+    }
+
+    fn judge_tail(
+        &mut self,
+        image: &mut Qcow2,
+        host: &mut dyn Host,
+        wish: &Wish,
+    ) -> Result<(), Failure> {
+        let geometry = image.header.geometry;
+        let size = image.header.size;
+        if geometry.is_aligned(size) {
+            return Ok(());
+        }
+        let start = geometry.cluster_start(size);
+        let shows_backing = wish.backing_size.is_some_and(|len| len > size);
+        match image.cluster(host, GuestOffset(start))? {
+            Cluster::Unallocated if shows_backing => self.hide_backing(image, 0, 0),
+            Cluster::Unallocated | Cluster::Zero { host: None, .. } => {
+                if self.content == Content::Data && wish.backing_size.is_none_or(|len| len <= start)
+                {
+                    self.fill.start = self.kept - 1;
+                }
+                Ok(())
+            }
+            Cluster::Zero { .. } => Ok(()),
+            Cluster::Compressed { host: at, len } => {
+                let content = image.inflate(host, start, geometry.cluster_size())?;
+                self.tail = self.unpacked_tail(image, content)?;
+                if self.tail != Tail::Fine {
+                    let first = at.0 / geometry.cluster_size();
+                    let end = geometry.clusters(at.0.saturating_add(len));
+                    self.released.push(Run {
+                        first,
+                        count: end - first,
+                    });
+                }
+                Ok(())
+            }
+            Cluster::Data { host: at, copied } => {
+                self.judge_data_tail(image, host, at, copied, u64::from(u32::MAX))
+            }
+            Cluster::Subclusters {
+                host: at,
+                copied,
+                alloc,
+                zero,
+            } => {
+                let bitmap = u64::from(zero) << 32 | u64::from(alloc);
+                if let Some(at) = at {
+                    self.judge_data_tail(image, host, at, copied, bitmap)?;
+                }
+                if shows_backing {
+                    self.hide_backing(image, alloc, zero)?;
+                }
+                Ok(())
+            }
+        }
+    }
+
+    /// A last cluster with data at `at`; `bitmap` are its subcluster bits.
+    fn judge_data_tail(
+        &mut self,
+        image: &Qcow2,
+        host: &mut dyn Host,
+        at: HostOffset,
+        copied: bool,
+        bitmap: u64,
+    ) -> Result<(), Failure> {
+        let geometry = image.header.geometry;
+        let kept_len = image.header.size - geometry.cluster_start(image.header.size);
+        let rest = at.0 + kept_len;
+        let (file, file_len) = match image.data_len {
+            Some(len) => (FileNo::DATA, len),
+            None => (FileNo::IMAGE, image.file_len),
+        };
+        let len = file_len
+            .saturating_sub(rest)
+            .min(geometry.cluster_size() - kept_len);
+        if len == 0 {
+            return Ok(());
+        }
+        if image.header.encryption.is_some() {
+            return Err(Failure::new(
+                FailureKind::Unsupported,
+                "the image is encrypted and its last cluster is partly used: zeroing the rest takes \
+                 the key; use `qemu-img resize`",
+            ));
+        }
+        let in_place = copied || file == FileNo::DATA;
+        if in_place {
+            self.tail = Tail::Zero {
+                file,
+                at: rest,
+                len,
+            };
+            return Ok(());
+        }
+        let mut buf = vec![0; len as usize];
+        host.read(&mut [Read {
+            file,
+            offset: rest,
+            buf: &mut buf,
+        }])?;
+        if buf.iter().all(|&byte| byte == 0) {
+            return Ok(());
+        }
+        self.released.push(Run {
+            first: at.0 / geometry.cluster_size(),
+            count: 1,
+        });
+        self.tail = Tail::Move {
+            kept: Kept::At {
+                from: at.0,
+                len: kept_len,
+            },
+            bitmap: if geometry.extended_l2() { bitmap } else { 0 },
+        };
+        Ok(())
+    }
+
+    fn unpacked_tail(&self, image: &Qcow2, mut content: Vec<u8>) -> Result<Tail, Failure> {
+        let geometry = image.header.geometry;
+        let kept_len = image.header.size - geometry.cluster_start(image.header.size);
+        let rest = bytes::slice(
+            &content,
+            kept_len as usize,
+            content.len() - kept_len as usize,
+        )?;
+        if rest.iter().all(|&byte| byte == 0) {
+            return Ok(Tail::Fine);
+        }
+        content.truncate(kept_len as usize);
+        Ok(Tail::Move {
+            kept: Kept::Bytes(content),
+            bitmap: if geometry.extended_l2() {
+                u64::from(u32::MAX)
+            } else {
+                0
+            },
+        })
+    }
+
+    /// Marks the subclusters behind the old end that would show a longer
+    /// backing image. One that the old end cuts must hold its own data.
+    fn hide_backing(&mut self, image: &Qcow2, alloc: u32, zero: u32) -> Result<(), Failure> {
+        let geometry = image.header.geometry;
+        if !geometry.extended_l2() || self.boundary.is_none() {
+            return Err(partial_over_backing());
+        }
+        let kept_len = image.header.size - geometry.cluster_start(image.header.size);
+        let first = kept_len.div_ceil(geometry.subcluster_size());
+        let cut = kept_len / geometry.subcluster_size();
+        let own = alloc | zero;
+        if cut != first && own & 1u32.checked_shl(cut as u32).unwrap_or(0) == 0 {
+            return Err(partial_over_backing());
+        }
+        let behind = u32::MAX.checked_shl(first as u32).unwrap_or(0);
+        self.tail_zero_bits = u64::from(behind & !own) << 32;
+        Ok(())
+    }
+
+    /// Entries of the boundary table beyond the old end that hold clusters.
+    fn find_stale_entries(&mut self, image: &Qcow2) -> Result<(), Failure> {
+        let Some(boundary) = self.boundary.take() else {
+            return Ok(());
+        };
+        let per_table = image.header.geometry.l2_entries();
+        let first = self.kept - boundary.index * per_table;
+        let found = self.release_entries(image, &boundary.old, boundary.index, first);
+        self.boundary = Some(boundary);
+        found
+    }
+
+    /// L1 entries beyond the old end, with all that hangs off them.
+    fn find_stale_tables(&mut self, image: &mut Qcow2, host: &mut dyn Host) -> Result<(), Failure> {
+        let geometry = image.header.geometry;
+        let first = geometry.l1_entries_for(image.header.size);
+        let end = u64::from(image.header.l1.count);
+        let step = image.tables.slice_len() / entry::LEN;
+        for index in first..end {
+            if index == first || index.is_multiple_of(step) {
+                let places: Vec<HostOffset> = (index..end.min(index + 64 * step))
+                    .step_by(step as usize)
+                    .map(|index| image.header.l1.offset.plus(index * entry::LEN))
+                    .collect();
+                image.tables.prefetch(host, Kind::L1, &places)?;
+            }
+            let Some(table) = image.l1_entry(host, index)?.table else {
+                continue;
+            };
+            self.stale_l1.push(index);
+            let content = read_table(image, host, table)?;
+            self.release_entries(image, &content, index, 0)?;
+            self.release(Run {
+                first: table.0 / geometry.cluster_size(),
+                count: 1,
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Releases what the entries from `first` on of a table hold.
+    fn release_entries(
+        &mut self,
+        image: &Qcow2,
+        table: &[u8],
+        index: u64,
+        first: u64,
+    ) -> Result<(), Failure> {
+        let geometry = image.header.geometry;
+        if image.header.has_data_file() {
+            return Ok(());
+        }
+        for place in first..geometry.l2_entries() {
+            let at = (place * geometry.l2_entry_len()) as usize;
+            let raw = L2Entry {
+                entry: bytes::be64(table, at)?,
+                bitmap: if geometry.extended_l2() {
+                    bytes::be64(table, at + 8)?
+                } else {
+                    0
+                },
+            };
+            if raw == L2Entry::default() {
+                continue;
+            }
+            let guest = (index * geometry.l2_entries() + place) * geometry.cluster_size();
+            let cluster = image.check_cluster(HostOffset(0), place, GuestOffset(guest), raw)?;
+            if let Some((at, len)) = cluster.host_range(geometry) {
+                let first = at.0 / geometry.cluster_size();
+                let end = geometry.clusters(at.0.saturating_add(len));
+                self.release(Run {
+                    first,
+                    count: end - first,
+                })?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Notes a run, together with the one before where they touch.
+    fn release(&mut self, run: Run) -> Result<(), Failure> {
+        if let Some(last) = self
+            .released
+            .last_mut()
+            .filter(|last| last.end() == run.first)
+        {
+            last.count += run.count;
+            return Ok(());
+        }
+        if self.released.len() >= MAX_STALE_RUNS {
+            return Err(Failure::new(
+                FailureKind::Unsupported,
+                "the image holds too much data beyond its end (left by an interrupted shrink); copy \
+                 it with `qemu-img convert`",
+            ));
+        }
+        self.released.push(run);
+        Ok(())
+    }
+}
+
+/// A whole L2 table.
+fn read_table(image: &Qcow2, host: &mut dyn Host, table: HostOffset) -> Result<Vec<u8>, Failure> {
+    let mut content = vec![0; image.header.geometry.cluster_size() as usize];
+    host.read(&mut [Read {
+        file: FileNo::IMAGE,
+        offset: table.0,
+        buf: &mut content,
+    }])?;
+    Ok(content)
+}
+
+fn partial_over_backing() -> Failure {
+    Failure::new(
+        FailureKind::Unsupported,
+        "the disk ends inside a cluster that only the backing image holds, and the backing image \
+         goes on behind it: write to the disk's last sector first",
+    )
+}

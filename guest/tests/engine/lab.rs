@@ -1,0 +1,76 @@
+//! A directory to make images in, and the programs that make and judge them.
+
+use std::path::PathBuf;
+use std::process::{Command, Output};
+use tempfile::TempDir;
+
+/// The tool that these tests cannot do without and that is not installed.
+pub fn missing_tool() -> Option<&'static str> {
+    ["qemu-img", "qemu-io"]
+        .into_iter()
+        .find(|tool| Command::new(tool).arg("--version").output().is_err())
+}
+
+/// A temporary directory.
+pub struct Lab {
+    dir: TempDir,
+}
+
+impl Lab {
+    /// An empty directory.
+    pub fn new() -> Self {
+        Self {
+            dir: tempfile::tempdir().expect("a temporary directory"),
+        }
+    }
+
+    /// The path of a file in it.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// The bytes of a file in it.
+    pub fn bytes(&self, name: &str) -> Vec<u8> {
+        std::fs::read(self.path(name)).expect("a file of the lab")
+    }
+
+    fn output(&self, tool: &str, words: &[&str]) -> Output {
+        Command::new(tool)
+            .args(words)
+            .current_dir(self.dir.path())
+            .output()
+            .expect("an installed tool")
+    }
+
+    /// Runs a tool in the directory; it has to succeed. Its standard output.
+    pub fn run(&self, tool: &str, words: &[&str]) -> String {
+        let output = self.output(tool, words);
+        assert!(
+            output.status.success(),
+            "{tool} {words:?}: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        String::from_utf8(output.stdout).expect("text")
+    }
+
+    /// Runs `qemu-img` with the words of a line.
+    pub fn qemu_img(&self, line: &str) -> String {
+        self.run("qemu-img", &line.split_whitespace().collect::<Vec<_>>())
+    }
+
+    /// Runs `qemu-io` commands on an image.
+    pub fn qemu_io(&self, image: &str, commands: &[&str]) {
+        let mut words = vec!["-f", "qcow2"];
+        for command in commands {
+            words.extend(["-c", command]);
+        }
+        words.push(image);
+        let output = self.run("qemu-io", &words);
+        assert!(!output.contains("failed"), "qemu-io {commands:?}: {output}");
+    }
+
+    /// What `qemu-img` says in JSON.
+    pub fn json(&self, line: &str) -> serde_json::Value {
+        serde_json::from_str(&self.qemu_img(line)).expect("JSON")
+    }
+}

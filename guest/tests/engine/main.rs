@@ -1,0 +1,28 @@
+//! The engine against qemu: images that qemu-img and qemu-io made are opened,
+//! mapped and read, and qemu-img says what the answer has to be.
+
+mod lab;
+mod reading;
+
+use libtest_mimic::{Arguments, Trial};
+
+fn main() {
+    let arguments = Arguments::from_args();
+    let missing = lab::missing_tool();
+    let trials = reading::trials()
+        .into_iter()
+        .map(|(name, check)| {
+            let trial = Trial::test(name, move || {
+                check();
+                Ok(())
+            });
+            match missing {
+                Some(tool) => trial
+                    .with_ignored_flag(true)
+                    .with_kind(format!("no {tool}")),
+                None => trial,
+            }
+        })
+        .collect();
+    libtest_mimic::run(&arguments, trials).exit();
+}

@@ -1,0 +1,87 @@
+//! Lists of `key=value` options: how `-o` writes them and how the `Formatting`
+//! line shows them.
+
+/// Splits what `-o` gave: elements between commas, `,,` for a comma inside one,
+/// and `on` for a key without a value.
+pub fn parse(text: &str) -> Vec<(String, String)> {
+    elements(text)
+        .into_iter()
+        .filter(|element| !element.is_empty())
+        .map(|element| match element.split_once('=') {
+            Some((key, value)) => (key.to_owned(), value.to_owned()),
+            None => (element, "on".to_owned()),
+        })
+        .collect()
+}
+
+fn elements(text: &str) -> Vec<String> {
+    let mut elements = vec![String::new()];
+    let mut rest = text.chars().peekable();
+    while let Some(c) = rest.next() {
+        if c == ',' && rest.next_if_eq(&',').is_none() {
+            elements.push(String::new());
+        } else if let Some(element) = elements.last_mut() {
+            element.push(c);
+        }
+    }
+    elements
+}
+
+/// Removes a key and returns the last value that it had.
+pub fn take(options: &mut Vec<(String, String)>, key: &str) -> Option<String> {
+    options
+        .extract_if(.., |(name, _)| name == key)
+        .last()
+        .map(|(_, value)| value)
+}
+
+/// The line that `create` prints.
+pub fn formatting(file: &str, format: &str, options: &[(String, String)]) -> String {
+    let mut line = format!("Formatting '{file}', fmt={format}");
+    for (key, value) in options {
+        line.push_str(&format!(" {key}={}", value.replace(',', ",,")));
+    }
+    line.push('\n');
+    line
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pairs(pairs: &[(&str, &str)]) -> Vec<(String, String)> {
+        let owned = |&(key, value): &(&str, &str)| (key.to_owned(), value.to_owned());
+        pairs.iter().map(owned).collect()
+    }
+
+    #[test]
+    fn options_split_at_single_commas() {
+        assert_eq!(parse(""), []);
+        assert_eq!(
+            parse("cluster_size=4k,backing_file=a,,b=c,lazy_refcounts"),
+            pairs(&[
+                ("cluster_size", "4k"),
+                ("backing_file", "a,b=c"),
+                ("lazy_refcounts", "on")
+            ])
+        );
+        assert_eq!(parse("a=x,,,b=y"), pairs(&[("a", "x,"), ("b", "y")]));
+    }
+
+    #[test]
+    fn the_last_value_of_a_key_counts() {
+        let mut options = parse("size=1M,compat=1.1,size=2M");
+        assert_eq!(take(&mut options, "size").as_deref(), Some("2M"));
+        assert_eq!(options, pairs(&[("compat", "1.1")]));
+        assert_eq!(take(&mut options, "size"), None);
+    }
+
+    #[test]
+    fn the_formatting_line_doubles_commas() {
+        let options = pairs(&[("size", "1024"), ("backing_file", "a,b")]);
+        assert_eq!(
+            formatting("x,y", "qcow2", &options),
+            "Formatting 'x,y', fmt=qcow2 size=1024 backing_file=a,,b\n"
+        );
+    }
+}

@@ -1,0 +1,277 @@
+//! What every file of the tree is, remembered for as long as it does not
+//! change, and which files another image names.
+
+use super::disk::{At, Library, Portrait};
+use super::error::{Error, Result};
+use super::names::FormatRules;
+use super::source::{FileId, Kind, Source, Stat, Time};
+use super::sync::lock;
+use crate::image::NameRule;
+use instar_guest::proto::Format;
+use nix::errno::Errno;
+use std::collections::{HashMap, HashSet};
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+/// Files remembered; past that, everything is forgotten and looked at again.
+const REMEMBERED: usize = 64 << 10;
+/// Time stamps of files advance in steps of up to 10 ms (one tick). What was
+/// looked at sooner than this after a change may change again unnoticed.
+const TICK: Duration = Duration::from_millis(20);
+
+/// What a file is to the mount.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Face {
+    /// An image.
+    Image(Portrait),
+    /// An image that cannot be used: shown with size 0.
+    Unusable(Error),
+    /// No image, or part of another one: not shown.
+    Hidden,
+}
+
+/// The version of a file that a face belongs to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Stamp {
+    size: u64,
+    mtime: Time,
+    ctime: Time,
+}
+
+/// What an image names, to be resolved when it matters.
+#[derive(Clone, Debug)]
+struct Naming {
+    path: PathBuf,
+    backing: Option<String>,
+    data_file: Option<String>,
+}
+
+/// See the module.
+pub struct Catalog {
+    formats: FormatRules,
+    library: Box<dyn Library>,
+    /// By file and by the format that it is read as.
+    faces: Mutex<HashMap<(FileId, Option<Format>), (Stamp, Face)>>,
+    namings: Mutex<HashMap<FileId, Naming>>,
+    surveyed: Mutex<HashSet<PathBuf>>,
+}
+
+impl Catalog {
+    /// An empty catalog.
+    pub fn new(library: Box<dyn Library>, formats: FormatRules) -> Self {
+        Self {
+            formats,
+            library,
+            faces: Mutex::default(),
+            namings: Mutex::default(),
+            surveyed: Mutex::default(),
+        }
+    }
+
+    /// The library that opens what the catalog describes.
+    pub fn library(&self) -> &dyn Library {
+        self.library.as_ref()
+    }
+
+    /// The format that a file must be opened as; `None` probes.
+    pub fn format_for(&self, path: &Path) -> Option<Format> {
+        match self.formats.rule_for(path) {
+            NameRule::Raw => Some(Format::Raw),
+            NameRule::Must(format) => Some(format),
+            NameRule::Unsupported(_) | NameRule::Probe => None,
+        }
+    }
+
+    /// What a regular file is.
+    pub fn face(&self, source: &Source, path: &Path, stat: &Stat) -> Face {
+        let face = match self.formats.rule_for(path) {
+            NameRule::Raw => {
+                self.survey_siblings(source, path);
+                Face::Image(raw_portrait(stat))
+            }
+            NameRule::Unsupported(format) => Face::Unusable(Error::new(
+                Errno::EIO,
+                format!("{format} images are not supported yet: use a copy in qcow2 or raw"),
+            )),
+            NameRule::Must(format) => self.described(source, path, stat, Some(format)),
+            NameRule::Probe => self.described(source, path, stat, None),
+        };
+        if matches!(face, Face::Image(_)) && self.is_data_file(source, stat.id) {
+            return Face::Hidden;
+        }
+        face
+    }
+
+    /// Whether another image of the tree names the file as its backing image.
+    /// Looks at every image of the tree that has changed.
+    pub fn is_backing(&self, source: &Source, file: FileId) -> bool {
+        let mut directories = vec![PathBuf::new()];
+        while let Some(directory) = directories.pop() {
+            directories.extend(self.survey(source, &directory));
+        }
+        self.named(source, file, |naming| naming.backing.as_deref())
+    }
+
+    /// Looks at every image of a directory that may name other files, and
+    /// answers its subdirectories.
+    fn survey(&self, source: &Source, directory: &Path) -> Vec<PathBuf> {
+        let mut subdirectories = Vec::new();
+        for entry in source.list(directory).unwrap_or_default() {
+            let path = directory.join(&entry.name);
+            let format = match (entry.kind, self.formats.rule_for(&path)) {
+                (Kind::Directory, _) => {
+                    subdirectories.push(path);
+                    continue;
+                }
+                (Kind::File, NameRule::Must(format)) => Some(format),
+                (Kind::File, NameRule::Probe) => None,
+                (Kind::File, NameRule::Raw | NameRule::Unsupported(_)) => continue,
+            };
+            if let Ok(stat) = source.stat(&path) {
+                self.described(source, &path, &stat, format);
+            }
+        }
+        subdirectories
+    }
+
+    /// The first time that a raw file of a directory is looked at, its
+    /// neighbours are asked whether it is the data file of one.
+    fn survey_siblings(&self, source: &Source, path: &Path) {
+        let directory = path.parent().unwrap_or(Path::new(""));
+        let first = lock(&self.surveyed).insert(directory.to_path_buf());
+        if first {
+            self.survey(source, directory);
+        }
+    }
+
+    fn is_data_file(&self, source: &Source, file: FileId) -> bool {
+        self.named(source, file, |naming| naming.data_file.as_deref())
+    }
+
+    fn named(
+        &self,
+        source: &Source,
+        file: FileId,
+        field: impl Fn(&Naming) -> Option<&str>,
+    ) -> bool {
+        let namings: Vec<(FileId, PathBuf, String)> = lock(&self.namings)
+            .iter()
+            .filter_map(|(id, naming)| Some((*id, naming.path.clone(), field(naming)?.to_string())))
+            .collect();
+        namings.iter().any(|(namer, path, name)| {
+            *namer != file
+                && source.stat(path).is_ok_and(|stat| stat.id == *namer)
+                && source.resolve(path, name) == Some(file)
+        })
+    }
+
+    fn described(&self, source: &Source, path: &Path, stat: &Stat, format: Option<Format>) -> Face {
+        let key = (stat.id, format);
+        let stamp = Stamp::of(stat);
+        if let Some((known, face)) = lock(&self.faces).get(&key)
+            && *known == stamp
+        {
+            return face.clone();
+        }
+        let (face, keep) = match self.look(source, path, format) {
+            Ok((face, seen)) => (face, seen == stamp && settled(stat)),
+            Err(error) => {
+                let keep = !is_passing(error.errno) && settled(stat);
+                (Face::Unusable(unusable(error)), keep)
+            }
+        };
+        self.note_names(path, stat.id, &face);
+        if keep {
+            let mut faces = lock(&self.faces);
+            if faces.len() >= REMEMBERED {
+                faces.clear();
+            }
+            faces.insert(key, (stamp, face.clone()));
+        }
+        face
+    }
+
+    fn look(&self, source: &Source, path: &Path, format: Option<Format>) -> Result<(Face, Stamp)> {
+        let (file, stat) = source.open_file(path, false)?;
+        let at = At {
+            source,
+            path,
+            format,
+        };
+        let portrait = self.library.describe(at, file)?;
+        let face = if format.is_none() && portrait.format == Format::Raw {
+            Face::Hidden
+        } else {
+            Face::Image(portrait)
+        };
+        Ok((face, Stamp::of(&stat)))
+    }
+
+    fn note_names(&self, path: &Path, id: FileId, face: &Face) {
+        let mut namings = lock(&self.namings);
+        match face {
+            Face::Image(portrait) if portrait.backing.is_some() || portrait.data_file.is_some() => {
+                let naming = Naming {
+                    path: path.to_path_buf(),
+                    backing: portrait.backing.as_ref().map(|named| named.name.clone()),
+                    data_file: portrait.data_file.as_ref().map(|named| named.name.clone()),
+                };
+                namings.insert(id, naming);
+            }
+            _ => {
+                namings.remove(&id);
+            }
+        }
+    }
+}
+
+impl Stamp {
+    fn of(stat: &Stat) -> Self {
+        Self {
+            size: stat.size,
+            mtime: stat.mtime,
+            ctime: stat.ctime,
+        }
+    }
+}
+
+fn raw_portrait(stat: &Stat) -> Portrait {
+    Portrait {
+        format: Format::Raw,
+        virtual_size: stat.size,
+        cluster_size: None,
+        backing: None,
+        data_file: None,
+    }
+}
+
+/// Whether the file last changed long enough ago for its time stamp to tell a
+/// further change.
+fn settled(stat: &Stat) -> bool {
+    let now = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
+    let changed = u64::try_from(stat.ctime.sec)
+        .map(|sec| Duration::new(sec, stat.ctime.nsec))
+        .unwrap_or_default();
+    now >= changed + TICK
+}
+
+/// What opening an image that cannot be used answers: it is the image that is
+/// wrong, not the call.
+fn unusable(error: Error) -> Error {
+    let errno = match error.errno {
+        Errno::EOPNOTSUPP | Errno::EINVAL | Errno::EFBIG => Errno::EIO,
+        other => other,
+    };
+    Error { errno, ..error }
+}
+
+/// Failures that say nothing about the image.
+fn is_passing(errno: Errno) -> bool {
+    matches!(
+        errno,
+        Errno::EMFILE | Errno::ENFILE | Errno::ENOMEM | Errno::EAGAIN | Errno::EINTR
+    )
+}

@@ -1,0 +1,244 @@
+//! The calls that concern the content and the size of a disk.
+
+use super::disk::{Disk, Run};
+use super::error::{Error, Result};
+use super::filesystem::Filesystem;
+use super::nodes::Node;
+use super::open::{Handle, OpenFile};
+use crate::image::Access;
+use instar_guest::proto::Preallocation;
+use nix::errno::Errno;
+use nix::fcntl::FallocateFlags;
+use std::sync::Arc;
+use std::sync::MutexGuard;
+
+/// Bytes that the first look for a hole covers; the next ones double it.
+const FIRST_LOOK: u64 = 16 << 20;
+/// The most bytes that one look covers.
+const LAST_LOOK: u64 = 64 << 30;
+
+/// Where `lseek` is to go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Seek {
+    /// `SEEK_DATA`.
+    Data,
+    /// `SEEK_HOLE`.
+    Hole,
+}
+
+impl Filesystem {
+    /// Fills the start of `buf` with what the disk holds from `offset` on, and
+    /// answers how much that is: less than `buf` only at the end of the disk.
+    pub fn read(&self, handle: u64, offset: u64, buf: &mut [u8]) -> Result<usize> {
+        let handle = self.handle(handle)?;
+        handle.read(self.context(), |disk| {
+            let left = disk.virtual_size().saturating_sub(offset);
+            let len = usize::try_from(left).unwrap_or(usize::MAX).min(buf.len());
+            disk.read_at(&mut buf[..len], offset)?;
+            Ok(len)
+        })
+    }
+
+    /// Writes `data`, all of it or nothing. Past the end the disk grows.
+    pub fn write(&self, handle: u64, offset: u64, data: &[u8]) -> Result<()> {
+        let handle = self.handle(handle)?;
+        let end = offset.checked_add(data.len() as u64).ok_or(Errno::EFBIG)?;
+        let small = handle.write(self.context(), |disk| Ok(disk.virtual_size() < end))?;
+        if small {
+            self.grow_for_write(&handle, end)?;
+        }
+        handle.write(self.context(), |disk| disk.write_at(data, offset))
+    }
+
+    fn grow_for_write(&self, handle: &Handle, end: u64) -> Result<()> {
+        if !self.options.grow {
+            return Err(Error::new(
+                Errno::EFBIG,
+                "a write past the end of the disk, which -o nogrow forbids",
+            ));
+        }
+        let file = &handle.file;
+        let sizing = file.sizing();
+        handle.write(self.context(), |disk| {
+            if disk.virtual_size() >= end {
+                return Ok(());
+            }
+            let size = end
+                .checked_next_multiple_of(disk.size_unit())
+                .ok_or(Errno::EFBIG)?;
+            self.resize(file, disk, &sizing, size, self.options.preallocation)
+        })?;
+        // The kernel takes the end of the write for the new size.
+        if let Some(invalidate) = self.invalidate.get() {
+            invalidate(file.node.id);
+        }
+        Ok(())
+    }
+
+    /// Makes everything written durable.
+    pub fn fsync(&self, handle: u64) -> Result<()> {
+        self.handle(handle)?.file.flush()
+    }
+
+    /// A descriptor of the handle was closed: everything becomes durable, and
+    /// the locks go unless another handle is in use.
+    pub fn flush(&self, handle: u64) -> Result<()> {
+        let handle = self.handle(handle)?;
+        handle.rest();
+        handle.file.settle()
+    }
+
+    /// Makes every image durable that waits for it; to be called every second.
+    /// An image that fails is reported the first time and tried again.
+    pub fn tick(&self, failing: &mut Vec<Arc<OpenFile>>) {
+        let before = std::mem::take(failing);
+        for file in self.open_files() {
+            if let Err(error) = file.settle() {
+                if !before.iter().any(|known| Arc::ptr_eq(known, &file)) {
+                    self.report(&file.node, &error);
+                }
+                failing.push(file);
+            }
+        }
+    }
+
+    /// Makes every image durable; whether that worked for all of them.
+    pub fn flush_all(&self) -> bool {
+        let mut failing = Vec::new();
+        self.tick(&mut failing);
+        failing.is_empty()
+    }
+
+    /// Allocates a range. `mode` is that of fallocate(2).
+    pub fn fallocate(&self, handle: u64, mode: i32, offset: u64, len: u64) -> Result<()> {
+        let keep_size = match FallocateFlags::from_bits(mode) {
+            Some(mode) if mode.is_empty() => false,
+            Some(FallocateFlags::FALLOC_FL_KEEP_SIZE) => true,
+            _ => return Err(Errno::EOPNOTSUPP.into()),
+        };
+        let handle = self.handle(handle)?;
+        let end = offset.checked_add(len).ok_or(Errno::EFBIG)?;
+        if len == 0 {
+            return Err(Errno::EINVAL.into());
+        }
+        let file = &handle.file;
+        let sizing = file.sizing();
+        handle.write(self.context(), |disk| {
+            let size = disk.virtual_size();
+            if end > size && keep_size {
+                return Err(Error::new(
+                    Errno::EOPNOTSUPP,
+                    "space past the end of a disk cannot be allocated without growing it",
+                ));
+            }
+            if end > size {
+                self.resize(file, disk, &sizing, end, Preallocation::Falloc)?;
+            }
+            if offset < size {
+                disk.preallocate(offset, end.min(size) - offset)?;
+            }
+            disk.flush()
+        })
+    }
+
+    /// Sets the size, through a handle or by name. Only larger for now.
+    pub(super) fn truncate(&self, node: &Arc<Node>, handle: Option<u64>, size: u64) -> Result<()> {
+        let preallocation = self.options.preallocation;
+        if let Some(handle) = handle {
+            let handle = self.handle(handle)?;
+            let sizing = handle.file.sizing();
+            return handle.write(self.context(), |disk| {
+                self.resize(&handle.file, disk, &sizing, size, preallocation)
+            });
+        }
+        let stat = self.stat(node)?;
+        self.no_backing_image(node, &stat)?;
+        let file = self.file(node);
+        let resized = {
+            let sizing = file.sizing();
+            file.with(self.context(), Access::Write, |disk| {
+                self.resize(&file, disk, &sizing, size, preallocation)
+            })
+        };
+        let settled = file.settle();
+        self.drop_unused(&file);
+        resized.and(settled)
+    }
+
+    /// Makes a disk larger, durably. The guard says that nobody else changes
+    /// its size meanwhile.
+    fn resize(
+        &self,
+        file: &OpenFile,
+        disk: &dyn Disk,
+        _sizing: &MutexGuard<'_, ()>,
+        size: u64,
+        preallocation: Preallocation,
+    ) -> Result<()> {
+        let path = self.source.display(&file.node.path);
+        let unit = disk.size_unit();
+        if size % unit != 0 {
+            return Err(Error::new(
+                Errno::EINVAL,
+                format!(
+                    "{}: a size of {size} bytes is not a multiple of {unit}",
+                    path.display()
+                ),
+            ));
+        }
+        if size < disk.virtual_size() {
+            return Err(Error::new(
+                Errno::EPERM,
+                format!(
+                    "{}: {size} bytes is less than the disk has ({}): the mount does not shrink disks",
+                    path.display(),
+                    disk.virtual_size()
+                ),
+            ));
+        }
+        if size == disk.virtual_size() {
+            return Ok(());
+        }
+        for warning in disk.resize(size, preallocation)? {
+            log::warn!("{}: {warning}", path.display());
+        }
+        log::debug!("{}: resized to {size} bytes", path.display());
+        Ok(())
+    }
+
+    /// The next data or hole at or after `offset`.
+    pub fn lseek(&self, handle: u64, offset: u64, whence: Seek) -> Result<u64> {
+        let handle = self.handle(handle)?;
+        handle.read(self.context(), |disk| {
+            let size = disk.virtual_size();
+            if offset >= size {
+                return Err(Errno::ENXIO.into());
+            }
+            let mut at = offset;
+            let mut look = FIRST_LOOK;
+            while at < size {
+                let runs = disk.runs(at, look.min(size - at))?;
+                if let Some(found) = first_match(&runs, at, whence) {
+                    return Ok(found);
+                }
+                at = end_of(&runs).filter(|&end| end > at).ok_or(Errno::EIO)?;
+                look = (look * 2).min(LAST_LOOK);
+            }
+            match whence {
+                Seek::Hole => Ok(size),
+                Seek::Data => Err(Errno::ENXIO.into()),
+            }
+        })
+    }
+}
+
+/// Where the first run of the kind looked for starts, not before `at`.
+fn first_match(runs: &[Run], at: u64, whence: Seek) -> Option<u64> {
+    runs.iter()
+        .find(|run| run.data == (whence == Seek::Data))
+        .map(|run| run.offset.max(at))
+}
+
+fn end_of(runs: &[Run]) -> Option<u64> {
+    runs.last().map(|run| run.offset + run.len)
+}

@@ -1,0 +1,101 @@
+//! What the filesystem needs from an image, as traits: the behaviour above
+//! them is tested with images that exist in memory only.
+
+use super::error::Result;
+use super::source::Source;
+use crate::image::Access;
+use instar_guest::facts::NamedFile;
+use instar_guest::proto::{Format, Preallocation};
+use std::fs::File;
+use std::path::Path;
+use std::sync::Arc;
+
+/// An image file to look at.
+#[derive(Clone, Copy)]
+pub struct At<'a> {
+    /// The tree in which it lies.
+    pub source: &'a Source,
+    /// Its path below the root of the tree.
+    pub path: &'a Path,
+    /// The format it must have; `None` probes.
+    pub format: Option<Format>,
+}
+
+/// What is known of an image without opening it for use.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Portrait {
+    /// Its format.
+    pub format: Format,
+    /// Size of the disk in bytes.
+    pub virtual_size: u64,
+    /// Its allocation unit in bytes, if it has one.
+    pub cluster_size: Option<u64>,
+    /// The backing image that it names.
+    pub backing: Option<NamedFile>,
+    /// The data file that it names.
+    pub data_file: Option<NamedFile>,
+}
+
+/// A range of a disk that holds data, or that reads as zeroes and takes no
+/// space.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Run {
+    /// Offset of the first byte.
+    pub offset: u64,
+    /// Length in bytes, never 0.
+    pub len: u64,
+    /// Whether there is data.
+    pub data: bool,
+}
+
+/// Where images come from.
+pub trait Library: Send + Sync {
+    /// Looks at an image without any lock and without its backing images.
+    fn describe(&self, at: At<'_>, file: File) -> Result<Portrait>;
+
+    /// Everything that `info` says, as JSON.
+    fn info(&self, at: At<'_>, file: File) -> Result<String>;
+
+    /// Opens an image for use, with the locks that `access` needs.
+    fn open(&self, at: At<'_>, file: File, access: Access) -> Result<Arc<dyn Disk>>;
+}
+
+/// An image that is open. Dropping it releases its
+/// locks.
+pub trait Disk: Send + Sync {
+    /// Size in bytes.
+    fn virtual_size(&self) -> u64;
+
+    /// Sizes are multiples of this.
+    fn size_unit(&self) -> u64;
+
+    /// Reads exactly the range, which lies inside the disk.
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<()>;
+
+    /// Writes a range inside the disk.
+    fn write_at(&self, data: &[u8], offset: u64) -> Result<()>;
+
+    /// Allocates a range inside the disk, with disk space behind it.
+    fn preallocate(&self, offset: u64, len: u64) -> Result<()>;
+
+    /// Makes data and mapping durable.
+    fn flush(&self) -> Result<()>;
+
+    /// Whether anything waits for a flush.
+    fn is_dirty(&self) -> bool;
+
+    /// Gives up the locks and stays open; nothing may be waiting for a flush.
+    fn unlock(&self) -> Result<()>;
+
+    /// Takes the locks again: EBUSY if another process has them, ESTALE if the
+    /// image changed in between.
+    fn lock(&self) -> Result<()>;
+
+    /// Changes the size, durably; the return value is what the user should be
+    /// told.
+    fn resize(&self, size: u64, preallocation: Preallocation) -> Result<Vec<String>>;
+
+    /// What lies in a range inside the disk: runs without gaps, from `offset`
+    /// to at least one byte further.
+    fn runs(&self, offset: u64, len: u64) -> Result<Vec<Run>>;
+}

@@ -1,0 +1,85 @@
+//! Why a call failed: the errno that the caller sees and the text that the log
+//! and `user.instar.error` show.
+
+use nix::errno::Errno;
+use std::fmt;
+
+/// The result of a filesystem call.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// A failed call.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Error {
+    /// What the caller's system call returns.
+    pub errno: Errno,
+    /// The reason for people, where the errno alone does not say it.
+    pub message: Option<String>,
+}
+
+impl Error {
+    /// A failure whose reason is worth a line in the log.
+    pub fn new(errno: Errno, message: impl Into<String>) -> Self {
+        Self {
+            errno,
+            message: Some(message.into()),
+        }
+    }
+
+    /// The level at which the failure is logged. What a caller provokes by an
+    /// ordinary mistake is quiet, so that nobody fills the log on purpose;
+    /// what an administrator has to know is not.
+    pub fn level(&self) -> log::Level {
+        match self.errno {
+            Errno::EIO | Errno::ESTALE | Errno::ENOSPC | Errno::EDQUOT => log::Level::Error,
+            Errno::EBUSY | Errno::EROFS => log::Level::Warn,
+            _ if self.message.is_some() => log::Level::Info,
+            _ => log::Level::Debug,
+        }
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.message {
+            Some(message) => f.write_str(message),
+            None => f.write_str(self.errno.desc()),
+        }
+    }
+}
+
+impl std::error::Error for Error {}
+
+impl From<Errno> for Error {
+    fn from(errno: Errno) -> Self {
+        Self {
+            errno,
+            message: None,
+        }
+    }
+}
+
+impl From<std::io::Error> for Error {
+    fn from(error: std::io::Error) -> Self {
+        let errno = error.raw_os_error().map_or(Errno::EIO, Errno::from_raw);
+        Self::from(errno)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_errno_without_a_text_is_quiet_and_describes_itself() {
+        let error = Error::from(Errno::ENOENT);
+        assert_eq!(error.level(), log::Level::Debug);
+        assert_eq!(error.to_string(), "No such file or directory");
+    }
+
+    #[test]
+    fn a_damaged_image_is_an_error_in_the_log() {
+        let error = Error::new(Errno::EIO, "the header is damaged");
+        assert_eq!(error.level(), log::Level::Error);
+        assert_eq!(error.to_string(), "the header is damaged");
+    }
+}

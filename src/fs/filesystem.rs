@@ -1,0 +1,470 @@
+//! What every call on the mount does, by the table in the design: names and
+//! attributes here, content in [`super::content`].
+
+use super::catalog::{Catalog, Face};
+use super::disk::{At, Library};
+use super::error::{Error, Result};
+use super::names::FormatRules;
+use super::nodes::{Node, NodeId, Nodes};
+use super::open::{Context, Handle, OpenFile};
+use super::source::{FileId, Kind, NewTime, Source, Stat};
+use super::sync::{lock, read, write};
+use instar_guest::proto::Preallocation;
+use nix::errno::Errno;
+use nix::sys::statvfs::Statvfs;
+use std::collections::HashMap;
+use std::ffi::{OsStr, OsString};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, RwLock};
+
+/// `st_blksize` of images without an allocation unit, in bytes.
+const BLOCK: u64 = 64 << 10;
+/// Reasons of failed opens that are remembered for `user.instar.error`.
+const TROUBLES: usize = 4096;
+
+/// How the mounted filesystem behaves.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Nothing may be changed.
+    pub read_only: bool,
+    /// Whether a write past the end makes a disk larger.
+    pub grow: bool,
+    /// Whether images that others use as backing images may be written.
+    pub rw_backing: bool,
+    /// How much of the range that a truncate adds is allocated.
+    pub preallocation: Preallocation,
+    /// `format=GLOB:FMT`.
+    pub formats: FormatRules,
+}
+
+/// The attributes of a file or directory on the mount.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Attributes {
+    /// Its id.
+    pub id: NodeId,
+    /// Size in bytes: the disk's for an image.
+    pub size: u64,
+    /// `st_blksize` in bytes, a power of two.
+    pub block: u32,
+    /// Everything else, from the source file.
+    pub stat: Stat,
+}
+
+/// Changes to attributes; `None` leaves one as it is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Changes {
+    /// Size in bytes.
+    pub size: Option<u64>,
+    /// Permission bits.
+    pub perm: Option<u32>,
+    /// Owner.
+    pub uid: Option<u32>,
+    /// Group.
+    pub gid: Option<u32>,
+    /// Time of last access.
+    pub atime: Option<NewTime>,
+    /// Time of last modification.
+    pub mtime: Option<NewTime>,
+}
+
+/// One line of a listing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Listed {
+    /// The name.
+    pub name: OsString,
+    /// Path below SOURCE.
+    pub path: PathBuf,
+    /// The id that a lookup answers.
+    pub id: NodeId,
+    /// Directory or regular file.
+    pub kind: Kind,
+}
+
+/// Called with the id of a file whose attributes the kernel must ask for anew.
+pub type Invalidate = Box<dyn Fn(NodeId) + Send + Sync>;
+
+/// The mounted filesystem, without FUSE. All methods may be called from many
+/// threads at once.
+pub struct Filesystem {
+    pub(super) source: Source,
+    pub(super) catalog: Catalog,
+    pub(super) options: Options,
+    nodes: Nodes,
+    files: Mutex<HashMap<NodeId, Arc<OpenFile>>>,
+    handles: RwLock<HashMap<u64, Arc<Handle>>>,
+    listings: RwLock<HashMap<u64, Arc<Vec<Listed>>>>,
+    next: AtomicU64,
+    troubles: Mutex<HashMap<FileId, Error>>,
+    pub(super) invalidate: OnceLock<Invalidate>,
+}
+
+impl Filesystem {
+    /// The filesystem over a tree.
+    pub fn new(source: Source, library: Box<dyn Library>, options: Options) -> Result<Self> {
+        let root = source.stat(Path::new(""))?;
+        Ok(Self {
+            catalog: Catalog::new(library, options.formats.clone()),
+            source,
+            options,
+            nodes: Nodes::new(root.id),
+            files: Mutex::default(),
+            handles: RwLock::default(),
+            listings: RwLock::default(),
+            next: AtomicU64::new(1),
+            troubles: Mutex::default(),
+            invalidate: OnceLock::new(),
+        })
+    }
+
+    /// Path of the directory whose images are shown.
+    pub fn source(&self) -> &Path {
+        self.source.path()
+    }
+
+    /// Says how to reach the kernel, once the mount is there.
+    pub fn set_invalidate(&self, invalidate: Invalidate) {
+        self.invalidate.get_or_init(|| invalidate);
+    }
+
+    pub(super) fn context(&self) -> Context<'_> {
+        Context {
+            source: &self.source,
+            catalog: &self.catalog,
+        }
+    }
+
+    /// Finds a name and counts one reference to it.
+    pub fn lookup(&self, parent: NodeId, name: &OsStr) -> Result<Attributes> {
+        let parent = self.nodes.get(parent)?;
+        self.hold(parent.path.join(name))
+    }
+
+    /// Finds a path below SOURCE and counts one reference to it.
+    pub fn hold(&self, path: PathBuf) -> Result<Attributes> {
+        let stat = self.source.stat(&path)?;
+        let face = self.face_if_file(&path, &stat);
+        if face == Some(Face::Hidden) {
+            return Err(Errno::ENOENT.into());
+        }
+        let node = self.nodes.hold(path, stat.id, stat.kind)?;
+        Ok(self.attributes(&node, stat, face.as_ref()))
+    }
+
+    /// Takes back references.
+    pub fn forget(&self, id: NodeId, count: u64) {
+        self.nodes.forget(id, count);
+    }
+
+    /// The attributes of a node.
+    pub fn getattr(&self, id: NodeId) -> Result<Attributes> {
+        let node = self.nodes.get(id)?;
+        let stat = self.stat(&node)?;
+        let face = self.face_if_file(&node.path, &stat);
+        Ok(self.attributes(&node, stat, face.as_ref()))
+    }
+
+    /// Changes attributes. A new size comes first: if it is refused, nothing
+    /// changes.
+    pub fn setattr(
+        &self,
+        id: NodeId,
+        handle: Option<u64>,
+        changes: &Changes,
+    ) -> Result<Attributes> {
+        self.writable()?;
+        let node = self.nodes.get(id)?;
+        self.stat(&node)?;
+        if let Some(size) = changes.size {
+            self.truncate(&node, handle, size)?;
+        }
+        if changes.uid.is_some() || changes.gid.is_some() {
+            self.source.chown(&node.path, changes.uid, changes.gid)?;
+        }
+        if let Some(perm) = changes.perm {
+            self.source.chmod(&node.path, perm)?;
+        }
+        if changes.atime.is_some() || changes.mtime.is_some() {
+            self.source
+                .utimens(&node.path, changes.atime, changes.mtime)?;
+        }
+        self.getattr(id)
+    }
+
+    /// Lists a directory: what is in it now.
+    pub fn opendir(&self, id: NodeId) -> Result<u64> {
+        let node = self.nodes.get(id)?;
+        let mut listing = Vec::new();
+        for entry in self.source.list(&node.path)? {
+            let path = node.path.join(&entry.name);
+            let Ok(stat) = self.source.stat(&path) else {
+                continue;
+            };
+            if self.face_if_file(&path, &stat) == Some(Face::Hidden) {
+                continue;
+            }
+            listing.push(Listed {
+                id: self.nodes.id_of(&path, stat.id),
+                kind: stat.kind,
+                name: entry.name,
+                path,
+            });
+        }
+        let handle = self.next.fetch_add(1, Ordering::Relaxed);
+        write(&self.listings).insert(handle, Arc::new(listing));
+        Ok(handle)
+    }
+
+    /// The listing that [`opendir`](Self::opendir) made.
+    pub fn listing(&self, handle: u64) -> Result<Arc<Vec<Listed>>> {
+        let listings = read(&self.listings);
+        let listing = listings.get(&handle).ok_or(Errno::EBADF)?;
+        Ok(Arc::clone(listing))
+    }
+
+    /// The directory above a node; the root's is the root.
+    pub fn parent(&self, id: NodeId) -> Result<NodeId> {
+        let node = self.nodes.get(id)?;
+        let parent = node.path.parent().unwrap_or(Path::new(""));
+        let stat = self.source.stat(parent)?;
+        Ok(self.nodes.id_of(parent, stat.id))
+    }
+
+    /// Forgets a listing.
+    pub fn releasedir(&self, handle: u64) {
+        write(&self.listings).remove(&handle);
+    }
+
+    /// Opens an image. Locks are taken for what the handle may do.
+    pub fn open(&self, id: NodeId, writable: bool) -> Result<u64> {
+        let node = self.nodes.get(id)?;
+        let stat = self.stat(&node)?;
+        let opened = self.open_node(&node, &stat, writable);
+        self.remember_trouble(stat.id, opened.as_ref().err());
+        let handle = opened?;
+        let number = self.next.fetch_add(1, Ordering::Relaxed);
+        write(&self.handles).insert(number, Arc::new(handle));
+        Ok(number)
+    }
+
+    fn open_node(&self, node: &Arc<Node>, stat: &Stat, writable: bool) -> Result<Handle> {
+        if writable {
+            self.writable()?;
+            self.no_backing_image(node, stat)?;
+        }
+        if let Face::Unusable(error) = self.catalog.face(&self.source, &node.path, stat) {
+            return Err(error);
+        }
+        let file = self.file(node);
+        let handle = file.handle(self.context(), writable);
+        if handle.is_err() {
+            self.drop_unused(&file);
+        }
+        handle
+    }
+
+    /// Closes a handle.
+    pub fn release(&self, handle: u64) {
+        let Some(handle) = write(&self.handles).remove(&handle) else {
+            return;
+        };
+        let file = &handle.file;
+        let last = file.release(&handle);
+        if let Err(error) = file.settle() {
+            self.report(&file.node, &error);
+        }
+        if last {
+            self.drop_unused(file);
+        }
+    }
+
+    /// A handle by its number.
+    pub(super) fn handle(&self, handle: u64) -> Result<Arc<Handle>> {
+        let handles = read(&self.handles);
+        let handle = handles.get(&handle).ok_or(Errno::EBADF)?;
+        Ok(Arc::clone(handle))
+    }
+
+    /// The open file behind a node, made if there is none.
+    pub(super) fn file(&self, node: &Arc<Node>) -> Arc<OpenFile> {
+        let mut files = lock(&self.files);
+        let file = files
+            .entry(node.id)
+            .or_insert_with(|| OpenFile::new(Arc::clone(node)));
+        Arc::clone(file)
+    }
+
+    /// Forgets an open file without handles, and with it its image.
+    pub(super) fn drop_unused(&self, file: &Arc<OpenFile>) {
+        let mut files = lock(&self.files);
+        if !file.has_handles()
+            && files
+                .get(&file.node.id)
+                .is_some_and(|known| Arc::ptr_eq(known, file))
+        {
+            files.remove(&file.node.id);
+        }
+    }
+
+    /// Every image that is open.
+    pub(super) fn open_files(&self) -> Vec<Arc<OpenFile>> {
+        lock(&self.files).values().cloned().collect()
+    }
+
+    /// The attributes of a node's source file, as long as it is the file that
+    /// was looked up.
+    pub(super) fn stat(&self, node: &Node) -> Result<Stat> {
+        let stat = self.source.stat(&node.path)?;
+        if stat.id != node.file {
+            return Err(Errno::ESTALE.into());
+        }
+        Ok(stat)
+    }
+
+    pub(super) fn writable(&self) -> Result<()> {
+        if self.options.read_only {
+            return Err(Errno::EROFS.into());
+        }
+        Ok(())
+    }
+
+    /// Refuses to change what other images of the tree build on.
+    pub(super) fn no_backing_image(&self, node: &Node, stat: &Stat) -> Result<()> {
+        if self.options.rw_backing || !self.catalog.is_backing(&self.source, stat.id) {
+            return Ok(());
+        }
+        Err(Error::new(
+            Errno::EROFS,
+            format!(
+                "{}: another image uses this one as its backing file, which a change would damage; \
+                 mount with -o rw_backing to change it all the same",
+                self.source.display(&node.path).display()
+            ),
+        ))
+    }
+
+    /// Writes a failure to the log, with the name of the image unless its text
+    /// has it already.
+    pub fn report(&self, node: &Node, error: &Error) {
+        let path = self.source.display(&node.path).display().to_string();
+        let text = error.to_string();
+        if text.contains(&path) {
+            log::log!(error.level(), "{text}");
+        } else {
+            log::log!(error.level(), "{path}: {text}");
+        }
+    }
+
+    /// The same for a node by id.
+    pub fn report_for(&self, id: NodeId, error: &Error) {
+        match self.nodes.get(id) {
+            Ok(node) => self.report(&node, error),
+            Err(_) => log::log!(error.level(), "{error}"),
+        }
+    }
+
+    fn face_if_file(&self, path: &Path, stat: &Stat) -> Option<Face> {
+        match stat.kind {
+            Kind::Directory => None,
+            Kind::File => Some(self.catalog.face(&self.source, path, stat)),
+        }
+    }
+
+    fn attributes(&self, node: &Node, stat: Stat, face: Option<&Face>) -> Attributes {
+        let (size, block) = match face {
+            None => (stat.size, u64::from(stat.blksize)),
+            Some(Face::Image(portrait)) => {
+                let open = lock(&self.files).get(&node.id).cloned();
+                let size = open.and_then(|file| file.virtual_size());
+                (
+                    size.unwrap_or(portrait.virtual_size),
+                    portrait.cluster_size.unwrap_or(BLOCK),
+                )
+            }
+            Some(Face::Unusable(_) | Face::Hidden) => (0, BLOCK),
+        };
+        let block = block.clamp(4096, 2 << 20).next_power_of_two();
+        Attributes {
+            id: node.id,
+            size,
+            block: u32::try_from(block).unwrap_or(4096),
+            stat,
+        }
+    }
+
+    fn remember_trouble(&self, file: FileId, error: Option<&Error>) {
+        let mut troubles = lock(&self.troubles);
+        match error {
+            None => {
+                troubles.remove(&file);
+            }
+            Some(error) => {
+                if troubles.len() >= TROUBLES {
+                    troubles.clear();
+                }
+                troubles.insert(file, error.clone());
+            }
+        }
+    }
+
+    /// Space and files of the file system that holds the images.
+    pub fn statfs(&self) -> Result<Statvfs> {
+        self.source.statvfs()
+    }
+
+    /// The names of a node's extended attributes.
+    pub fn listxattr(&self, id: NodeId) -> Result<Vec<&'static str>> {
+        let node = self.nodes.get(id)?;
+        let stat = self.stat(&node)?;
+        let mut names = Vec::new();
+        if let Some(Face::Image(_)) = self.face_if_file(&node.path, &stat) {
+            names.extend(["user.instar.format", "user.instar.info"]);
+        }
+        if self.trouble(&node, &stat).is_some() {
+            names.push("user.instar.error");
+        }
+        Ok(names)
+    }
+
+    /// The value of an extended attribute.
+    pub fn getxattr(&self, id: NodeId, name: &OsStr) -> Result<Vec<u8>> {
+        if !name.as_encoded_bytes().starts_with(b"user.instar.") {
+            return Err(Errno::ENODATA.into());
+        }
+        let node = self.nodes.get(id)?;
+        if id == NodeId::ROOT && name == "user.instar.pid" {
+            return Ok(std::process::id().to_string().into_bytes());
+        }
+        let stat = self.stat(&node)?;
+        let value = match (name.to_str(), self.face_if_file(&node.path, &stat)) {
+            (Some("user.instar.format"), Some(Face::Image(portrait))) => {
+                portrait.format.name().to_string()
+            }
+            (Some("user.instar.info"), Some(Face::Image(_))) => self.info(&node)?,
+            (Some("user.instar.error"), _) => {
+                let trouble = self.trouble(&node, &stat).ok_or(Errno::ENODATA)?;
+                trouble.to_string()
+            }
+            _ => return Err(Errno::ENODATA.into()),
+        };
+        Ok(value.into_bytes())
+    }
+
+    fn info(&self, node: &Node) -> Result<String> {
+        let (file, _) = self.source.open_file(&node.path, false)?;
+        let at = At {
+            source: &self.source,
+            path: &node.path,
+            format: self.catalog.format_for(&node.path),
+        };
+        self.catalog.library().info(at, file)
+    }
+
+    /// Why an image cannot be used, or could not be when it was last tried.
+    fn trouble(&self, node: &Node, stat: &Stat) -> Option<Error> {
+        match self.face_if_file(&node.path, stat) {
+            Some(Face::Unusable(error)) => Some(error),
+            _ => lock(&self.troubles).get(&stat.id).cloned(),
+        }
+    }
+}

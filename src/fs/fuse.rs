@@ -1,0 +1,594 @@
+//! The adapter between [`Filesystem`] and the `fuser` crate: it translates
+//! types and decides nothing but how long the kernel may remember.
+
+use super::content::Seek;
+use super::error::{Error, Result};
+use super::filesystem::{Attributes, Changes, Filesystem};
+use super::nodes::NodeId;
+use super::source::{Kind, NewTime, Time};
+use fuser::{
+    BsdFileFlags, Errno, FileAttr, FileHandle, FileType, FopenFlags, Generation, INodeNo,
+    InitFlags, KernelConfig, LockOwner, OpenAccMode, OpenFlags, RenameFlags, ReplyAttr,
+    ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl,
+    ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+};
+use std::cell::RefCell;
+use std::ffi::OsStr;
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+/// How long the kernel may believe what it was told about names and
+/// attributes. Changes through the mount are seen at once; this is for changes
+/// of the source behind it.
+const TTL: Duration = Duration::from_secs(1);
+/// The largest request in bytes: what the kernel sends at most.
+const MAX_REQUEST: u32 = 1 << 20;
+/// Requests that the kernel sends ahead without waiting (readahead, direct I/O
+/// in parallel).
+const MAX_BACKGROUND: u16 = 64;
+
+/// See the module.
+pub struct Adapter(pub Arc<Filesystem>);
+
+impl Adapter {
+    /// Logs a failure of a call on a node and turns it into what goes to the
+    /// kernel.
+    fn errno(&self, ino: INodeNo, call: &str, error: &Error) -> Errno {
+        log::trace!("{call} {}: {error}", ino.0);
+        if error.message.is_some() {
+            self.0.report_for(NodeId(ino.0), error);
+        }
+        Errno::from_i32(error.errno as i32)
+    }
+}
+
+/// Answers with the value, or with the failure's errno.
+macro_rules! answer {
+    ($self:ident, $ino:ident, $call:literal, $reply:ident, $result:expr, |$value:pat_param| $ok:expr) => {
+        match $result {
+            Ok($value) => $ok,
+            Err(error) => $reply.error($self.errno($ino, $call, &error)),
+        }
+    };
+}
+
+impl fuser::Filesystem for Adapter {
+    fn init(&mut self, _req: &Request, config: &mut KernelConfig) -> io::Result<()> {
+        let wanted = InitFlags::FUSE_DO_READDIRPLUS
+            | InitFlags::FUSE_READDIRPLUS_AUTO
+            | InitFlags::FUSE_PARALLEL_DIROPS
+            | InitFlags::FUSE_AUTO_INVAL_DATA
+            | InitFlags::FUSE_ASYNC_DIO
+            // Set-id bits mean nothing here, the mount is always nosuid; said
+            // so, the kernel does not look for security.capability before
+            // every write.
+            | InitFlags::FUSE_HANDLE_KILLPRIV_V2;
+        for flag in wanted {
+            // A kernel without one of these works all the same.
+            let _ = config.add_capabilities(flag);
+        }
+        let _ = config.set_max_write(MAX_REQUEST);
+        let _ = config.set_max_background(MAX_BACKGROUND);
+        Ok(())
+    }
+
+    fn lookup(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        let found = self.0.lookup(NodeId(parent.0), name);
+        answer!(self, parent, "lookup", reply, found, |attributes| {
+            reply.entry(&TTL, &file_attr(&attributes), Generation(0));
+        });
+    }
+
+    fn forget(&self, _req: &Request, ino: INodeNo, count: u64) {
+        self.0.forget(NodeId(ino.0), count);
+    }
+
+    fn getattr(&self, _req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
+        let found = self.0.getattr(NodeId(ino.0));
+        answer!(self, ino, "getattr", reply, found, |attributes| {
+            reply.attr(&TTL, &file_attr(&attributes));
+        });
+    }
+
+    fn setattr(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        mode: Option<u32>,
+        uid: Option<u32>,
+        gid: Option<u32>,
+        size: Option<u64>,
+        atime: Option<TimeOrNow>,
+        mtime: Option<TimeOrNow>,
+        _ctime: Option<SystemTime>,
+        fh: Option<FileHandle>,
+        _crtime: Option<SystemTime>,
+        _chgtime: Option<SystemTime>,
+        _bkuptime: Option<SystemTime>,
+        _flags: Option<BsdFileFlags>,
+        reply: ReplyAttr,
+    ) {
+        let changes = Changes {
+            size,
+            perm: mode.map(|mode| mode & 0o7777),
+            uid,
+            gid,
+            atime: atime.map(new_time),
+            mtime: mtime.map(new_time),
+        };
+        let changed = self.0.setattr(NodeId(ino.0), fh.map(|fh| fh.0), &changes);
+        answer!(self, ino, "setattr", reply, changed, |attributes| {
+            reply.attr(&TTL, &file_attr(&attributes));
+        });
+    }
+
+    fn open(&self, _req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        let writable = flags.acc_mode() != OpenAccMode::O_RDONLY;
+        let opened = self.0.open(NodeId(ino.0), writable);
+        answer!(self, ino, "open", reply, opened, |handle| {
+            reply.opened(FileHandle(handle), FopenFlags::empty());
+        });
+    }
+
+    fn read(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        size: u32,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        reply: ReplyData,
+    ) {
+        with_buffer(size, |buffer| {
+            let read = self.0.read(fh.0, offset, buffer);
+            answer!(self, ino, "read", reply, read, |len| {
+                reply.data(&buffer[..len]);
+            });
+        });
+    }
+
+    fn write(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        data: &[u8],
+        _write_flags: WriteFlags,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        reply: ReplyWrite,
+    ) {
+        let written = self.0.write(fh.0, offset, data);
+        answer!(self, ino, "write", reply, written, |()| {
+            reply.written(u32::try_from(data.len()).unwrap_or(u32::MAX));
+        });
+    }
+
+    fn flush(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        fh: FileHandle,
+        _lock_owner: LockOwner,
+        reply: ReplyEmpty,
+    ) {
+        let flushed = self.0.flush(fh.0);
+        answer!(self, ino, "flush", reply, flushed, |()| reply.ok());
+    }
+
+    fn release(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        fh: FileHandle,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        _flush: bool,
+        reply: ReplyEmpty,
+    ) {
+        self.0.release(fh.0);
+        reply.ok();
+    }
+
+    fn fsync(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        fh: FileHandle,
+        _datasync: bool,
+        reply: ReplyEmpty,
+    ) {
+        let synced = self.0.fsync(fh.0);
+        answer!(self, ino, "fsync", reply, synced, |()| reply.ok());
+    }
+
+    fn fallocate(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        length: u64,
+        mode: i32,
+        reply: ReplyEmpty,
+    ) {
+        let allocated = self.0.fallocate(fh.0, mode, offset, length);
+        answer!(self, ino, "fallocate", reply, allocated, |()| reply.ok());
+    }
+
+    fn lseek(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        fh: FileHandle,
+        offset: i64,
+        whence: i32,
+        reply: ReplyLseek,
+    ) {
+        let whence = match whence {
+            libc::SEEK_DATA => Seek::Data,
+            libc::SEEK_HOLE => Seek::Hole,
+            _ => return reply.error(Errno::EINVAL),
+        };
+        let Ok(offset) = u64::try_from(offset) else {
+            return reply.error(Errno::ENXIO);
+        };
+        let found = self.0.lseek(fh.0, offset, whence);
+        answer!(self, ino, "lseek", reply, found, |found| {
+            reply.offset(i64::try_from(found).unwrap_or(i64::MAX));
+        });
+    }
+
+    fn opendir(&self, _req: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        let opened = self.0.opendir(NodeId(ino.0));
+        answer!(self, ino, "opendir", reply, opened, |handle| {
+            reply.opened(FileHandle(handle), FopenFlags::empty());
+        });
+    }
+
+    fn readdir(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        mut reply: ReplyDirectory,
+    ) {
+        let listed = self.list(ino, fh, offset, |id, next, kind, name, _path| {
+            Some(reply.add(INodeNo(id.0), next, file_type(kind), name))
+        });
+        answer!(self, ino, "readdir", reply, listed, |()| reply.ok());
+    }
+
+    fn readdirplus(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        mut reply: ReplyDirectoryPlus,
+    ) {
+        let listed = self.list(ino, fh, offset, |id, next, _kind, name, path| {
+            let Some(path) = path else {
+                // The kernel counts no reference for these two.
+                let attributes = self.0.getattr(id).ok()?;
+                let attr = file_attr(&attributes);
+                return Some(reply.add(attr.ino, next, name, &TTL, &attr, Generation(0)));
+            };
+            let attributes = self.0.hold(path.to_path_buf()).ok()?;
+            let attr = file_attr(&attributes);
+            let full = reply.add(attr.ino, next, name, &TTL, &attr, Generation(0));
+            if full {
+                self.0.forget(attributes.id, 1);
+            }
+            Some(full)
+        });
+        answer!(self, ino, "readdirplus", reply, listed, |()| reply.ok());
+    }
+
+    fn releasedir(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        fh: FileHandle,
+        _flags: OpenFlags,
+        reply: ReplyEmpty,
+    ) {
+        self.0.releasedir(fh.0);
+        reply.ok();
+    }
+
+    fn fsyncdir(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        _fh: FileHandle,
+        _datasync: bool,
+        reply: ReplyEmpty,
+    ) {
+        reply.ok();
+    }
+
+    fn statfs(&self, _req: &Request, ino: INodeNo, reply: ReplyStatfs) {
+        answer!(self, ino, "statfs", reply, self.0.statfs(), |vfs| {
+            reply.statfs(
+                vfs.blocks(),
+                vfs.blocks_free(),
+                vfs.blocks_available(),
+                vfs.files(),
+                vfs.files_free(),
+                u32::try_from(vfs.block_size()).unwrap_or(4096),
+                u32::try_from(vfs.name_max()).unwrap_or(255),
+                u32::try_from(vfs.fragment_size()).unwrap_or(4096),
+            );
+        });
+    }
+
+    fn getxattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+        let value = self.0.getxattr(NodeId(ino.0), name);
+        answer!(self, ino, "getxattr", reply, value, |value| {
+            send_xattr(&value, size, reply);
+        });
+    }
+
+    fn listxattr(&self, _req: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+        let names = self.0.listxattr(NodeId(ino.0));
+        answer!(self, ino, "listxattr", reply, names, |names| {
+            let mut list = Vec::new();
+            for name in names {
+                list.extend_from_slice(name.as_bytes());
+                list.push(0);
+            }
+            send_xattr(&list, size, reply);
+        });
+    }
+
+    fn setxattr(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        _name: &OsStr,
+        _value: &[u8],
+        _flags: i32,
+        _position: u32,
+        reply: ReplyEmpty,
+    ) {
+        reply.error(Errno::EOPNOTSUPP);
+    }
+
+    fn removexattr(&self, _req: &Request, _ino: INodeNo, _name: &OsStr, reply: ReplyEmpty) {
+        reply.error(Errno::EOPNOTSUPP);
+    }
+
+    fn readlink(&self, _req: &Request, _ino: INodeNo, reply: ReplyData) {
+        reply.error(Errno::EINVAL);
+    }
+
+    fn mknod(
+        &self,
+        _req: &Request,
+        _parent: INodeNo,
+        _name: &OsStr,
+        _mode: u32,
+        _umask: u32,
+        _rdev: u32,
+        reply: ReplyEntry,
+    ) {
+        reply.error(Errno::EROFS);
+    }
+
+    fn mkdir(
+        &self,
+        _req: &Request,
+        _parent: INodeNo,
+        _name: &OsStr,
+        _mode: u32,
+        _umask: u32,
+        reply: ReplyEntry,
+    ) {
+        reply.error(Errno::EROFS);
+    }
+
+    fn create(
+        &self,
+        _req: &Request,
+        _parent: INodeNo,
+        _name: &OsStr,
+        _mode: u32,
+        _umask: u32,
+        _flags: i32,
+        reply: ReplyCreate,
+    ) {
+        reply.error(Errno::EROFS);
+    }
+
+    fn unlink(&self, _req: &Request, _parent: INodeNo, _name: &OsStr, reply: ReplyEmpty) {
+        reply.error(Errno::EROFS);
+    }
+
+    fn rmdir(&self, _req: &Request, _parent: INodeNo, _name: &OsStr, reply: ReplyEmpty) {
+        reply.error(Errno::EROFS);
+    }
+
+    fn rename(
+        &self,
+        _req: &Request,
+        _parent: INodeNo,
+        _name: &OsStr,
+        _newparent: INodeNo,
+        _newname: &OsStr,
+        _flags: RenameFlags,
+        reply: ReplyEmpty,
+    ) {
+        reply.error(Errno::EROFS);
+    }
+
+    fn symlink(
+        &self,
+        _req: &Request,
+        _parent: INodeNo,
+        _name: &OsStr,
+        _target: &Path,
+        reply: ReplyEntry,
+    ) {
+        reply.error(Errno::EROFS);
+    }
+
+    fn link(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        _newparent: INodeNo,
+        _newname: &OsStr,
+        reply: ReplyEntry,
+    ) {
+        reply.error(Errno::EROFS);
+    }
+
+    fn ioctl(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        _fh: FileHandle,
+        _flags: fuser::IoctlFlags,
+        _cmd: u32,
+        _in_data: &[u8],
+        _out_size: u32,
+        reply: ReplyIoctl,
+    ) {
+        reply.error(Errno::ENOTTY);
+    }
+}
+
+impl Adapter {
+    /// Hands the lines of a listing from `offset` on to `add`, until that says
+    /// `Some(true)`: full. `None` leaves a line out. The two dots come first,
+    /// without a path.
+    fn list(
+        &self,
+        ino: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        mut add: impl FnMut(NodeId, u64, Kind, &OsStr, Option<&Path>) -> Option<bool>,
+    ) -> Result<()> {
+        let listing = self.0.listing(fh.0)?;
+        let id = NodeId(ino.0);
+        let dots = [(id, "."), (self.0.parent(id).unwrap_or(id), "..")];
+        let dots = dots
+            .iter()
+            .map(|(id, name)| (*id, Kind::Directory, OsStr::new(*name), None));
+        let files = listing.iter().map(|line| {
+            let path = Some(line.path.as_path());
+            (line.id, line.kind, line.name.as_os_str(), path)
+        });
+        let start = usize::try_from(offset).unwrap_or(usize::MAX);
+        for (index, (id, kind, name, path)) in dots.chain(files).enumerate().skip(start) {
+            if add(id, index as u64 + 1, kind, name, path) == Some(true) {
+                break;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Lends a buffer that each thread keeps, since a fresh one per request would
+/// be cleared and mapped anew each time.
+fn with_buffer(size: u32, work: impl FnOnce(&mut [u8])) {
+    thread_local! {
+        static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+    }
+    BUFFER.with_borrow_mut(|buffer| {
+        let size = size.min(MAX_REQUEST) as usize;
+        if buffer.len() < size {
+            buffer.resize(size, 0);
+        }
+        work(&mut buffer[..size]);
+    });
+}
+
+fn send_xattr(value: &[u8], size: u32, reply: ReplyXattr) {
+    match u32::try_from(value.len()) {
+        Ok(len) if size == 0 => reply.size(len),
+        Ok(len) if len <= size => reply.data(value),
+        _ => reply.error(Errno::ERANGE),
+    }
+}
+
+fn file_attr(attributes: &Attributes) -> FileAttr {
+    let stat = &attributes.stat;
+    FileAttr {
+        ino: INodeNo(attributes.id.0),
+        size: attributes.size,
+        blocks: stat.blocks,
+        atime: system_time(stat.atime),
+        mtime: system_time(stat.mtime),
+        ctime: system_time(stat.ctime),
+        crtime: UNIX_EPOCH,
+        kind: file_type(stat.kind),
+        perm: stat.perm,
+        nlink: stat.nlink,
+        uid: stat.uid,
+        gid: stat.gid,
+        rdev: 0,
+        blksize: attributes.block,
+        flags: 0,
+    }
+}
+
+fn file_type(kind: Kind) -> FileType {
+    match kind {
+        Kind::Directory => FileType::Directory,
+        Kind::File => FileType::RegularFile,
+    }
+}
+
+fn system_time(time: Time) -> SystemTime {
+    let nanoseconds = Duration::from_nanos(u64::from(time.nsec));
+    match u64::try_from(time.sec) {
+        Ok(sec) => UNIX_EPOCH + Duration::from_secs(sec) + nanoseconds,
+        Err(_) => UNIX_EPOCH - Duration::from_secs(time.sec.unsigned_abs()) + nanoseconds,
+    }
+}
+
+fn new_time(time: TimeOrNow) -> NewTime {
+    let time = match time {
+        TimeOrNow::Now => return NewTime::Now,
+        TimeOrNow::SpecificTime(time) => time,
+    };
+    NewTime::At(match time.duration_since(UNIX_EPOCH) {
+        Ok(since) => Time {
+            sec: i64::try_from(since.as_secs()).unwrap_or(i64::MAX),
+            nsec: since.subsec_nanos(),
+        },
+        Err(before) => {
+            let before = before.duration();
+            let up = i64::from(before.subsec_nanos() > 0);
+            Time {
+                sec: -i64::try_from(before.as_secs()).unwrap_or(i64::MAX) - up,
+                nsec: (1_000_000_000 - before.subsec_nanos()) % 1_000_000_000,
+            }
+        }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_before_the_epoch_survive_both_ways() {
+        for time in [
+            Time { sec: -2, nsec: 0 },
+            Time { sec: -2, nsec: 5 },
+            Time { sec: 7, nsec: 999 },
+        ] {
+            let back = new_time(TimeOrNow::SpecificTime(system_time(time)));
+            assert_eq!(back, NewTime::At(time));
+        }
+    }
+}

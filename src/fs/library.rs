@@ -1,0 +1,144 @@
+//! The images of the mount, opened through [`crate::image`].
+
+use super::disk::{At, Disk, Library, Portrait, Run};
+use super::error::{Error, Result};
+use crate::image::{
+    self, Access, BackingPolicy, Image, Location, OpenOptions, ResizeOptions, SegmentKind, Tree,
+};
+use crate::sandbox::Pool;
+use instar_guest::proto::Preallocation;
+use nix::errno::Errno;
+use std::fs::File;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+/// Opens images in sandboxes of a pool.
+pub struct Images {
+    /// Where the sandboxes come from.
+    pub pool: Arc<Pool>,
+    /// The directory below which images may name files.
+    pub tree: Arc<Tree>,
+    /// More directories below which images may name files.
+    pub allow_paths: Vec<PathBuf>,
+    /// What happens with images that name a backing image.
+    pub backing: BackingPolicy,
+}
+
+struct OpenImage(Image);
+
+impl Images {
+    fn open_image(
+        &self,
+        at: At<'_>,
+        file: File,
+        access: Access,
+        backing: BackingPolicy,
+    ) -> Result<Image> {
+        let options = OpenOptions {
+            format: at.format,
+            force_share: access == Access::Info,
+            backing,
+            allow_paths: self.allow_paths.clone(),
+            ..OpenOptions::new(access)
+        };
+        let location = Location {
+            path: at.source.display(at.path),
+            tree: Arc::clone(&self.tree),
+            inside: at.path.to_path_buf(),
+        };
+        Ok(options.open_file(&self.pool, file, location)?)
+    }
+}
+
+impl Library for Images {
+    fn describe(&self, at: At<'_>, file: File) -> Result<Portrait> {
+        let image = self.open_image(at, file, Access::Info, BackingPolicy::Skip)?;
+        let facts = image.facts();
+        Ok(Portrait {
+            format: facts.format,
+            virtual_size: facts.virtual_size,
+            cluster_size: facts.cluster_size,
+            backing: facts.backing.clone(),
+            data_file: facts.data_file.clone(),
+        })
+    }
+
+    fn info(&self, at: At<'_>, file: File) -> Result<String> {
+        let image = self.open_image(at, file, Access::Info, BackingPolicy::Skip)?;
+        Ok(image.facts().format.name().to_string())
+    }
+
+    fn open(&self, at: At<'_>, file: File, access: Access) -> Result<Arc<dyn Disk>> {
+        let image = self.open_image(at, file, access, self.backing)?;
+        Ok(Arc::new(OpenImage(image)))
+    }
+}
+
+impl Disk for OpenImage {
+    fn virtual_size(&self) -> u64 {
+        self.0.virtual_size()
+    }
+
+    fn size_unit(&self) -> u64 {
+        self.0.facts().size_unit.max(1)
+    }
+
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
+        Ok(self.0.read_at(buf, offset)?)
+    }
+
+    fn write_at(&self, data: &[u8], offset: u64) -> Result<()> {
+        Ok(self.0.write_at(data, offset)?)
+    }
+
+    fn preallocate(&self, offset: u64, len: u64) -> Result<()> {
+        Ok(self.0.preallocate(offset, len)?)
+    }
+
+    fn flush(&self) -> Result<()> {
+        Ok(self.0.flush()?)
+    }
+
+    fn is_dirty(&self) -> bool {
+        self.0.is_dirty()
+    }
+
+    fn unlock(&self) -> Result<()> {
+        Ok(self.0.unlock()?)
+    }
+
+    fn lock(&self) -> Result<()> {
+        Ok(self.0.lock()?)
+    }
+
+    fn resize(&self, size: u64, preallocation: Preallocation) -> Result<Vec<String>> {
+        let how = ResizeOptions {
+            preallocation,
+            shrink: false,
+        };
+        Ok(self.0.resize(size, &how)?)
+    }
+
+    fn runs(&self, offset: u64, len: u64) -> Result<Vec<Run>> {
+        let segments = self.0.segments(offset, len)?;
+        Ok(segments
+            .into_iter()
+            .map(|segment| Run {
+                offset: segment.offset,
+                len: segment.len,
+                data: matches!(segment.kind, SegmentKind::Data | SegmentKind::Compressed),
+            })
+            .collect())
+    }
+}
+
+impl From<image::Error> for Error {
+    fn from(error: image::Error) -> Self {
+        let mut text = error.to_string();
+        if let Some(hint) = error.hint() {
+            text.push_str(". ");
+            text.push_str(hint);
+        }
+        Self::new(Errno::from_raw(error.errno()), text)
+    }
+}

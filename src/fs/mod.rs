@@ -1,0 +1,35 @@
+//! The mounted filesystem: every image of a directory as a plain file that
+//! holds the disk's content.
+//!
+//! [`Filesystem`] is the behaviour: names, attributes, handles, what each call
+//! does. It knows neither FUSE nor any format and is tested with images that
+//! exist in memory only. [`fuse`] translates between it and the kernel, and
+//! [`device`] mounts and unmounts. What may not enter: image bytes, formats'
+//! fields, and, outside of [`fuse`], any type of the `fuser` crate.
+
+mod catalog;
+mod content;
+pub mod device;
+mod disk;
+mod error;
+mod filesystem;
+pub mod fuse;
+mod library;
+mod names;
+mod nodes;
+mod open;
+mod source;
+mod sync;
+
+#[cfg(test)]
+mod tests;
+
+pub use content::Seek;
+pub use disk::{At, Disk, Library, Portrait, Run};
+pub use error::{Error, Result};
+pub use filesystem::{Attributes, Changes, Filesystem, Listed, Options};
+pub use library::Images;
+pub use names::FormatRules;
+pub use nodes::NodeId;
+pub use open::OpenFile;
+pub use source::{Kind, NewTime, Source, Stat, Time};

@@ -1,0 +1,83 @@
+//! Which format a file is read as: decided by its name and by the mount's
+//! options, never by what a guest may have written into its disk.
+
+use crate::image::{NameRule, format_of_name};
+use globset::{Glob, GlobMatcher};
+use instar_guest::proto::Format;
+use std::path::Path;
+
+/// `-o format=GLOB:FMT`, in the order given.
+#[derive(Clone, Debug, Default)]
+pub struct FormatRules(Vec<(GlobMatcher, Format)>);
+
+impl FormatRules {
+    /// Adds `GLOB:FMT`. A glob with a slash is matched against the path below
+    /// SOURCE, any other against the file's name.
+    pub fn add(&mut self, rule: &str) -> Result<(), String> {
+        let (glob, format) = rule
+            .rsplit_once(':')
+            .ok_or_else(|| format!("format={rule}: expected GLOB:FORMAT, as in '*.disk:raw'"))?;
+        let format = match format {
+            "raw" => Format::Raw,
+            "qcow2" => Format::Qcow2,
+            other => {
+                return Err(format!(
+                    "format={rule}: unknown format '{other}'; known are raw and qcow2"
+                ));
+            }
+        };
+        let glob = Glob::new(glob).map_err(|error| format!("format={rule}: {error}"))?;
+        self.0.push((glob.compile_matcher(), format));
+        Ok(())
+    }
+
+    /// What the name of a file below SOURCE says. The last option that matches
+    /// wins over the name itself.
+    pub fn rule_for(&self, path: &Path) -> NameRule {
+        let name = Path::new(path.file_name().unwrap_or_default());
+        let chosen = self.0.iter().rev().find(|(glob, _)| {
+            let subject = if glob.glob().glob().contains('/') {
+                path
+            } else {
+                name
+            };
+            glob.is_match(subject)
+        });
+        match chosen {
+            Some((_, Format::Raw)) => NameRule::Raw,
+            Some((_, format)) => NameRule::Must(*format),
+            None => format_of_name(name.as_os_str()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_matching_option_wins_over_the_name() {
+        let mut rules = FormatRules::default();
+        rules.add("*.disk:raw").unwrap();
+        rules.add("vm/*.disk:qcow2").unwrap();
+        assert_eq!(rules.rule_for(Path::new("a.disk")), NameRule::Raw);
+        assert_eq!(
+            rules.rule_for(Path::new("vm/a.disk")),
+            NameRule::Must(Format::Qcow2)
+        );
+        assert_eq!(rules.rule_for(Path::new("vm/a.img")), NameRule::Raw);
+    }
+
+    #[test]
+    fn a_wrong_rule_says_what_is_expected() {
+        let mut rules = FormatRules::default();
+        assert_eq!(
+            rules.add("disk").unwrap_err(),
+            "format=disk: expected GLOB:FORMAT, as in '*.disk:raw'"
+        );
+        assert_eq!(
+            rules.add("*.d:vdi").unwrap_err(),
+            "format=*.d:vdi: unknown format 'vdi'; known are raw and qcow2"
+        );
+    }
+}

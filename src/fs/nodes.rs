@@ -1,0 +1,171 @@
+//! Node ids: how the kernel names files to us.
+//!
+//! An id is a keyed hash of path and identity, so that a listing and a lookup
+//! agree on it without remembering every name that was ever listed, and so
+//! that a file that was replaced gets a new id. Only what the kernel holds is
+//! in the table.
+
+use super::error::{Error, Result};
+use super::source::{FileId, Kind};
+use super::sync::{read, write};
+use nix::errno::Errno;
+use std::collections::HashMap;
+use std::collections::hash_map::{Entry, RandomState};
+use std::hash::BuildHasher;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, RwLock};
+
+/// A node's id, as the kernel and `st_ino` know it. 1 is the root.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct NodeId(pub u64);
+
+impl NodeId {
+    /// The root of the mount.
+    pub const ROOT: Self = Self(1);
+}
+
+/// A file or directory that the kernel knows.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Node {
+    /// Its id.
+    pub id: NodeId,
+    /// Path below SOURCE; empty for the root.
+    pub path: PathBuf,
+    /// Which file it was when it was looked up.
+    pub file: FileId,
+    /// Directory or regular file.
+    pub kind: Kind,
+}
+
+/// All nodes that the kernel holds.
+pub struct Nodes {
+    keys: RandomState,
+    held: RwLock<HashMap<NodeId, Held>>,
+    root: Arc<Node>,
+}
+
+struct Held {
+    node: Arc<Node>,
+    lookups: u64,
+}
+
+impl Nodes {
+    /// A table that holds the root alone.
+    pub fn new(root: FileId) -> Self {
+        Self {
+            keys: RandomState::new(),
+            held: RwLock::default(),
+            root: Arc::new(Node {
+                id: NodeId::ROOT,
+                path: PathBuf::new(),
+                file: root,
+                kind: Kind::Directory,
+            }),
+        }
+    }
+
+    /// The id of a file by that path.
+    pub fn id_of(&self, path: &Path, file: FileId) -> NodeId {
+        if path.as_os_str().is_empty() {
+            return NodeId::ROOT;
+        }
+        // 0 and 1 have meanings of their own.
+        NodeId((self.keys.hash_one((path, file)) >> 1) + 2)
+    }
+
+    /// The node behind an id.
+    pub fn get(&self, id: NodeId) -> Result<Arc<Node>> {
+        if id == NodeId::ROOT {
+            return Ok(Arc::clone(&self.root));
+        }
+        read(&self.held)
+            .get(&id)
+            .map(|held| Arc::clone(&held.node))
+            .ok_or_else(|| Errno::ESTALE.into())
+    }
+
+    /// Counts one more reference that the kernel gets to a file.
+    pub fn hold(&self, path: PathBuf, file: FileId, kind: Kind) -> Result<Arc<Node>> {
+        let id = self.id_of(&path, file);
+        if id == NodeId::ROOT {
+            return Ok(Arc::clone(&self.root));
+        }
+        let node = Node {
+            id,
+            path,
+            file,
+            kind,
+        };
+        match write(&self.held).entry(id) {
+            Entry::Vacant(slot) => {
+                let node = Arc::new(node);
+                slot.insert(Held {
+                    node: Arc::clone(&node),
+                    lookups: 1,
+                });
+                Ok(node)
+            }
+            Entry::Occupied(mut slot) if *slot.get().node == node => {
+                slot.get_mut().lookups += 1;
+                Ok(Arc::clone(&slot.get().node))
+            }
+            Entry::Occupied(slot) => Err(Error::new(
+                Errno::EIO,
+                format!(
+                    "{} and {} got the same id; mount again",
+                    node.path.display(),
+                    slot.get().node.path.display()
+                ),
+            )),
+        }
+    }
+
+    /// Takes back references that the kernel gave up.
+    pub fn forget(&self, id: NodeId, count: u64) {
+        if let Entry::Occupied(mut slot) = write(&self.held).entry(id) {
+            let held = slot.get_mut();
+            held.lookups = held.lookups.saturating_sub(count);
+            if held.lookups == 0 {
+                slot.remove();
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const FILE: FileId = FileId { dev: 1, ino: 7 };
+
+    #[test]
+    fn a_node_lives_until_its_last_reference_is_forgotten() {
+        let nodes = Nodes::new(FileId { dev: 1, ino: 2 });
+        let path = PathBuf::from("a.raw");
+        let node = nodes.hold(path.clone(), FILE, Kind::File).unwrap();
+        nodes.hold(path.clone(), FILE, Kind::File).unwrap();
+        nodes.forget(node.id, 1);
+        assert_eq!(nodes.get(node.id).unwrap(), node);
+        nodes.forget(node.id, 1);
+        assert_eq!(nodes.get(node.id).unwrap_err().errno, Errno::ESTALE);
+        assert_eq!(nodes.id_of(&path, FILE), node.id);
+    }
+
+    #[test]
+    fn a_replaced_file_gets_a_new_id() {
+        let nodes = Nodes::new(FileId { dev: 1, ino: 2 });
+        let path = Path::new("a.raw");
+        assert_ne!(
+            nodes.id_of(path, FILE),
+            nodes.id_of(path, FileId { dev: 1, ino: 8 })
+        );
+    }
+
+    #[test]
+    fn the_root_is_always_there() {
+        let nodes = Nodes::new(FILE);
+        nodes.forget(NodeId::ROOT, 100);
+        assert_eq!(nodes.get(NodeId::ROOT).unwrap().path, Path::new(""));
+        assert_eq!(nodes.id_of(Path::new(""), FILE), NodeId::ROOT);
+    }
+}

@@ -1,0 +1,351 @@
+//! An image that is open on the mount: shared by all its handles, and locked
+//! only while one of them may need it.
+//!
+//! The kernel waits neither for RELEASE nor for umount, and a loop device may
+//! write after its opener's FLUSH. So a handle counts as idle from its FLUSH
+//! until it is used again, and when all are idle and nothing waits for a flush
+//! the locks are given up. The next use takes them again, after checking that
+//! the file is still what it was.
+
+use super::catalog::Catalog;
+use super::disk::{At, Disk};
+use super::error::{Error, Result};
+use super::nodes::Node;
+use super::source::{Source, Stat};
+use super::sync::{lock, read, write};
+use crate::image::Access;
+use nix::errno::Errno;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, RwLock, RwLockWriteGuard};
+
+/// See the module.
+pub struct OpenFile {
+    /// The file.
+    pub node: Arc<Node>,
+    state: RwLock<State>,
+    uses: Mutex<Uses>,
+    sizing: Mutex<()>,
+}
+
+/// One open file description of the kernel.
+pub struct Handle {
+    /// What it is a handle of.
+    pub file: Arc<OpenFile>,
+    writable: bool,
+    used: AtomicBool,
+    generation: u64,
+}
+
+#[derive(Default)]
+struct State {
+    open: Option<Opened>,
+    /// Counts the times at which the content changed behind our back.
+    generation: u64,
+}
+
+struct Opened {
+    disk: Arc<dyn Disk>,
+    access: Access,
+    locked: bool,
+}
+
+#[derive(Default)]
+struct Uses {
+    handles: usize,
+    busy: usize,
+    busy_writers: usize,
+}
+
+/// What is needed to open an image again.
+#[derive(Clone, Copy)]
+pub struct Context<'a> {
+    /// The tree.
+    pub source: &'a Source,
+    /// What is known of its files, and the library that opens them.
+    pub catalog: &'a Catalog,
+}
+
+impl OpenFile {
+    /// An image that nothing has been done with yet.
+    pub fn new(node: Arc<Node>) -> Arc<Self> {
+        Arc::new(Self {
+            node,
+            state: RwLock::default(),
+            uses: Mutex::default(),
+            sizing: Mutex::default(),
+        })
+    }
+
+    /// Opens a handle. The image is opened and locked for what the handle may
+    /// do, so that an image that cannot be used fails here.
+    pub fn handle(self: &Arc<Self>, context: Context<'_>, writable: bool) -> Result<Handle> {
+        {
+            let mut uses = lock(&self.uses);
+            uses.handles += 1;
+            uses.begin(writable);
+        }
+        let mut handle = Handle {
+            file: Arc::clone(self),
+            writable,
+            used: AtomicBool::new(true),
+            generation: 0,
+        };
+        let secured = {
+            let mut state = write(&self.state);
+            let secured = self.secure(context, &mut state, needed(writable));
+            handle.generation = state.generation;
+            secured
+        };
+        match secured {
+            Ok(()) => Ok(handle),
+            Err(error) => {
+                self.release(&handle);
+                Err(error)
+            }
+        }
+    }
+
+    /// Takes a handle out of the count; whether it was the last one.
+    pub fn release(&self, handle: &Handle) -> bool {
+        handle.rest();
+        let mut uses = lock(&self.uses);
+        uses.handles -= 1;
+        uses.handles == 0
+    }
+
+    /// Whether any handle is left.
+    pub fn has_handles(&self) -> bool {
+        lock(&self.uses).handles > 0
+    }
+
+    /// Works with the image outside of any handle.
+    pub fn with<R>(
+        &self,
+        context: Context<'_>,
+        access: Access,
+        work: impl FnOnce(&dyn Disk) -> Result<R>,
+    ) -> Result<R> {
+        self.run(context, access, None, work)
+    }
+
+    /// The size of the disk, while the image is open and locked.
+    pub fn virtual_size(&self) -> Option<u64> {
+        let state = read(&self.state);
+        let open = state.open.as_ref().filter(|open| open.locked)?;
+        Some(open.disk.virtual_size())
+    }
+
+    /// Held by whoever changes the size, from looking at it until it is
+    /// changed.
+    pub fn sizing(&self) -> MutexGuard<'_, ()> {
+        lock(&self.sizing)
+    }
+
+    /// Makes everything durable, if the image is open.
+    pub fn flush(&self) -> Result<()> {
+        match &read(&self.state).open {
+            Some(open) if open.disk.is_dirty() => open.disk.flush(),
+            _ => Ok(()),
+        }
+    }
+
+    /// Makes everything durable and gives up the locks that no handle in use
+    /// needs.
+    pub fn settle(&self) -> Result<()> {
+        self.flush()?;
+        if lock(&self.uses).busy_writers > 0 {
+            return Ok(());
+        }
+        let mut state = write(&self.state);
+        let Some(open) = state.open.as_mut().filter(|open| open.locked) else {
+            return Ok(());
+        };
+        if open.disk.is_dirty() {
+            return Ok(());
+        }
+        let uses = lock(&self.uses);
+        if uses.busy == 0 {
+            open.disk.unlock()?;
+            open.locked = false;
+        } else if open.access == Access::Write && uses.busy_writers == 0 {
+            state.open = None;
+        }
+        Ok(())
+    }
+
+    fn run<R>(
+        &self,
+        context: Context<'_>,
+        access: Access,
+        generation: Option<u64>,
+        work: impl FnOnce(&dyn Disk) -> Result<R>,
+    ) -> Result<R> {
+        let state = {
+            let state = read(&self.state);
+            if state.serves(access) {
+                state
+            } else {
+                drop(state);
+                let mut state = write(&self.state);
+                self.secure(context, &mut state, access)?;
+                RwLockWriteGuard::downgrade(state)
+            }
+        };
+        if generation.is_some_and(|generation| generation != state.generation) {
+            return Err(Error::new(
+                Errno::ESTALE,
+                format!(
+                    "{}: the image changed while it was not locked: open it again",
+                    context.source.display(&self.node.path).display()
+                ),
+            ));
+        }
+        match &state.open {
+            Some(open) => work(open.disk.as_ref()),
+            None => Err(Errno::EIO.into()),
+        }
+    }
+
+    /// Opens or locks the image for at least that access.
+    fn secure(&self, context: Context<'_>, state: &mut State, access: Access) -> Result<()> {
+        if state.serves(access) {
+            return Ok(());
+        }
+        let wanted = if lock(&self.uses).busy_writers > 0 {
+            Access::Write
+        } else {
+            access
+        };
+        if let Some(open) = &mut state.open
+            && open.access == wanted
+        {
+            match open.disk.lock() {
+                Ok(()) => {
+                    open.locked = true;
+                    return Ok(());
+                }
+                Err(error) if error.errno == Errno::ESTALE => {
+                    state.generation += 1;
+                    state.open = None;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        self.reopen(context, state, wanted)
+    }
+
+    /// Opens the image anew: our own locks stand in the way of a change from
+    /// reading to writing, so they go first.
+    fn reopen(&self, context: Context<'_>, state: &mut State, access: Access) -> Result<()> {
+        let path = &self.node.path;
+        let before = match &state.open {
+            Some(open) if open.disk.is_dirty() => {
+                open.disk.flush()?;
+                context.source.stat(path).ok()
+            }
+            Some(_) => context.source.stat(path).ok(),
+            None => None,
+        };
+        state.open = None;
+        let write = access == Access::Write;
+        let (file, stat) = context.source.open_file(path, write)?;
+        if stat.id != self.node.file {
+            return Err(Errno::ESTALE.into());
+        }
+        let at = At {
+            source: context.source,
+            path,
+            format: context.catalog.format_for(path),
+        };
+        let disk = context.catalog.library().open(at, file, access)?;
+        if let Some(before) = before
+            && !same_content(&before, &context.source.stat(path)?)
+        {
+            state.generation += 1;
+        }
+        state.open = Some(Opened {
+            disk,
+            access,
+            locked: true,
+        });
+        Ok(())
+    }
+}
+
+impl Handle {
+    /// Works with the image as a reader.
+    pub fn read<R>(
+        &self,
+        context: Context<'_>,
+        work: impl FnOnce(&dyn Disk) -> Result<R>,
+    ) -> Result<R> {
+        self.touch();
+        self.file.run(context, Access::Read, None, work)
+    }
+
+    /// Works with the image as a writer.
+    pub fn write<R>(
+        &self,
+        context: Context<'_>,
+        work: impl FnOnce(&dyn Disk) -> Result<R>,
+    ) -> Result<R> {
+        if !self.writable {
+            return Err(Errno::EBADF.into());
+        }
+        self.touch();
+        self.file
+            .run(context, Access::Write, Some(self.generation), work)
+    }
+
+    /// Counts the handle as idle until its next use.
+    pub fn rest(&self) {
+        let mut uses = lock(&self.file.uses);
+        if self.used.swap(false, Ordering::AcqRel) {
+            uses.end(self.writable);
+        }
+    }
+
+    fn touch(&self) {
+        if self.used.load(Ordering::Acquire) {
+            return;
+        }
+        let mut uses = lock(&self.file.uses);
+        if !self.used.swap(true, Ordering::AcqRel) {
+            uses.begin(self.writable);
+        }
+    }
+}
+
+impl State {
+    /// Whether the image is open and locked for at least that access.
+    fn serves(&self, access: Access) -> bool {
+        self.open.as_ref().is_some_and(|open| {
+            open.locked && (open.access == Access::Write || access != Access::Write)
+        })
+    }
+}
+
+impl Uses {
+    fn begin(&mut self, writable: bool) {
+        self.busy += 1;
+        self.busy_writers += usize::from(writable);
+    }
+
+    fn end(&mut self, writable: bool) {
+        self.busy -= 1;
+        self.busy_writers -= usize::from(writable);
+    }
+}
+
+fn needed(writable: bool) -> Access {
+    if writable {
+        Access::Write
+    } else {
+        Access::Read
+    }
+}
+
+/// Whether nobody has written in between.
+fn same_content(before: &Stat, after: &Stat) -> bool {
+    (before.id, before.size, before.mtime) == (after.id, after.size, after.mtime)
+}

@@ -1,0 +1,206 @@
+//! Images that exist in memory only. An image file is a line of text:
+//! `size=N`, and optionally `backing=NAME`, `data=NAME` or `damaged`.
+
+use crate::fs::disk::{At, Disk, Library, Portrait, Run};
+use crate::fs::error::{Error, Result};
+use crate::fs::sync::lock;
+use crate::image::Access;
+use instar_guest::facts::NamedFile;
+use instar_guest::proto::{Format, Preallocation};
+use nix::errno::Errno;
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::Read as _;
+use std::os::unix::fs::MetadataExt as _;
+use std::sync::{Arc, Mutex};
+
+/// Where the data of every fake disk ends and its hole begins.
+pub const MIB: u64 = 1 << 20;
+
+/// What happened to an image, in order, and what other processes do to it.
+#[derive(Default)]
+pub struct Shelf {
+    pub content: HashMap<u64, Vec<u8>>,
+    pub allocated: Vec<(u64, u64)>,
+    pub events: Vec<&'static str>,
+    pub locked_by_others: bool,
+    pub changed_by_others: bool,
+    pub fail_flush: bool,
+}
+
+pub struct FakeLibrary(pub Arc<Mutex<Shelf>>);
+
+struct FakeDisk {
+    shelf: Arc<Mutex<Shelf>>,
+    ino: u64,
+    dirty: Mutex<bool>,
+}
+
+fn parse(mut file: File) -> Result<Portrait> {
+    let mut text = String::new();
+    file.read_to_string(&mut text)?;
+    let field = |name: &str| {
+        text.split_whitespace()
+            .find_map(|word| word.strip_prefix(name))
+            .map(str::to_string)
+    };
+    let named = |name: &str| field(name).map(|name| NamedFile { name, format: None });
+    match field("size=") {
+        Some(_) if text.contains("damaged") => Err(Error::new(Errno::EIO, "damaged")),
+        Some(size) => Ok(Portrait {
+            format: Format::Qcow2,
+            virtual_size: size.parse().unwrap(),
+            cluster_size: Some(65536),
+            backing: named("backing="),
+            data_file: named("data="),
+        }),
+        None => Ok(Portrait {
+            format: Format::Raw,
+            virtual_size: text.len() as u64,
+            cluster_size: None,
+            backing: None,
+            data_file: None,
+        }),
+    }
+}
+
+impl Library for FakeLibrary {
+    fn describe(&self, at: At<'_>, file: File) -> Result<Portrait> {
+        lock(&self.0).events.push("describe");
+        let portrait = parse(file)?;
+        if at.format.is_some_and(|format| format != portrait.format) {
+            return Err(Error::new(Errno::EIO, "not this format"));
+        }
+        Ok(portrait)
+    }
+
+    fn info(&self, _at: At<'_>, file: File) -> Result<String> {
+        Ok(format!(
+            "{{\"virtual-size\":{}}}",
+            parse(file)?.virtual_size
+        ))
+    }
+
+    fn open(&self, _at: At<'_>, file: File, access: Access) -> Result<Arc<dyn Disk>> {
+        let ino = file.metadata()?.ino();
+        let size = parse(file)?.virtual_size;
+        let mut shelf = lock(&self.0);
+        if shelf.locked_by_others {
+            return Err(Error::new(Errno::EBUSY, "locked by qemu"));
+        }
+        shelf.events.push(match access {
+            Access::Write => "open to write",
+            Access::Read | Access::Info => "open to read",
+        });
+        let size = usize::try_from(size).unwrap();
+        shelf.content.entry(ino).or_insert_with(|| vec![0; size]);
+        Ok(Arc::new(FakeDisk {
+            shelf: Arc::clone(&self.0),
+            ino,
+            dirty: Mutex::new(false),
+        }))
+    }
+}
+
+impl FakeDisk {
+    fn with<R>(&self, work: impl FnOnce(&mut Vec<u8>) -> R) -> R {
+        work(lock(&self.shelf).content.get_mut(&self.ino).unwrap())
+    }
+}
+
+impl Drop for FakeDisk {
+    fn drop(&mut self) {
+        lock(&self.shelf).events.push("close");
+    }
+}
+
+impl Disk for FakeDisk {
+    fn virtual_size(&self) -> u64 {
+        self.with(|content| content.len() as u64)
+    }
+
+    fn size_unit(&self) -> u64 {
+        512
+    }
+
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
+        let offset = usize::try_from(offset).unwrap();
+        self.with(|content| buf.copy_from_slice(&content[offset..offset + buf.len()]));
+        Ok(())
+    }
+
+    fn write_at(&self, data: &[u8], offset: u64) -> Result<()> {
+        let offset = usize::try_from(offset).unwrap();
+        self.with(|content| content[offset..offset + data.len()].copy_from_slice(data));
+        *lock(&self.dirty) = true;
+        Ok(())
+    }
+
+    fn preallocate(&self, offset: u64, len: u64) -> Result<()> {
+        assert!(offset + len <= self.virtual_size());
+        lock(&self.shelf).allocated.push((offset, len));
+        Ok(())
+    }
+
+    fn flush(&self) -> Result<()> {
+        let mut shelf = lock(&self.shelf);
+        if shelf.fail_flush {
+            return Err(Error::new(Errno::ENOSPC, "no space"));
+        }
+        shelf.events.push("flush");
+        *lock(&self.dirty) = false;
+        Ok(())
+    }
+
+    fn is_dirty(&self) -> bool {
+        *lock(&self.dirty)
+    }
+
+    fn unlock(&self) -> Result<()> {
+        assert!(!self.is_dirty());
+        lock(&self.shelf).events.push("unlock");
+        Ok(())
+    }
+
+    fn lock(&self) -> Result<()> {
+        let mut shelf = lock(&self.shelf);
+        if shelf.locked_by_others {
+            return Err(Error::new(Errno::EBUSY, "locked by qemu"));
+        }
+        if std::mem::take(&mut shelf.changed_by_others) {
+            return Err(Error::new(Errno::ESTALE, "changed"));
+        }
+        shelf.events.push("lock");
+        Ok(())
+    }
+
+    fn resize(&self, size: u64, preallocation: Preallocation) -> Result<Vec<String>> {
+        let old = self.virtual_size();
+        self.with(|content| content.resize(usize::try_from(size).unwrap(), 0));
+        if preallocation == Preallocation::Falloc {
+            lock(&self.shelf).allocated.push((old, size - old));
+        }
+        Ok(Vec::new())
+    }
+
+    fn runs(&self, offset: u64, len: u64) -> Result<Vec<Run>> {
+        let end = offset + len;
+        let split = end.min(MIB);
+        let mut runs = Vec::new();
+        if offset < split {
+            runs.push(Run {
+                offset,
+                len: split - offset,
+                data: true,
+            });
+        }
+        if end > split.max(offset) {
+            runs.push(Run {
+                offset: split.max(offset),
+                len: end - split.max(offset),
+                data: false,
+            });
+        }
+        Ok(runs)
+    }
+}

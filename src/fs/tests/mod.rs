@@ -1,0 +1,424 @@
+//! The behaviour of the mount over images that exist in memory only.
+
+mod fake;
+
+use super::error::Result;
+use super::filesystem::{Changes, Filesystem, Options};
+use super::names::FormatRules;
+use super::nodes::NodeId;
+use super::source::Source;
+use super::sync::lock;
+use super::{Attributes, Seek};
+use fake::{FakeLibrary, MIB, Shelf};
+use instar_guest::proto::Preallocation;
+use nix::errno::Errno;
+use std::ffi::OsStr;
+use std::os::unix::fs::MetadataExt as _;
+use std::sync::{Arc, Mutex};
+use tempfile::TempDir;
+
+struct Stage {
+    dir: TempDir,
+    shelf: Arc<Mutex<Shelf>>,
+    fs: Filesystem,
+}
+
+fn options() -> Options {
+    Options {
+        read_only: false,
+        grow: true,
+        rw_backing: false,
+        preallocation: Preallocation::Off,
+        formats: FormatRules::default(),
+    }
+}
+
+impl Stage {
+    fn new(files: &[(&str, &str)]) -> Self {
+        Self::with(files, options())
+    }
+
+    fn with(files: &[(&str, &str)], options: Options) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        for (name, text) in files {
+            let path = dir.path().join(name);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, text).unwrap();
+        }
+        let shelf = Arc::default();
+        let library = Box::new(FakeLibrary(Arc::clone(&shelf)));
+        let source = Source::open(dir.path()).unwrap();
+        let fs = Filesystem::new(source, library, options).unwrap();
+        Self { dir, shelf, fs }
+    }
+
+    fn lookup(&self, name: &str) -> Result<Attributes> {
+        let mut id = NodeId::ROOT;
+        let mut found = self.fs.getattr(id);
+        for part in name.split('/') {
+            found = self.fs.lookup(id, OsStr::new(part));
+            id = found.clone()?.id;
+        }
+        found
+    }
+
+    fn open(&self, name: &str, writable: bool) -> Result<u64> {
+        self.fs.open(self.lookup(name)?.id, writable)
+    }
+
+    fn listing(&self) -> Vec<String> {
+        let handle = self.fs.opendir(NodeId::ROOT).unwrap();
+        let listing = self.fs.listing(handle).unwrap();
+        let mut names: Vec<_> = listing
+            .iter()
+            .map(|line| line.name.clone().into_string().unwrap())
+            .collect();
+        names.sort();
+        names
+    }
+
+    /// What happened since the last call, looks without locks left out.
+    fn events(&self) -> Vec<&'static str> {
+        let mut events = std::mem::take(&mut lock(&self.shelf).events);
+        events.retain(|event| *event != "describe");
+        events
+    }
+
+    fn truncate(&self, name: &str, size: u64) -> Result<Attributes> {
+        let changes = Changes {
+            size: Some(size),
+            ..Changes::default()
+        };
+        self.fs.setattr(self.lookup(name)?.id, None, &changes)
+    }
+}
+
+fn errno<T: std::fmt::Debug>(result: Result<T>) -> Errno {
+    result.unwrap_err().errno
+}
+
+#[test]
+fn only_images_are_shown_and_a_name_decides_what_is_one() {
+    let stage = Stage::new(&[
+        ("a.qcow2", "size=1048576"),
+        ("noname", "size=2097152"),
+        ("notes", "hello"),
+        ("d.img", "size=1048576"),
+        ("x.vmdk", ""),
+        ("bad.qcow2", "hello"),
+        ("sub/b.qcow2", "size=512"),
+    ]);
+    assert_eq!(
+        stage.listing(),
+        ["a.qcow2", "bad.qcow2", "d.img", "noname", "sub", "x.vmdk"]
+    );
+    assert_eq!(stage.lookup("a.qcow2").unwrap().size, MIB);
+    assert_eq!(stage.lookup("noname").unwrap().size, 2 * MIB);
+    assert_eq!(stage.lookup("sub/b.qcow2").unwrap().size, 512);
+    assert_eq!(errno(stage.lookup("notes")), Errno::ENOENT);
+    // Raw by name: the length of the file, whatever is in it.
+    assert_eq!(stage.lookup("d.img").unwrap().size, 12);
+    for unusable in ["x.vmdk", "bad.qcow2"] {
+        assert_eq!(stage.lookup(unusable).unwrap().size, 0);
+        assert_eq!(errno(stage.open(unusable, false)), Errno::EIO);
+    }
+}
+
+#[test]
+fn an_unusable_image_says_why_and_disturbs_no_other() {
+    let stage = Stage::new(&[("bad.qcow2", "size=1 damaged"), ("a.qcow2", "size=512")]);
+    let bad = stage.lookup("bad.qcow2").unwrap().id;
+    let name = OsStr::new("user.instar.error");
+    assert_eq!(stage.fs.getxattr(bad, name).unwrap(), b"damaged");
+    assert_eq!(stage.fs.listxattr(bad).unwrap(), ["user.instar.error"]);
+    let good = stage.lookup("a.qcow2").unwrap().id;
+    assert_eq!(errno(stage.fs.getxattr(good, name)), Errno::ENODATA);
+    assert_eq!(
+        stage
+            .fs
+            .getxattr(good, OsStr::new("user.instar.format"))
+            .unwrap(),
+        b"qcow2"
+    );
+    assert!(stage.open("a.qcow2", true).is_ok());
+}
+
+#[test]
+fn an_image_that_does_not_change_is_looked_at_once() {
+    let stage = Stage::new(&[("a.qcow2", "size=512")]);
+    let id = stage.lookup("a.qcow2").unwrap().id;
+    // An old file: its time stamps tell every further change.
+    std::thread::sleep(std::time::Duration::from_millis(30));
+    stage.fs.getattr(id).unwrap();
+    lock(&stage.shelf).events.clear();
+    for _ in 0..10 {
+        stage.fs.getattr(id).unwrap();
+    }
+    assert_eq!(lock(&stage.shelf).events.len(), 0);
+    std::fs::write(stage.dir.path().join("a.qcow2"), "size=1024").unwrap();
+    stage.fs.getattr(id).unwrap();
+    assert_eq!(lock(&stage.shelf).events, ["describe"]);
+}
+
+#[test]
+fn a_truncate_by_name_grows_and_leaves_no_lock() {
+    let stage = Stage::new(&[("a.qcow2", "size=1048576")]);
+    stage.truncate("a.qcow2", 2 * MIB).unwrap();
+    assert_eq!(stage.events(), ["open to write", "unlock", "close"]);
+}
+
+#[test]
+fn a_smaller_or_odd_size_is_refused_and_nothing_changes() {
+    let stage = Stage::new(&[("a.qcow2", "size=1048576")]);
+    assert_eq!(errno(stage.truncate("a.qcow2", 512)), Errno::EPERM);
+    assert_eq!(errno(stage.truncate("a.qcow2", 0)), Errno::EPERM);
+    assert_eq!(errno(stage.truncate("a.qcow2", 2 * MIB + 1)), Errno::EINVAL);
+    let handle = stage.open("a.qcow2", true).unwrap();
+    let changes = Changes {
+        size: Some(512),
+        perm: Some(0o600),
+        ..Changes::default()
+    };
+    let before = stage.lookup("a.qcow2").unwrap();
+    assert_eq!(
+        errno(stage.fs.setattr(before.id, Some(handle), &changes)),
+        Errno::EPERM
+    );
+    assert_eq!(stage.lookup("a.qcow2").unwrap(), before);
+    assert!(stage.truncate("a.qcow2", MIB).is_ok());
+}
+
+#[test]
+fn a_write_past_the_end_grows_to_a_whole_sector() {
+    let stage = Stage::new(&[("a.qcow2", "size=512")]);
+    let handle = stage.open("a.qcow2", true).unwrap();
+    stage.fs.write(handle, 1000, b"end").unwrap();
+    let mut content = vec![9; 4096];
+    assert_eq!(stage.fs.read(handle, 0, &mut content).unwrap(), 1024);
+    assert_eq!(&content[1000..1003], b"end");
+    assert!(content[..1000].iter().all(|&byte| byte == 0));
+    assert_eq!(stage.lookup("a.qcow2").unwrap().size, 1024);
+}
+
+#[test]
+fn nogrow_keeps_writes_inside_the_disk() {
+    let nogrow = Options {
+        grow: false,
+        ..options()
+    };
+    let stage = Stage::with(&[("a.qcow2", "size=512")], nogrow);
+    let handle = stage.open("a.qcow2", true).unwrap();
+    assert_eq!(errno(stage.fs.write(handle, 510, b"end")), Errno::EFBIG);
+    assert_eq!(errno(stage.fs.write(handle, u64::MAX, b"e")), Errno::EFBIG);
+    assert!(stage.fs.write(handle, 509, b"end").is_ok());
+}
+
+#[test]
+fn fallocate_grows_and_allocates_the_whole_range_durably() {
+    let stage = Stage::new(&[("a.qcow2", "size=1048576")]);
+    let handle = stage.open("a.qcow2", true).unwrap();
+    stage.fs.fallocate(handle, 0, MIB - 512, MIB).unwrap();
+    assert_eq!(
+        lock(&stage.shelf).allocated,
+        [(MIB, MIB - 512), (MIB - 512, 512)]
+    );
+    assert_eq!(stage.events(), ["open to write", "flush"]);
+    assert_eq!(stage.lookup("a.qcow2").unwrap().size, 2 * MIB - 512);
+}
+
+#[test]
+fn fallocate_refuses_what_it_cannot_do() {
+    let stage = Stage::new(&[("a.qcow2", "size=1048576")]);
+    let handle = stage.open("a.qcow2", true).unwrap();
+    let keep_size = libc::FALLOC_FL_KEEP_SIZE;
+    let punch = keep_size | libc::FALLOC_FL_PUNCH_HOLE;
+    let fallocate = |mode, offset, len| stage.fs.fallocate(handle, mode, offset, len);
+    assert!(fallocate(keep_size, 0, MIB).is_ok());
+    assert_eq!(errno(fallocate(keep_size, 0, MIB + 512)), Errno::EOPNOTSUPP);
+    assert_eq!(errno(fallocate(punch, 0, 512)), Errno::EOPNOTSUPP);
+    assert_eq!(errno(fallocate(0, 0, MIB + 1)), Errno::EINVAL);
+    assert_eq!(errno(fallocate(0, 0, 0)), Errno::EINVAL);
+    assert_eq!(stage.lookup("a.qcow2").unwrap().size, MIB);
+}
+
+#[test]
+fn holes_are_found_and_the_end_is_one() {
+    let stage = Stage::new(&[("a.qcow2", "size=2097152")]);
+    let handle = stage.open("a.qcow2", false).unwrap();
+    let seek = |offset, whence| stage.fs.lseek(handle, offset, whence);
+    assert_eq!(seek(5, Seek::Data).unwrap(), 5);
+    assert_eq!(seek(5, Seek::Hole).unwrap(), MIB);
+    assert_eq!(seek(MIB + 5, Seek::Hole).unwrap(), MIB + 5);
+    assert_eq!(errno(seek(MIB + 5, Seek::Data)), Errno::ENXIO);
+    assert_eq!(errno(seek(2 * MIB, Seek::Hole)), Errno::ENXIO);
+}
+
+#[test]
+fn a_disk_without_holes_has_one_at_its_end() {
+    let stage = Stage::new(&[("a.qcow2", "size=1048576")]);
+    let handle = stage.open("a.qcow2", false).unwrap();
+    assert_eq!(stage.fs.lseek(handle, 0, Seek::Hole).unwrap(), MIB);
+}
+
+#[test]
+fn closing_flushes_and_unlocks_without_waiting_for_release() {
+    let stage = Stage::new(&[("a.qcow2", "size=512")]);
+    let handle = stage.open("a.qcow2", true).unwrap();
+    stage.fs.write(handle, 0, b"x").unwrap();
+    stage.fs.flush(handle).unwrap();
+    assert_eq!(stage.events(), ["open to write", "flush", "unlock"]);
+    // A loop device goes on after its opener's close.
+    stage.fs.write(handle, 1, b"y").unwrap();
+    stage.fs.fsync(handle).unwrap();
+    assert_eq!(stage.events(), ["lock", "flush"]);
+    stage.fs.release(handle);
+    assert_eq!(stage.events(), ["unlock", "close"]);
+}
+
+#[test]
+fn a_handle_in_use_keeps_the_lock_when_another_closes() {
+    let stage = Stage::new(&[("a.qcow2", "size=512")]);
+    let first = stage.open("a.qcow2", true).unwrap();
+    let second = stage.open("a.qcow2", true).unwrap();
+    stage.fs.flush(second).unwrap();
+    assert_eq!(stage.events(), ["open to write"]);
+    stage.fs.flush(first).unwrap();
+    assert_eq!(stage.events(), ["unlock"]);
+}
+
+#[test]
+fn a_late_release_of_another_handle_does_not_keep_the_lock() {
+    let stage = Stage::new(&[("a.qcow2", "size=512")]);
+    let late = stage.open("a.qcow2", true).unwrap();
+    stage.fs.flush(late).unwrap();
+    let second = stage.open("a.qcow2", false).unwrap();
+    stage.events();
+    stage.fs.flush(second).unwrap();
+    assert_eq!(stage.events(), ["unlock"]);
+}
+
+#[test]
+fn the_last_writer_leaves_readers_with_a_lock_for_reading() {
+    let stage = Stage::new(&[("a.qcow2", "size=512")]);
+    let reader = stage.open("a.qcow2", false).unwrap();
+    let writer = stage.open("a.qcow2", true).unwrap();
+    assert_eq!(stage.events(), ["open to read", "close", "open to write"]);
+    stage.fs.flush(writer).unwrap();
+    stage.fs.read(reader, 0, &mut [0; 8]).unwrap();
+    assert_eq!(stage.events(), ["close", "open to read"]);
+}
+
+#[test]
+fn a_writer_whose_image_changed_meanwhile_must_open_it_again() {
+    let stage = Stage::new(&[("a.qcow2", "size=512")]);
+    let handle = stage.open("a.qcow2", true).unwrap();
+    stage.fs.flush(handle).unwrap();
+    lock(&stage.shelf).changed_by_others = true;
+    assert_eq!(errno(stage.fs.write(handle, 0, b"x")), Errno::ESTALE);
+    assert_eq!(errno(stage.fs.write(handle, 0, b"x")), Errno::ESTALE);
+    let fresh = stage.open("a.qcow2", true).unwrap();
+    assert!(stage.fs.write(fresh, 0, b"x").is_ok());
+}
+
+#[test]
+fn a_locked_image_is_busy_and_says_why() {
+    let stage = Stage::new(&[("a.qcow2", "size=512")]);
+    lock(&stage.shelf).locked_by_others = true;
+    assert_eq!(errno(stage.open("a.qcow2", true)), Errno::EBUSY);
+    let id = stage.lookup("a.qcow2").unwrap().id;
+    let name = OsStr::new("user.instar.error");
+    assert_eq!(stage.fs.getxattr(id, name).unwrap(), b"locked by qemu");
+    lock(&stage.shelf).locked_by_others = false;
+    stage.open("a.qcow2", true).unwrap();
+    assert_eq!(errno(stage.fs.getxattr(id, name)), Errno::ENODATA);
+}
+
+#[test]
+fn a_flush_that_fails_is_reported_and_the_lock_stays() {
+    let stage = Stage::new(&[("a.qcow2", "size=512")]);
+    let handle = stage.open("a.qcow2", true).unwrap();
+    stage.fs.write(handle, 0, b"x").unwrap();
+    lock(&stage.shelf).fail_flush = true;
+    assert_eq!(errno(stage.fs.flush(handle)), Errno::ENOSPC);
+    assert_eq!(errno(stage.fs.fsync(handle)), Errno::ENOSPC);
+    assert!(!stage.fs.flush_all());
+    lock(&stage.shelf).fail_flush = false;
+    assert!(stage.fs.flush_all());
+    assert_eq!(stage.events(), ["open to write", "flush", "unlock"]);
+}
+
+#[test]
+fn a_backing_image_is_read_only_unless_asked_for() {
+    let files = [
+        ("base.raw", "content"),
+        ("sub/over.qcow2", "size=512 backing=../base.raw"),
+    ];
+    let stage = Stage::new(&files);
+    assert_eq!(errno(stage.open("base.raw", true)), Errno::EROFS);
+    assert_eq!(errno(stage.truncate("base.raw", 512)), Errno::EROFS);
+    let allowed = Options {
+        rw_backing: true,
+        ..options()
+    };
+    let stage = Stage::with(&files, allowed);
+    // The fake library knows no raw images; what counts is that it was asked.
+    assert_ne!(errno_of(stage.open("base.raw", true)), Some(Errno::EROFS));
+}
+
+fn errno_of<T>(result: Result<T>) -> Option<Errno> {
+    result.err().map(|error| error.errno)
+}
+
+#[test]
+fn a_data_file_is_part_of_its_image_and_not_shown() {
+    let stage = Stage::new(&[
+        ("a.qcow2", "size=512 data=a.raw"),
+        ("a.raw", "content"),
+        ("b.raw", "content"),
+    ]);
+    assert_eq!(errno(stage.lookup("a.raw")), Errno::ENOENT);
+    assert_eq!(stage.listing(), ["a.qcow2", "b.raw"]);
+    std::fs::remove_file(stage.dir.path().join("a.qcow2")).unwrap();
+    assert_eq!(stage.listing(), ["a.raw", "b.raw"]);
+}
+
+#[test]
+fn a_read_only_mount_refuses_every_change() {
+    let read_only = Options {
+        read_only: true,
+        ..options()
+    };
+    let stage = Stage::with(&[("a.qcow2", "size=512")], read_only);
+    assert_eq!(errno(stage.open("a.qcow2", true)), Errno::EROFS);
+    assert_eq!(errno(stage.truncate("a.qcow2", MIB)), Errno::EROFS);
+    assert!(stage.open("a.qcow2", false).is_ok());
+}
+
+#[test]
+fn a_replaced_image_is_another_file() {
+    let stage = Stage::new(&[("a.qcow2", "size=512")]);
+    let old = stage.lookup("a.qcow2").unwrap().id;
+    let path = stage.dir.path();
+    std::fs::write(path.join("new"), "size=1024").unwrap();
+    std::fs::rename(path.join("new"), path.join("a.qcow2")).unwrap();
+    assert_eq!(errno(stage.fs.getattr(old)), Errno::ESTALE);
+    let new = stage.lookup("a.qcow2").unwrap();
+    assert_ne!(new.id, old);
+    assert_eq!(new.size, 1024);
+}
+
+#[test]
+fn attributes_go_to_the_source() {
+    let stage = Stage::new(&[("a.qcow2", "size=512")]);
+    let id = stage.lookup("a.qcow2").unwrap().id;
+    let changes = Changes {
+        perm: Some(0o640),
+        mtime: Some(super::NewTime::At(super::Time { sec: 7, nsec: 9 })),
+        ..Changes::default()
+    };
+    let changed = stage.fs.setattr(id, None, &changes).unwrap();
+    assert_eq!(changed.stat.perm, 0o640);
+    let metadata = std::fs::metadata(stage.dir.path().join("a.qcow2")).unwrap();
+    assert_eq!(metadata.mode() & 0o7777, 0o640);
+    assert_eq!((metadata.mtime(), metadata.mtime_nsec()), (7, 9));
+}

@@ -1,0 +1,311 @@
+//! The check of a plan: bounds and the commit's shape, of the whole plan before
+//! its first step.
+//!
+//! The guest is not trusted to be right, only confined to its image: whatever
+//! passes here can damage nothing but that image and can fill no more disk
+//! space than the request accounts for.
+
+use super::error::{ErrorKind, Fault};
+use instar_guest::FileNo;
+use instar_guest::plan::{Plan, Purpose, SECTOR, Stage, Step};
+use std::fmt;
+
+/// No file offset may be past this (`off_t`).
+const MAX_OFFSET: u64 = i64::MAX as u64;
+
+/// What a plan may do to one file. Offsets and lengths are bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct FileLimits {
+    /// Length before the plan.
+    pub len: u64,
+    /// The greatest length it may get.
+    pub cap: u64,
+    /// The first offset that may be changed.
+    pub floor: u64,
+    /// The smallest length that may be set.
+    pub shortest: u64,
+}
+
+/// Where the commit is expected.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Commits {
+    /// Nowhere.
+    None,
+    /// Once, unless the plan is empty.
+    One,
+    /// Once, in the last stage.
+    Last,
+}
+
+/// What a plan may do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Limits {
+    /// Per file number; `None` for a file that may not be changed.
+    pub files: Vec<Option<FileLimits>>,
+    /// Where the commit is expected.
+    pub commits: Commits,
+    /// The most bytes of disk space that the plan may fill.
+    pub fill: u64,
+}
+
+/// Why a plan is refused. Offsets and lengths are bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum PlanError {
+    UnknownFile(FileNo),
+    Overflow { offset: u64, len: u64 },
+    PastCap { end: u64, cap: u64 },
+    BelowFloor { offset: u64, floor: u64 },
+    Shortens { len: u64, shortest: u64 },
+    PastEnd { end: u64, len: u64 },
+    CopyOverlaps { from: u64, to: u64, len: u64 },
+    Fills { bytes: u64, fill: u64 },
+    UnexpectedCommit,
+    CommitMissing,
+    SecondCommit,
+    CommitNotLast,
+    CommitSteps(usize),
+    CommitSpansSectors { offset: u64, len: u64 },
+    CommitNotAtomic,
+}
+
+impl fmt::Display for PlanError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match *self {
+            Self::UnknownFile(FileNo(n)) => write!(f, "a step changes file {n}, which it may not"),
+            Self::Overflow { offset, len } => {
+                write!(f, "a step's range of {len} bytes at {offset:#x} overflows")
+            }
+            Self::PastCap { end, cap } => {
+                write!(
+                    f,
+                    "a step reaches up to {end:#x}, the file may grow to {cap:#x}"
+                )
+            }
+            Self::BelowFloor { offset, floor } => write!(
+                f,
+                "a streamed step changes the file at {offset:#x}, below its old end at {floor:#x}"
+            ),
+            Self::Shortens { len, shortest } => {
+                write!(f, "a step cuts the file to {len} bytes, below {shortest}")
+            }
+            Self::PastEnd { end, len } => {
+                write!(
+                    f,
+                    "a step uses bytes up to {end:#x} of a file of {len} bytes"
+                )
+            }
+            Self::CopyOverlaps { from, to, len } => write!(
+                f,
+                "a copy of {len} bytes from {from:#x} to {to:#x} overlaps itself"
+            ),
+            Self::Fills { bytes, fill } => {
+                write!(
+                    f,
+                    "the steps fill {bytes} bytes of disk space, {fill} are allowed"
+                )
+            }
+            Self::UnexpectedCommit => f.write_str("it has a commit and may not have one"),
+            Self::CommitMissing => f.write_str("it has no commit"),
+            Self::SecondCommit => f.write_str("it has a second commit"),
+            Self::CommitNotLast => f.write_str("its commit is not its last stage"),
+            Self::CommitSteps(n) => write!(f, "its commit has {n} steps instead of one"),
+            Self::CommitSpansSectors { offset, len } => write!(
+                f,
+                "its commit of {len} bytes at {offset:#x} is not inside one sector"
+            ),
+            Self::CommitNotAtomic => f.write_str("its commit is neither a write nor a set-length"),
+        }
+    }
+}
+
+impl From<PlanError> for Fault {
+    fn from(error: PlanError) -> Self {
+        Self::new(
+            ErrorKind::BadGuest,
+            format!("The sandbox's plan is refused, nothing was changed: {error}"),
+        )
+    }
+}
+
+/// Checks a whole plan; answers how much disk space it may fill, in bytes.
+pub(crate) fn check(plan: &Plan, limits: &Limits) -> Result<u64, PlanError> {
+    check_commits(plan, limits.commits)?;
+    let lens = limits
+        .files
+        .iter()
+        .map(|file| file.map_or(0, |file| file.len));
+    let mut walk = Walk {
+        limits,
+        lens: lens.collect(),
+        filled: 0,
+    };
+    plan.stages
+        .iter()
+        .flat_map(|stage| &stage.steps)
+        .try_for_each(|step| walk.step(step))?;
+    Ok(walk.filled)
+}
+
+fn check_commits(plan: &Plan, expected: Commits) -> Result<(), PlanError> {
+    let mut commits = plan
+        .stages
+        .iter()
+        .enumerate()
+        .filter(|(_, stage)| stage.purpose == Purpose::Commit);
+    let first = commits.next();
+    if commits.next().is_some() {
+        return Err(PlanError::SecondCommit);
+    }
+    match (expected, first) {
+        (Commits::None, None) => Ok(()),
+        (Commits::None, Some(_)) => Err(PlanError::UnexpectedCommit),
+        (Commits::One, None) if plan.is_empty() => Ok(()),
+        (Commits::One | Commits::Last, None) => Err(PlanError::CommitMissing),
+        (Commits::Last, Some((at, _))) if at + 1 != plan.stages.len() => {
+            Err(PlanError::CommitNotLast)
+        }
+        (Commits::One | Commits::Last, Some((_, stage))) => check_commit(stage),
+    }
+}
+
+fn check_commit(stage: &Stage) -> Result<(), PlanError> {
+    let [step] = stage.steps.as_slice() else {
+        return Err(PlanError::CommitSteps(stage.steps.len()));
+    };
+    match *step {
+        Step::SetLength { .. } => Ok(()),
+        Step::Write {
+            offset, ref data, ..
+        } => {
+            let len = data.len() as u64;
+            match len > 0 && offset % SECTOR + len <= SECTOR {
+                true => Ok(()),
+                false => Err(PlanError::CommitSpansSectors { offset, len }),
+            }
+        }
+        Step::Zero { .. } | Step::Copy { .. } | Step::Reserve { .. } | Step::Punch { .. } => {
+            Err(PlanError::CommitNotAtomic)
+        }
+    }
+}
+
+/// The files' lengths as the steps change them.
+struct Walk<'a> {
+    limits: &'a Limits,
+    lens: Vec<u64>,
+    filled: u64,
+}
+
+impl Walk<'_> {
+    fn step(&mut self, step: &Step) -> Result<(), PlanError> {
+        let file = step.file();
+        let index = file.0 as usize;
+        let Some(&Some(limits)) = self.limits.files.get(index) else {
+            return Err(PlanError::UnknownFile(file));
+        };
+        let len = self.lens[index];
+        self.lens[index] = match *step {
+            Step::Write {
+                offset, ref data, ..
+            } => {
+                let bytes = data.len() as u64;
+                self.fills(bytes)?;
+                len.max(target(offset, bytes, limits)?)
+            }
+            Step::Zero {
+                offset, len: bytes, ..
+            } => {
+                self.fills(bytes)?;
+                len.max(target(offset, bytes, limits)?)
+            }
+            Step::Reserve {
+                offset, len: bytes, ..
+            } => {
+                self.fills(bytes)?;
+                target(offset, bytes, limits)?;
+                len
+            }
+            Step::Copy {
+                from,
+                to,
+                len: bytes,
+                ..
+            } => {
+                self.fills(bytes)?;
+                within(from, bytes, len)?;
+                let end = target(to, bytes, limits)?;
+                if from < end && to < from + bytes {
+                    return Err(PlanError::CopyOverlaps {
+                        from,
+                        to,
+                        len: bytes,
+                    });
+                }
+                len.max(end)
+            }
+            Step::Punch {
+                offset, len: bytes, ..
+            } => {
+                target(offset, bytes, limits)?;
+                within(offset, bytes, len)?;
+                len
+            }
+            Step::SetLength { len, .. } => {
+                if len > limits.cap {
+                    return Err(PlanError::PastCap {
+                        end: len,
+                        cap: limits.cap,
+                    });
+                }
+                if len < limits.shortest {
+                    let shortest = limits.shortest;
+                    return Err(PlanError::Shortens { len, shortest });
+                }
+                len
+            }
+        };
+        Ok(())
+    }
+
+    fn fills(&mut self, bytes: u64) -> Result<(), PlanError> {
+        self.filled = self.filled.saturating_add(bytes);
+        match self.filled <= self.limits.fill {
+            true => Ok(()),
+            false => Err(PlanError::Fills {
+                bytes: self.filled,
+                fill: self.limits.fill,
+            }),
+        }
+    }
+}
+
+/// Checks a range that is to be changed; answers its end.
+fn target(offset: u64, len: u64, limits: FileLimits) -> Result<u64, PlanError> {
+    let end = end_of(offset, len)?;
+    if end > limits.cap {
+        return Err(PlanError::PastCap {
+            end,
+            cap: limits.cap,
+        });
+    }
+    if offset < limits.floor {
+        let floor = limits.floor;
+        return Err(PlanError::BelowFloor { offset, floor });
+    }
+    Ok(end)
+}
+
+fn within(offset: u64, len: u64, file_len: u64) -> Result<(), PlanError> {
+    let end = end_of(offset, len)?;
+    match end <= file_len {
+        true => Ok(()),
+        false => Err(PlanError::PastEnd { end, len: file_len }),
+    }
+}
+
+fn end_of(offset: u64, len: u64) -> Result<u64, PlanError> {
+    offset
+        .checked_add(len)
+        .filter(|&end| end <= MAX_OFFSET)
+        .ok_or(PlanError::Overflow { offset, len })
+}

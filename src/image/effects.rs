@@ -1,0 +1,218 @@
+//! The few effects that a plan and a guest's write can have on a file, as a
+//! trait: the real ones, and room for tests that record or fail them.
+
+use instar_guest::FileNo;
+use nix::errno::Errno;
+use nix::fcntl::{FallocateFlags, fallocate};
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+
+/// Effects on the files of one image. Offsets and lengths are bytes.
+///
+/// Writes, zeroes and copies extend the file where it ends before their end.
+/// All but [`write`](Self::write) are called by one thread at a time.
+pub trait Effects: Send + Sync {
+    /// Writes all of `data`.
+    fn write(&self, file: FileNo, offset: u64, data: &[u8]) -> io::Result<()>;
+    /// Makes a range read as zeroes.
+    fn zero(&self, file: FileNo, offset: u64, len: u64) -> io::Result<()>;
+    /// Copies a range; source and destination do not overlap.
+    fn copy(&self, file: FileNo, from: u64, to: u64, len: u64) -> io::Result<()>;
+    /// Allocates disk space, length and content unchanged.
+    fn reserve(&self, file: FileNo, offset: u64, len: u64) -> io::Result<()>;
+    /// Gives disk space back; the range reads as zeroes afterwards.
+    fn punch(&self, file: FileNo, offset: u64, len: u64) -> io::Result<()>;
+    /// Sets the file's length.
+    fn set_len(&self, file: FileNo, len: u64) -> io::Result<()>;
+    /// Makes everything before it durable (`fdatasync`).
+    fn sync(&self, file: FileNo) -> io::Result<()>;
+}
+
+/// Puts something around the real effects; see
+/// [`OpenOptions::effects`](super::OpenOptions::effects).
+pub type WrapEffects = Arc<dyn Fn(Box<dyn Effects>) -> Box<dyn Effects> + Send + Sync>;
+
+/// The effects on real files, by file number.
+pub(crate) struct DiskEffects(pub Vec<Arc<File>>);
+
+/// Chunk of what has to be written or copied through memory.
+const CHUNK: usize = 256 << 10;
+static ZEROES: [u8; CHUNK] = [0; CHUNK];
+
+impl DiskEffects {
+    fn file(&self, file: FileNo) -> io::Result<&File> {
+        let file = usize::try_from(file.0).ok().and_then(|i| self.0.get(i));
+        Ok(file.ok_or(Errno::EBADF)?)
+    }
+}
+
+impl Effects for DiskEffects {
+    fn write(&self, file: FileNo, offset: u64, data: &[u8]) -> io::Result<()> {
+        self.file(file)?.write_all_at(data, offset)
+    }
+
+    /// What lies past the end only moves the end: it reads as zeroes then, and
+    /// takes no disk space.
+    fn zero(&self, file: FileNo, offset: u64, len: u64) -> io::Result<()> {
+        let file = self.file(file)?;
+        let (old, end) = (file.metadata()?.len(), offset + len);
+        let inside = end.min(old).saturating_sub(offset);
+        if inside > 0 {
+            zero_inside(file, offset, inside)?;
+        }
+        if end > old {
+            file.set_len(end)?;
+        }
+        Ok(())
+    }
+
+    fn copy(&self, file: FileNo, from: u64, to: u64, len: u64) -> io::Result<()> {
+        let file = self.file(file)?;
+        let mut buf = vec![0; CHUNK.min(len as usize)];
+        let mut done = 0;
+        while done < len {
+            let n = (len - done).min(CHUNK as u64) as usize;
+            file.read_exact_at(&mut buf[..n], from + done)?;
+            file.write_all_at(&buf[..n], to + done)?;
+            done += n as u64;
+        }
+        Ok(())
+    }
+
+    fn reserve(&self, file: FileNo, offset: u64, len: u64) -> io::Result<()> {
+        let mode = FallocateFlags::FALLOC_FL_KEEP_SIZE;
+        allocate(self.file(file)?, mode, offset, len)
+    }
+
+    fn punch(&self, file: FileNo, offset: u64, len: u64) -> io::Result<()> {
+        let file = self.file(file)?;
+        let mode = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+        match allocate(file, mode, offset, len) {
+            Err(error) if is_unsupported(&error) => write_zeroes(file, offset, len),
+            done => done,
+        }
+    }
+
+    fn set_len(&self, file: FileNo, len: u64) -> io::Result<()> {
+        self.file(file)?.set_len(len)
+    }
+
+    fn sync(&self, file: FileNo) -> io::Result<()> {
+        self.file(file)?.sync_data()
+    }
+}
+
+/// Zeroes a range inside the file. Short ranges are cheaper to write than to
+/// send through the filesystem's allocator.
+fn zero_inside(file: &File, offset: u64, len: u64) -> io::Result<()> {
+    if len <= CHUNK as u64 {
+        return write_zeroes(file, offset, len);
+    }
+    let keep = FallocateFlags::FALLOC_FL_KEEP_SIZE;
+    for mode in [
+        FallocateFlags::FALLOC_FL_ZERO_RANGE,
+        FallocateFlags::FALLOC_FL_PUNCH_HOLE,
+    ] {
+        match allocate(file, mode | keep, offset, len) {
+            Err(error) if is_unsupported(&error) => {}
+            done => return done,
+        }
+    }
+    write_zeroes(file, offset, len)
+}
+
+fn write_zeroes(file: &File, offset: u64, len: u64) -> io::Result<()> {
+    let mut done = 0;
+    while done < len {
+        let n = (len - done).min(CHUNK as u64);
+        file.write_all_at(&ZEROES[..n as usize], offset + done)?;
+        done += n;
+    }
+    Ok(())
+}
+
+fn allocate(file: &File, mode: FallocateFlags, offset: u64, len: u64) -> io::Result<()> {
+    let (offset, len) = (offset as i64, len as i64);
+    loop {
+        match fallocate(file, mode, offset, len) {
+            Err(Errno::EINTR) => {}
+            done => return Ok(done?),
+        }
+    }
+}
+
+fn is_unsupported(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EOPNOTSUPP | libc::ENOSYS))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn disk(content: &[u8]) -> (DiskEffects, Arc<File>) {
+        let file = tempfile::tempfile().unwrap();
+        file.write_all_at(content, 0).unwrap();
+        let file = Arc::new(file);
+        (DiskEffects(vec![Arc::clone(&file)]), file)
+    }
+
+    fn content(file: &File) -> Vec<u8> {
+        let mut bytes = vec![0; file.metadata().unwrap().len() as usize];
+        file.read_exact_at(&mut bytes, 0).unwrap();
+        bytes
+    }
+
+    #[test]
+    fn zero_clears_inside_and_extends_past_the_end() {
+        let (disk, file) = disk(&[7; 1000]);
+        disk.zero(FileNo::IMAGE, 900, 300).unwrap();
+        let mut expected = vec![7; 900];
+        expected.resize(1200, 0);
+        assert_eq!(content(&file), expected);
+    }
+
+    #[test]
+    fn a_long_range_is_zeroed_exactly() {
+        let (disk, file) = disk(&vec![7; 2 << 20]);
+        disk.zero(FileNo::IMAGE, 12345, 1 << 20).unwrap();
+        let mut expected = vec![7; 2 << 20];
+        expected[12345..12345 + (1 << 20)].fill(0);
+        assert!(content(&file) == expected);
+    }
+
+    #[test]
+    fn copy_moves_more_than_one_chunk() {
+        let data: Vec<u8> = (0..CHUNK * 2 + 777).map(|i| (i % 251) as u8).collect();
+        let (disk, file) = disk(&data);
+        let len = data.len() as u64;
+        disk.copy(FileNo::IMAGE, 0, len, len).unwrap();
+        assert!(content(&file) == [&data[..], &data[..]].concat());
+    }
+
+    #[test]
+    fn reserve_takes_space_and_keeps_length_and_content() {
+        use std::os::unix::fs::MetadataExt;
+        let (disk, file) = disk(b"abc");
+        disk.reserve(FileNo::IMAGE, 0, 1 << 20).unwrap();
+        assert_eq!(content(&file), b"abc");
+        assert!(file.metadata().unwrap().blocks() * 512 >= 1 << 20);
+    }
+
+    #[test]
+    fn punch_leaves_zeroes_and_the_length() {
+        let (disk, file) = disk(&[7; 20000]);
+        disk.punch(FileNo::IMAGE, 100, 19000).unwrap();
+        let mut expected = vec![7; 20000];
+        expected[100..19100].fill(0);
+        assert_eq!(content(&file), expected);
+    }
+
+    #[test]
+    fn an_unknown_file_is_refused() {
+        let (disk, _file) = disk(b"");
+        let error = disk.write(FileNo(1), 0, b"x").unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(libc::EBADF));
+    }
+}

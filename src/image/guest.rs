@@ -1,0 +1,135 @@
+//! The image's side of the conversation with its guest: what the guest may read,
+//! and what happens to parts of a plan that it streams.
+
+use super::check::{Limits, check};
+use super::error::Fault;
+use super::files::FileTable;
+use crate::sandbox::{CallError, Files, Session};
+use instar_guest::plan::Stage;
+use instar_guest::{FileNo, Plan, Reply, Request};
+use std::io;
+use vm_memory::VolatileSlice;
+
+/// The guest that serves one image: a sandbox's session, or a test's script.
+pub(crate) trait Guest: Send {
+    /// Sends one request.
+    fn call(&mut self, request: &Request, files: &mut dyn Files) -> Result<Reply, CallError>;
+    /// Exits from the sandbox so far.
+    fn exits(&self) -> u64;
+}
+
+impl Guest for Session {
+    fn call(&mut self, request: &Request, files: &mut dyn Files) -> Result<Reply, CallError> {
+        Session::call(self, request, files)
+    }
+
+    fn exits(&self) -> u64 {
+        self.counters().exits
+    }
+}
+
+/// What becomes of the first parts of a plan that is too large for one message.
+#[derive(Debug)]
+pub(crate) enum Stream {
+    /// No plan was asked for: they are refused.
+    Refuse,
+    /// They are executed at once.
+    Execute { limits: Limits, streamed: bool },
+    /// They are kept, up to so many bytes, to be shown.
+    Collect { stages: Vec<Stage>, room: usize },
+}
+
+/// The files of an image as its guest sees them.
+pub(crate) struct Serving<'a> {
+    pub files: &'a FileTable,
+    pub stream: Stream,
+    /// Why the last part was refused, in words: the guest only learns that.
+    pub refusal: Option<Fault>,
+}
+
+impl<'a> Serving<'a> {
+    pub fn new(files: &'a FileTable, stream: Stream) -> Self {
+        Self {
+            files,
+            stream,
+            refusal: None,
+        }
+    }
+
+    fn refuse(&mut self, fault: Fault) -> io::Result<()> {
+        let errno = fault.kind.errno();
+        self.refusal.get_or_insert(fault);
+        Err(io::Error::from_raw_os_error(errno))
+    }
+}
+
+impl Files for Serving<'_> {
+    fn len(&mut self, file: FileNo) -> io::Result<u64> {
+        self.files.len(file).ok_or(io::ErrorKind::NotFound.into())
+    }
+
+    fn read_at(&mut self, file: FileNo, offset: u64, dst: VolatileSlice<'_>) -> io::Result<()> {
+        self.files.read_volatile(file, offset, dst)
+    }
+
+    fn stream(&mut self, part: Plan) -> io::Result<()> {
+        match &mut self.stream {
+            Stream::Refuse => self.refuse(unasked()),
+            Stream::Execute { limits, streamed } => {
+                *streamed = true;
+                let done = run_part(self.files, &part, limits);
+                done.or_else(|fault| self.refuse(fault))
+            }
+            Stream::Collect { stages, room } => match room.checked_sub(weight(&part)) {
+                Some(left) => {
+                    *room = left;
+                    stages.extend(part.stages);
+                    Ok(())
+                }
+                None => self.refuse(too_long()),
+            },
+        }
+    }
+}
+
+fn unasked() -> Fault {
+    Fault::new(
+        super::ErrorKind::BadGuest,
+        "The sandbox sent a part of a plan that nobody asked for",
+    )
+}
+
+fn too_long() -> Fault {
+    Fault::new(
+        super::ErrorKind::TooLarge,
+        "The plan is too long to be shown",
+    )
+}
+
+/// Memory that a part of a plan takes, roughly, in bytes.
+fn weight(part: &Plan) -> usize {
+    let step = |step: &instar_guest::Step| match step {
+        instar_guest::Step::Write { data, .. } => data.len() + 64,
+        _ => 64,
+    };
+    part.stages
+        .iter()
+        .map(|stage| 64 + stage.steps.iter().map(step).sum::<usize>())
+        .sum()
+}
+
+/// Executes a streamed part. It is durable only at the next barrier, which
+/// comes before anything that refers to it.
+fn run_part(files: &FileTable, part: &Plan, limits: &mut Limits) -> Result<(), Fault> {
+    let filled = check(part, limits)?;
+    limits.fill -= filled;
+    for step in part.stages.iter().flat_map(|stage| &stage.steps) {
+        files.step(step)?;
+    }
+    for (file, limits) in files.numbers().zip(&mut limits.files) {
+        if let (Some(limits), Some(len)) = (limits, files.len(file)) {
+            limits.len = len;
+        }
+    }
+    Ok(())
+}

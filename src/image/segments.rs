@@ -1,0 +1,171 @@
+//! Where a disk's bytes are, through the whole backing chain and down to the
+//! holes of the host's files.
+
+use super::disk::Image;
+use super::error::{Error, Fault, Operation};
+use instar_guest::{ExtentKind, FileNo};
+use nix::errno::Errno;
+use nix::unistd::{Whence, lseek};
+use std::fs::File;
+use std::io;
+
+/// What lies behind a guest range. Offsets and lengths are bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Segment {
+    /// Guest offset of the first byte.
+    pub offset: u64,
+    /// Length, never 0.
+    pub len: u64,
+    /// What is there.
+    pub kind: SegmentKind,
+    /// Layer that holds it: 0 for the image itself, 1 for its backing image...
+    /// For [`SegmentKind::Absent`] the last layer that was asked.
+    pub depth: u32,
+    /// File of that layer and host offset of the first byte, if there is one.
+    pub at: Option<(FileNo, u64)>,
+}
+
+/// See [`Segment`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SegmentKind {
+    /// Bytes of a file.
+    Data,
+    /// Mapped to bytes of a file, but the file has a hole there: zeroes.
+    Hole,
+    /// The layer says that the range reads as zeroes.
+    Zero,
+    /// No layer holds it: zeroes.
+    Absent,
+    /// Compressed data.
+    Compressed,
+}
+
+impl SegmentKind {
+    /// Whether the range is known to read as zeroes.
+    pub fn is_zero(self) -> bool {
+        matches!(self, Self::Hole | Self::Zero | Self::Absent)
+    }
+}
+
+impl Image {
+    /// What lies behind a range inside the disk, through the whole chain:
+    /// segments without gaps from `offset` to `offset + len`, neighbours of a
+    /// kind joined.
+    pub fn segments(&self, offset: u64, len: u64) -> Result<Vec<Segment>, Error> {
+        let mut segments = Vec::new();
+        self.inside(offset, len)
+            .and_then(|()| self.collect(offset, offset + len, 0, &mut segments))
+            .map_err(|fault| fault.at(Operation::Map, &self.path))?;
+        Ok(segments)
+    }
+
+    fn collect(
+        &self,
+        offset: u64,
+        end: u64,
+        depth: u32,
+        out: &mut Vec<Segment>,
+    ) -> Result<(), Fault> {
+        let mut next = offset;
+        while next < end {
+            let extent = self.look(next, end - next, &mut None)?;
+            let segment = |kind, at| Segment {
+                offset: next,
+                len: extent.len,
+                kind,
+                depth,
+                at,
+            };
+            match extent.kind {
+                ExtentKind::Data { file, at, .. } => {
+                    let whole = segment(SegmentKind::Data, Some((file, at)));
+                    split_holes(self.files.file(file)?, whole, out)?;
+                }
+                ExtentKind::Zero { at } => {
+                    let file = self.files.numbers().last().unwrap_or(FileNo::IMAGE);
+                    push(out, segment(SegmentKind::Zero, at.map(|at| (file, at))));
+                }
+                ExtentKind::Compressed => push(out, segment(SegmentKind::Compressed, None)),
+                ExtentKind::Unallocated => match self.backing() {
+                    Some(backing) => backing.collect_below(next, extent.len, depth + 1, out)?,
+                    None => push(out, segment(SegmentKind::Absent, None)),
+                },
+            }
+            next += extent.len;
+        }
+        Ok(())
+    }
+
+    /// The same for what the layer above does not hold; it may be past the end.
+    fn collect_below(
+        &self,
+        offset: u64,
+        len: u64,
+        depth: u32,
+        out: &mut Vec<Segment>,
+    ) -> Result<(), Fault> {
+        let end = (offset + len).min(self.virtual_size()).max(offset);
+        self.collect(offset, end, depth, out)?;
+        if end < offset + len {
+            let past = Segment {
+                offset: end,
+                len: offset + len - end,
+                kind: SegmentKind::Absent,
+                depth,
+                at: None,
+            };
+            push(out, past);
+        }
+        Ok(())
+    }
+}
+
+/// Adds a segment, joined with the last one where they continue each other.
+fn push(out: &mut Vec<Segment>, segment: Segment) {
+    if let Some(last) = out.last_mut() {
+        let next_at = last.at.map(|(file, at)| (file, at + last.len));
+        if last.kind == segment.kind && last.depth == segment.depth && next_at == segment.at {
+            last.len += segment.len;
+            return;
+        }
+    }
+    out.push(segment);
+}
+
+/// Adds a data segment in the parts that the filesystem tells apart.
+fn split_holes(file: &File, whole: Segment, out: &mut Vec<Segment>) -> Result<(), Fault> {
+    let Some((number, start)) = whole.at else {
+        return Ok(());
+    };
+    let end = start + whole.len;
+    let mut next = start;
+    while next < end {
+        let data = seek(file, next, Whence::SeekData)?.unwrap_or(end).min(end);
+        let (stop, kind) = match data > next {
+            true => (data, SegmentKind::Hole),
+            false => {
+                let hole = seek(file, next, Whence::SeekHole)?.unwrap_or(end);
+                (hole.clamp(next + 1, end), SegmentKind::Data)
+            }
+        };
+        let part = Segment {
+            offset: whole.offset + (next - start),
+            len: stop - next,
+            kind,
+            depth: whole.depth,
+            at: Some((number, next)),
+        };
+        push(out, part);
+        next = stop;
+    }
+    Ok(())
+}
+
+/// Where the next data or hole starts; `None` past the last.
+fn seek(file: &File, from: u64, whence: Whence) -> io::Result<Option<u64>> {
+    match lseek(file, from as i64, whence) {
+        Ok(at) => Ok(Some(at as u64)),
+        Err(Errno::ENXIO) => Ok(None),
+        Err(errno) => Err(errno.into()),
+    }
+}
