@@ -22,7 +22,7 @@ use std::sync::{Arc, Mutex, RwLock};
 /// The most images in a backing chain. Each has a sandbox of its own.
 const MAX_DEPTH: usize = 32;
 /// The greatest allocation unit or cluster that a guest may claim, in bytes.
-const MAX_UNIT: u64 = 64 << 20;
+pub(super) const MAX_UNIT: u64 = 64 << 20;
 /// How often a file may be replaced while it is being opened.
 const MAX_REPLACED: usize = 10;
 
