@@ -35,7 +35,10 @@ pub fn bad_new_size(text: &str, error: SizeError) -> String {
 Optional suffix k, M, G, T, P or E means kilo-, mega-, giga-, tera-, peta-
 and exabytes, respectively."
             .to_owned(),
-        SizeError::Range => format!("Value '{text}' is out of range for parameter 'size'"),
+        SizeError::Range => format!(
+            "Value '{}' is out of range for parameter 'size'",
+            text.strip_prefix(['+', '-']).unwrap_or(text)
+        ),
     }
 }
 

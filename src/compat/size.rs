@@ -20,6 +20,9 @@ pub enum SizeError {
 /// not. Exponents (`1e3`), double suffixes (`1kb`) and the empty text are errors.
 pub fn parse(text: &str) -> Result<u64, SizeError> {
     let text = text.trim_start_matches(|c: char| c.is_ascii_whitespace() || c == '\x0b');
+    if let Some(number) = text.strip_prefix('-') {
+        return Err(below_zero(number));
+    }
     let text = text.strip_prefix('+').unwrap_or(text);
     if let Some(digits) = text.strip_prefix("0x").or(text.strip_prefix("0X")) {
         return number(digits, 16);
@@ -38,6 +41,15 @@ pub fn parse(text: &str) -> Result<u64, SizeError> {
         digits => number(digits, 10)?,
     };
     scale(whole, Fraction::of(fraction), unit)
+}
+
+/// A plain negative number is one that is out of range.
+fn below_zero(number: &str) -> SizeError {
+    match split_digits(number) {
+        ("", _) => SizeError::Grammar,
+        (_, "") => SizeError::Range,
+        _ => SizeError::Grammar,
+    }
 }
 
 /// Splits after the leading decimal digits.
@@ -112,7 +124,7 @@ impl NewSize {
         match text.as_bytes().first() {
             Some(b'+') => parse(&text[1..]).map(Self::Grow),
             Some(b'-') => parse(&text[1..]).map(Self::Shrink),
-            _ => parse(text).map(Self::To),
+            Some(_) | None => parse(text).map(Self::To),
         }
     }
 
@@ -221,13 +233,19 @@ mod tests {
     fn what_is_no_size_is_refused() {
         let grammar = [
             "", "k", ".", ".k", "1e3", "1kb", "1 M", "1.5b", "1.5", "0x", "0x10k", "0x1.8k",
-            "0x1p", "1.5k ", "1.e1", "1.5E+3", "0b1", "inf", "nan", "-0", "-1M", "1.5.5k", "1é",
-            "++1", "+-1",
+            "0x1p", "1.5k ", "1.e1", "1.5E+3", "0b1", "inf", "nan", "-1M", "-", "-x", "1.5.5k",
+            "1é", "++1", "+-1",
         ];
         for text in grammar {
             assert_eq!(parse(text), Err(SizeError::Grammar), "{text:?}");
         }
-        for text in ["16E", "18446744073709551616", "0x10000000000000000"] {
+        for text in [
+            "16E",
+            "-1",
+            "-0",
+            "18446744073709551616",
+            "0x10000000000000000",
+        ] {
             assert_eq!(parse(text), Err(SizeError::Range), "{text:?}");
         }
     }

@@ -1,0 +1,221 @@
+//! `instar create`.
+
+use super::{Elsewhere, Error, FormatError, Global, format_named, say, warn};
+use instar::compat::{messages, names, options, size};
+use instar::image::{self, Access};
+use instar::sandbox::Pool;
+use instar_guest::Format;
+use instar_guest::facts::NamedFile;
+use instar_guest::proto::Create;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// Arguments of `create`.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Format of the new image
+    #[arg(short, long, value_name = "FMT", default_value = "raw")]
+    format: String,
+    /// Options of the format, as in cluster_size=4k,lazy_refcounts=on
+    #[arg(short, long, value_name = "OPTS")]
+    options: Vec<String>,
+    /// Image that holds what the new one does not
+    #[arg(short, long, value_name = "BACKING")]
+    backing: Option<String>,
+    /// Format of the backing image
+    #[arg(short = 'F', long, value_name = "FMT")]
+    backing_format: Option<String>,
+    /// Do not look at the backing image
+    #[arg(short = 'u', long)]
+    backing_unsafe: bool,
+    /// Print nothing but errors and warnings
+    #[arg(short, long)]
+    quiet: bool,
+    #[command(flatten)]
+    elsewhere: Elsewhere,
+    /// Image file; what it held before is lost
+    #[arg(value_name = "FILE")]
+    file: PathBuf,
+    /// Size of the disk; that of the backing image if left out
+    #[arg(value_name = "SIZE", allow_hyphen_values = true)]
+    size: Option<String>,
+}
+
+/// Runs `create`.
+pub fn run(args: &Args, global: &Global) -> Result<(), Error> {
+    args.elsewhere.refuse()?;
+    let size = args.size.as_deref().map(image_size).transpose()?;
+    let file = args.file.to_string_lossy();
+    // Every refusal from here on begins with the file's name.
+    let refuse = |text: String| Error::Refused(format!("{file}: {text}"));
+    let wanted = Wanted::read(args, size).map_err(refuse)?;
+    let pool = global.pool()?;
+    let backing = Backing {
+        pool: &pool,
+        global,
+    };
+    let backing_size = match (&wanted.backing, args.backing_unsafe) {
+        (Some(named), false) => backing.size(named, &wanted, &file).map_err(refuse)?,
+        _ => None,
+    };
+    let size = wanted
+        .size
+        .or(backing_size)
+        .ok_or_else(|| refuse("Image creation needs a size parameter".to_owned()))?;
+    let request = Create {
+        format: wanted.format,
+        size: size.checked_next_multiple_of(512).unwrap_or(size),
+        options: wanted.options,
+        backing: wanted.backing,
+        backing_size,
+    };
+    let created = image::create(&pool, &args.file, &request)?;
+    created.warnings.iter().for_each(|warning| warn(warning));
+    match args.quiet {
+        true => Ok(()),
+        false => say(&options::formatting(
+            &file,
+            wanted.format.name(),
+            &with_size(created.options, size),
+        )),
+    }
+}
+
+/// The options as they are shown: the size is the one that was asked for, not
+/// the whole sectors that it becomes.
+fn with_size(mut options: Vec<(String, String)>, size: u64) -> Vec<(String, String)> {
+    for (_, value) in options.iter_mut().filter(|(key, _)| key == "size") {
+        *value = size.to_string();
+    }
+    options
+}
+
+/// The SIZE argument.
+fn image_size(text: &str) -> Result<u64, Error> {
+    let refuse = |error| Error::Refused(messages::bad_number("image size", text, error));
+    let bytes = size::parse(text).map_err(refuse)?;
+    match i64::try_from(bytes) {
+        Ok(_) => Ok(bytes),
+        Err(_) => Err(refuse(size::SizeError::Range)),
+    }
+}
+
+/// What the arguments say together.
+struct Wanted {
+    format: Format,
+    size: Option<u64>,
+    options: Vec<(String, String)>,
+    backing: Option<NamedFile>,
+}
+
+impl Wanted {
+    /// Puts arguments and `-o` options together. The error is the text behind
+    /// the file's name.
+    fn read(args: &Args, size: Option<u64>) -> Result<Self, String> {
+        let format = new_format(&args.format)?;
+        let mut given: Vec<(String, String)> = args
+            .options
+            .iter()
+            .flat_map(|text| options::parse(text))
+            .collect();
+        let size = match (size, options::take(&mut given, "size")) {
+            (Some(_), Some(_)) => {
+                return Err("The image size must be specified only once".to_owned());
+            }
+            (None, Some(text)) => Some(option_size(&text)?),
+            (size, None) => size,
+        };
+        let name = options::take(&mut given, "backing_file").or(args.backing.clone());
+        let name = args.backing.clone().or(name);
+        let backing_format = options::take(&mut given, "backing_fmt");
+        let backing_format = args.backing_format.clone().or(backing_format);
+        Ok(Self {
+            format,
+            size,
+            options: given,
+            backing: backing(format, name, backing_format)?,
+        })
+    }
+}
+
+fn new_format(name: &str) -> Result<Format, String> {
+    format_named(name).map_err(|error| match error {
+        FormatError::Unknown => format!("Unknown file format '{name}'"),
+        FormatError::Unsupported => format!(
+            "this version does not make images of the format '{name}': make a qcow2 image and \
+             convert it with 'qemu-img convert'"
+        ),
+    })
+}
+
+fn option_size(text: &str) -> Result<u64, String> {
+    size::parse(text).map_err(|error| messages::bad_new_size(text, error))
+}
+
+/// The backing file that the arguments name.
+fn backing(
+    format: Format,
+    name: Option<String>,
+    backing_format: Option<String>,
+) -> Result<Option<NamedFile>, String> {
+    match (name, backing_format) {
+        (None, None) => Ok(None),
+        (Some(_), _) | (_, Some(_)) if format == Format::Raw => Err(format!(
+            "Backing file not supported for file format '{}'",
+            format.name()
+        )),
+        (None, Some(_)) => Err("Backing format cannot be used without backing file".to_owned()),
+        (Some(name), _) if name.is_empty() => {
+            Err("Expected backing file name, got empty string".to_owned())
+        }
+        (Some(name), format) => Ok(Some(NamedFile { name, format })),
+    }
+}
+
+/// Looks at backing images.
+struct Backing<'a> {
+    pool: &'a Arc<Pool>,
+    global: &'a Global,
+}
+
+impl Backing<'_> {
+    /// The size of the backing image's disk. With a size given, one that cannot
+    /// be opened is worth a warning only.
+    fn size(&self, named: &NamedFile, wanted: &Wanted, file: &str) -> Result<Option<u64>, String> {
+        let path = names::combine(file, &named.name);
+        if Path::new(&path) == Path::new(file) {
+            return Err(
+                "Error: Trying to create an image with the same filename as the backing file"
+                    .to_owned(),
+            );
+        }
+        let format = match &named.format {
+            Some(name) => Some(format_named(name).map_err(|error| match error {
+                FormatError::Unknown => format!("Unknown backing file format '{name}'"),
+                FormatError::Unsupported => {
+                    format!("this version does not read the backing format '{name}'")
+                }
+            })?),
+            None => None,
+        };
+        let opened = self
+            .global
+            .opening(Access::Info, format)
+            .open(self.pool, Path::new(&path));
+        match (opened, wanted.size) {
+            (Ok(image), _) if format.is_none() => Err(format!(
+                "Backing file specified without backing format\nDetected format of {}.",
+                image.facts().format.name()
+            )),
+            (Ok(image), _) => Ok(Some(image.virtual_size())),
+            (Err(error), Some(_)) => {
+                warn(&format!(
+                    "Could not verify backing image. This may become an error in future \
+                     versions.\n{error}"
+                ));
+                Ok(None)
+            }
+            (Err(error), None) => Err(format!("{error}\nCould not open backing image.")),
+        }
+    }
+}

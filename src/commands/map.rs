@@ -1,0 +1,223 @@
+//! `instar map`.
+
+use super::{Elsewhere, Error, Global, OnDisk, Output, format_to_open, say};
+use instar::compat::map::{self, Entry};
+use instar::compat::{messages, names, size};
+use instar::image::{Access, Image, OpenOptions, Segment, SegmentKind};
+use instar_guest::{Facts, Format};
+use std::path::PathBuf;
+
+/// The longest range whose segments are asked for at once, in bytes.
+const STRIDE: u64 = 64 << 30;
+/// Disks are shown in whole sectors of this many bytes.
+const SECTOR: u64 = 512;
+
+/// Arguments of `map`.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Format of the image, instead of probing for it
+    #[arg(short, long, value_name = "FMT")]
+    format: Option<String>,
+    /// Guest offset at which to begin
+    #[arg(short, long, value_name = "OFFSET", default_value = "0")]
+    #[arg(hide_default_value = true, allow_hyphen_values = true)]
+    start_offset: String,
+    /// Number of bytes to show
+    #[arg(short = 'l', long, value_name = "LENGTH", allow_hyphen_values = true)]
+    max_length: Option<String>,
+    /// Read even an image that another process is writing
+    #[arg(short = 'U', long)]
+    force_share: bool,
+    /// How to show it
+    #[arg(long, value_enum, default_value_t)]
+    output: Output,
+    #[command(flatten)]
+    elsewhere: Elsewhere,
+    /// Image file
+    #[arg(value_name = "FILE")]
+    file: PathBuf,
+}
+
+/// Runs `map`.
+pub fn run(args: &Args, global: &Global) -> Result<(), Error> {
+    let start = number("start offset", &args.start_offset)?;
+    let max_length = match &args.max_length {
+        Some(text) => number("max length", text)?,
+        None => u64::MAX,
+    };
+    args.elsewhere.refuse()?;
+    let file = args.file.to_string_lossy();
+    let format = format_to_open(args.format.as_deref(), &file)?;
+    let options = OpenOptions {
+        force_share: args.force_share,
+        ..global.opening(Access::Read, format)
+    };
+    let image = options
+        .open(&global.pool()?, &args.file)
+        .map_err(Error::opening(&args.file))?;
+    let end = image.virtual_size().min(start.saturating_add(max_length));
+    let layers = Layers::of(&image, &file)?;
+    let entries = entries(&image, &layers, start, end)?;
+    match args.output {
+        Output::Json => say(&map::json(&entries, start)),
+        Output::Human => {
+            let table = map::human(&entries, &layers.files);
+            say(&table.text)?;
+            match table.complete {
+                true => Ok(()),
+                false => Err(Error::refused(messages::UNMAPPABLE)),
+            }
+        }
+    }
+}
+
+/// A number below 2^63.
+fn number(what: &str, text: &str) -> Result<u64, Error> {
+    size::parse(text)
+        .and_then(|number| match i64::try_from(number) {
+            Ok(_) => Ok(number),
+            Err(_) => Err(size::SizeError::Range),
+        })
+        .map_err(|error| Error::Refused(messages::bad_number(what, text, error)))
+}
+
+/// What `map` has to know of every layer of the backing chain.
+struct Layers {
+    /// The names of the files that hold the data.
+    files: Vec<String>,
+    /// How a hole in the file below mapped data is shown.
+    holes: Vec<Hole>,
+    /// Where the disk ends, for layers that end inside a sector: the rest of
+    /// that sector counts as a hole.
+    ends: Vec<Option<u64>>,
+}
+
+/// How a hole in the file below mapped data is shown.
+#[derive(Clone, Copy)]
+enum Hole {
+    /// As zeroes: the file's holes are the disk's.
+    Zero,
+    /// As data: nobody looks below the mapping.
+    Data,
+    /// As data that reads as zeroes: the image was preallocated.
+    ZeroData,
+}
+
+impl Layers {
+    fn of(image: &Image, file: &str) -> Result<Self, Error> {
+        let mut layers = Self {
+            files: Vec::new(),
+            holes: Vec::new(),
+            ends: Vec::new(),
+        };
+        let mut file = file.to_owned();
+        for image in std::iter::successors(Some(image), |image| image.backing()) {
+            let facts = image.facts();
+            layers.files.push(match &facts.data_file {
+                Some(data) => names::combine(&file, &data.name),
+                None => file.clone(),
+            });
+            layers.holes.push(holes(image, &facts)?);
+            let size = facts.virtual_size;
+            layers.ends.push((size % SECTOR != 0).then_some(size));
+            if let Some(backing) = &facts.backing {
+                file = names::combine(&file, &backing.name);
+            }
+        }
+        Ok(layers)
+    }
+
+    /// The layer whose disk ends at this offset, inside a sector.
+    fn ending_at(&self, offset: u64) -> Option<usize> {
+        self.ends.iter().position(|&end| end == Some(offset))
+    }
+}
+
+/// qemu looks below the mapping only where the file takes clearly less space
+/// than its clusters would: then their space was never allocated.
+fn holes(image: &Image, facts: &Facts) -> Result<Hole, Error> {
+    let Some(cluster) = facts.cluster_size.filter(|_| facts.format != Format::Raw) else {
+        return Ok(Hole::Zero);
+    };
+    let on_disk = OnDisk::of(image)?;
+    let clusters = on_disk.len.div_ceil(cluster);
+    let allocated = on_disk.allocated / cluster;
+    let threshold = (allocated * 10 / 9).max(allocated + 2);
+    Ok(match clusters >= threshold {
+        true => Hole::ZeroData,
+        false => Hole::Data,
+    })
+}
+
+/// The entries of a range; `end` may lie behind the disk's end by the rest of a
+/// sector.
+fn entries(image: &Image, layers: &Layers, start: u64, end: u64) -> Result<Vec<Entry>, Error> {
+    let mut entries = Vec::new();
+    let mut at = start;
+    let disk_end = end.min(image.virtual_size());
+    while at < disk_end {
+        let len = (disk_end - at).min(STRIDE);
+        for segment in image.segments(at, len)? {
+            push(&mut entries, segment, layers);
+        }
+        at += len;
+    }
+    if at < end {
+        entries.push(rest_of_sector(at, end - at, 0));
+    }
+    Ok(map::merge(entries))
+}
+
+/// Adds a segment; one that begins where a shorter layer ends begins with the
+/// rest of that layer's last sector.
+fn push(entries: &mut Vec<Entry>, mut segment: Segment, layers: &Layers) {
+    if segment.kind == SegmentKind::Absent
+        && let Some(depth) = layers.ending_at(segment.offset)
+    {
+        let rest = (SECTOR - segment.offset % SECTOR).min(segment.len);
+        entries.push(rest_of_sector(segment.offset, rest, depth));
+        segment.offset += rest;
+        segment.len -= rest;
+    }
+    if segment.len > 0 {
+        entries.push(entry(&segment, layers));
+    }
+}
+
+fn rest_of_sector(start: u64, length: u64, depth: usize) -> Entry {
+    Entry {
+        start,
+        length,
+        depth,
+        present: true,
+        zero: true,
+        data: false,
+        compressed: false,
+        offset: Some(start),
+    }
+}
+
+fn entry(segment: &Segment, layers: &Layers) -> Entry {
+    let depth = usize::try_from(segment.depth).unwrap_or(usize::MAX);
+    let hole = layers.holes.get(depth).copied().unwrap_or(Hole::Data);
+    let (present, zero, data) = match segment.kind {
+        SegmentKind::Data | SegmentKind::Compressed => (true, false, true),
+        SegmentKind::Zero => (true, true, false),
+        SegmentKind::Absent => (false, true, false),
+        SegmentKind::Hole => match hole {
+            Hole::Zero => (true, true, false),
+            Hole::Data => (true, false, true),
+            Hole::ZeroData => (true, true, true),
+        },
+    };
+    Entry {
+        start: segment.offset,
+        length: segment.len,
+        depth,
+        present,
+        zero,
+        data,
+        compressed: segment.kind == SegmentKind::Compressed,
+        offset: segment.at.map(|(_, offset)| offset),
+    }
+}

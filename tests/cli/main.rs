@@ -1,0 +1,122 @@
+//! The command line against qemu-img: equal output, equal messages, equal exit
+//! codes, in both sandboxes.
+//!
+//! What qemu-img 10.0 says is recorded in `tests/data/cli`, so the comparison
+//! needs no qemu-img; where one is installed, it is asked whether it still says
+//! so. `INSTAR_BLESS=1` records anew.
+
+mod cases;
+#[path = "../support/machine.rs"]
+mod machine;
+mod own;
+#[path = "../support/transcript.rs"]
+mod transcript;
+
+use cases::Case;
+use libtest_mimic::{Arguments, Trial};
+use machine::{Outcome, missing_qemu_img_10, sandboxes, trial};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use transcript::{QEMU_IMG, Step};
+
+const INSTAR: &str = env!("CARGO_BIN_EXE_instar");
+
+fn main() -> ExitCode {
+    let arguments = Arguments::from_args();
+    if std::env::var_os("INSTAR_BLESS").is_some() {
+        return match cases::CASES.iter().try_for_each(record) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                eprintln!("{error}");
+                ExitCode::FAILURE
+            }
+        };
+    }
+    let mut trials: Vec<Trial> = cases::CASES
+        .iter()
+        .map(|case| {
+            let name = format!("qemu-img still says so/{}", case.name);
+            trial(name, missing_qemu_img_10(), || still_recorded(case))
+        })
+        .collect();
+    for (sandbox, missing) in sandboxes() {
+        for case in cases::CASES {
+            let name = format!("{sandbox}/as qemu-img/{}", case.name);
+            trials.push(trial(name, missing.clone(), || as_recorded(case, sandbox)));
+        }
+        for (name, body) in own::CASES {
+            let name = format!("{sandbox}/{name}");
+            trials.push(trial(name, missing.clone(), || body(sandbox)));
+        }
+    }
+    libtest_mimic::run(&arguments, trials).exit_code()
+}
+
+/// A folder with the files of a case.
+pub fn folder(files: &[&str]) -> Result<tempfile::TempDir, String> {
+    let folder = tempfile::tempdir().map_err(|error| format!("temporary folder: {error}"))?;
+    for file in files {
+        // Whole bytes: how many holes a copy has must not depend on the machine.
+        fs::read(data().join("images").join(file))
+            .and_then(|bytes| fs::write(folder.path().join(file), bytes))
+            .map_err(|error| format!("{file}: {error}"))?;
+    }
+    Ok(folder)
+}
+
+/// Runs instar in a folder.
+pub fn instar(folder: &Path, sandbox: &str, args: &[String]) -> Result<Step, String> {
+    transcript::run(folder, INSTAR, args, &[("INSTAR_ISOLATION", sandbox)])
+}
+
+fn data() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data")
+}
+
+fn recording(case: &Case) -> PathBuf {
+    data().join(format!("cli/{}.txt", case.name))
+}
+
+fn recorded(case: &Case) -> Result<Vec<Step>, String> {
+    let path = recording(case);
+    let text = fs::read_to_string(&path).map_err(|error| format!("{}: {error}", path.display()))?;
+    let steps = transcript::parse(&text);
+    let commands = steps.iter().map(|step| step.args.clone());
+    let wanted = case.commands.iter().map(|line| transcript::words(line));
+    match commands.eq(wanted) {
+        true => Ok(steps),
+        false => Err(format!("{} records other commands", path.display())),
+    }
+}
+
+fn as_recorded(case: &Case, sandbox: &str) -> Outcome {
+    let folder = folder(case.files)?;
+    for expected in recorded(case)? {
+        let got = instar(folder.path(), sandbox, &expected.args)?;
+        transcript::same(&expected, &got)?;
+    }
+    Ok(())
+}
+
+fn ask_qemu_img(case: &Case) -> Result<Vec<Step>, String> {
+    let folder = folder(case.files)?;
+    let commands = case.commands.iter();
+    commands
+        .map(|line| transcript::run(folder.path(), QEMU_IMG, &transcript::words(line), &[]))
+        .collect()
+}
+
+fn still_recorded(case: &Case) -> Outcome {
+    let live = ask_qemu_img(case)?;
+    let pairs = recorded(case)?.into_iter().zip(live);
+    pairs
+        .into_iter()
+        .try_for_each(|(recorded, live)| transcript::same(&recorded, &live))
+}
+
+fn record(case: &Case) -> Outcome {
+    let steps = ask_qemu_img(case)?;
+    fs::write(recording(case), transcript::text(&steps))
+        .map_err(|error| format!("{}: {error}", recording(case).display()))
+}

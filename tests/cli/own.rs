@@ -1,0 +1,267 @@
+//! What only instar says: plans, the doctor, refusals of options, strings of
+//! images on a terminal, completions and manual pages.
+
+use crate::machine::Outcome;
+use crate::transcript::{Step, words};
+use crate::{folder, instar};
+use std::fs;
+use std::path::Path;
+
+/// Name and body; the body gets the sandbox.
+type Body = fn(&'static str) -> Outcome;
+
+pub const CASES: &[(&str, Body)] = &[
+    ("a dry run prints the plan and changes nothing", dry_run),
+    (
+        "a dry run as JSON names every step and one commit",
+        dry_run_json,
+    ),
+    (
+        "a dry run of an equal size has nothing to do",
+        dry_run_of_nothing,
+    ),
+    ("options that name more than a file are refused", elsewhere),
+    (
+        "formats of other versions are refused by name",
+        other_formats,
+    ),
+    ("strings of an image cannot drive a terminal", escapes),
+    ("long strings of an image are cut on a terminal", long_names),
+    ("the doctor tries what it reports", doctor),
+    (
+        "help, completions and manual pages come from one definition",
+        generated,
+    ),
+    ("a closed pipe is no error worth a message", closed_pipe),
+    (
+        "the sandbox that was asked for is checked",
+        unknown_isolation,
+    ),
+];
+
+fn equal<T: PartialEq + std::fmt::Debug>(what: &str, expected: T, got: T) -> Outcome {
+    match expected == got {
+        true => Ok(()),
+        false => Err(format!("{what}: expected {expected:#?}, got {got:#?}")),
+    }
+}
+
+fn run(folder: &Path, sandbox: &str, line: &str) -> Result<Step, String> {
+    instar(folder, sandbox, &words(line))
+}
+
+/// Runs a command that has to succeed silently on the standard error.
+fn succeed(folder: &Path, sandbox: &str, line: &str) -> Result<String, String> {
+    let step = run(folder, sandbox, line)?;
+    equal(line, (0, ""), (step.code, step.stderr.as_str()))?;
+    Ok(step.stdout)
+}
+
+fn refused(folder: &Path, sandbox: &str, line: &str, message: &str) -> Outcome {
+    let step = run(folder, sandbox, line)?;
+    equal(line, (1, message), (step.code, step.stderr.as_str()))
+}
+
+fn bytes(folder: &Path, file: &str) -> Result<Vec<u8>, String> {
+    fs::read(folder.join(file)).map_err(|error| format!("{file}: {error}"))
+}
+
+fn dry_run(sandbox: &'static str) -> Outcome {
+    let folder = folder(&["base.qcow2"])?;
+    let before = bytes(folder.path(), "base.qcow2")?;
+    let text = succeed(folder.path(), sandbox, "resize --dry-run base.qcow2 +1M")?;
+    equal("bytes", before, bytes(folder.path(), "base.qcow2")?)?;
+    let mut lines = text.lines();
+    equal(
+        "first line",
+        Some("base.qcow2: qcow2, 1 MiB to 2 MiB (1048576 to 2097152 bytes)"),
+        lines.next(),
+    )?;
+    let commits = text.matches("<- the new size takes effect").count();
+    equal("commits", 1, commits)?;
+    let steps = text
+        .lines()
+        .filter(|line| line.contains("  commit  "))
+        .count();
+    equal("steps of the commit", 1, steps)?;
+    let end = text.lines().last().unwrap_or_default();
+    match end.ends_with(" barriers. Nothing was written.") {
+        true => Ok(()),
+        false => Err(text),
+    }
+}
+
+fn dry_run_json(sandbox: &'static str) -> Outcome {
+    let folder = folder(&["base.qcow2"])?;
+    let text = succeed(
+        folder.path(),
+        sandbox,
+        "resize --dry-run --output=json base.qcow2 8G",
+    )?;
+    let plan: serde_json::Value =
+        serde_json::from_str(&text).map_err(|error| format!("{error}: {text}"))?;
+    equal("old size", 1 << 20, plan["old-size"].as_u64().unwrap_or(0))?;
+    equal("new size", 8 << 30, plan["new-size"].as_u64().unwrap_or(0))?;
+    let stages = plan["stages"].as_array().cloned().unwrap_or_default();
+    let commits: Vec<_> = stages
+        .iter()
+        .filter(|stage| stage["commit"] == true)
+        .collect();
+    equal("commits", 1, commits.len())?;
+    let steps = commits[0]["steps"].as_array().map_or(0, Vec::len);
+    equal("steps of the commit", 1, steps)
+}
+
+fn dry_run_of_nothing(sandbox: &'static str) -> Outcome {
+    let folder = folder(&["base.qcow2"])?;
+    let text = succeed(folder.path(), sandbox, "resize --dry-run base.qcow2 1M")?;
+    equal(
+        "text",
+        "base.qcow2: qcow2, 1 MiB to 1 MiB (1048576 to 1048576 bytes)\nNothing has to change.\n",
+        text.as_str(),
+    )
+}
+
+fn elsewhere(sandbox: &'static str) -> Outcome {
+    let folder = folder(&["base.qcow2"])?;
+    for command in ["info", "map", "resize", "create"] {
+        let size = if command == "resize" { " 2M" } else { "" };
+        refused(
+            folder.path(),
+            sandbox,
+            &format!("{command} --image-opts driver=qcow2,file.filename=base.qcow2{size}"),
+            "instar: --image-opts is not available: name an image file, and its format with -f\n",
+        )?;
+        refused(
+            folder.path(),
+            sandbox,
+            &format!("{command} --object secret,id=s base.qcow2{size}"),
+            "instar: --object is not available: instar needs no secrets, it resizes encrypted \
+             images without their key\n",
+        )?;
+    }
+    Ok(())
+}
+
+fn other_formats(sandbox: &'static str) -> Outcome {
+    let folder = folder(&["base.qcow2"])?;
+    refused(
+        folder.path(),
+        sandbox,
+        "resize -f vmdk base.qcow2 2M",
+        "instar: Could not open 'base.qcow2': this version does not handle the format 'vmdk'; \
+         convert the image with 'qemu-img convert -O qcow2'\n",
+    )?;
+    refused(
+        folder.path(),
+        sandbox,
+        "create -f vhdx new 2M",
+        "instar: new: this version does not make images of the format 'vhdx': make a qcow2 image \
+         and convert it with 'qemu-img convert'\n",
+    )
+}
+
+/// An image whose backing file has this name.
+fn image_on(folder: &Path, sandbox: &str, name: &str) -> Outcome {
+    let args = [
+        "create", "-q", "-f", "qcow2", "-u", "-b", name, "-F", "raw", "top", "1M",
+    ];
+    let step = instar(folder, sandbox, &args.map(str::to_owned))?;
+    equal("create", (0, ""), (step.code, step.stderr.as_str()))
+}
+
+fn escapes(sandbox: &'static str) -> Outcome {
+    let folder = folder(&[])?;
+    image_on(folder.path(), sandbox, "a\x1b[2J\u{202e}b\n")?;
+    let text = succeed(folder.path(), sandbox, "info top")?;
+    let line = text.lines().find(|line| line.starts_with("backing file: "));
+    equal(
+        "backing file",
+        Some("backing file: a\\u{1b}[2J\\u{202e}b\\n"),
+        line,
+    )?;
+    let json = succeed(folder.path(), sandbox, "info --output=json top")?;
+    match json.contains(r#""backing-filename": "a\u001B[2J\u202Eb\n","#) {
+        true => Ok(()),
+        false => Err(json),
+    }
+}
+
+fn long_names(sandbox: &'static str) -> Outcome {
+    let folder = folder(&[])?;
+    image_on(folder.path(), sandbox, &"n".repeat(1000))?;
+    let text = succeed(folder.path(), sandbox, "info top")?;
+    let line = text.lines().find(|line| line.starts_with("backing file: "));
+    let expected = format!("backing file: {}…", "n".repeat(256));
+    equal("backing file", Some(expected.as_str()), line)
+}
+
+fn doctor(sandbox: &'static str) -> Outcome {
+    let folder = folder(&[])?;
+    let step = run(folder.path(), sandbox, "doctor --output=json")?;
+    let report: serde_json::Value =
+        serde_json::from_str(&step.stdout).map_err(|error| format!("{error}: {}", step.stdout))?;
+    let can_mount = report["can-mount"].as_bool();
+    equal("exit status", can_mount, Some(step.code == 0))?;
+    let checks = report["checks"].as_array().cloned().unwrap_or_default();
+    let works = |name: &str| {
+        checks
+            .iter()
+            .any(|check| check["name"] == name && check["works"] == true)
+    };
+    equal("this sandbox", true, works(sandbox))?;
+    let mountable = works("fuse") || (works("fusermount3") && Path::new("/dev/fuse").exists());
+    equal("mounting", Some(mountable), can_mount)
+}
+
+fn generated(sandbox: &'static str) -> Outcome {
+    let folder = folder(&[])?;
+    for (line, wanted) in [
+        ("--help", "Change the size of a disk image"),
+        ("resize --help", "Print the plan"),
+        ("completions bash", "--preallocation"),
+        ("completions fish", "dry-run"),
+        ("man", "instar\\-resize"),
+        ("man resize", "\\-\\-dry\\-run"),
+    ] {
+        let text = succeed(folder.path(), sandbox, line)?;
+        if !text.contains(wanted) {
+            return Err(format!("{line} does not say {wanted:?}:\n{text}"));
+        }
+    }
+    refused(
+        folder.path(),
+        sandbox,
+        "man bogus",
+        "instar: Command not found: bogus\n",
+    )
+}
+
+fn closed_pipe(sandbox: &'static str) -> Outcome {
+    let folder = folder(&["base.qcow2"])?;
+    let program = env!("CARGO_BIN_EXE_instar");
+    let script = format!("'{program}' info base.qcow2 3>&1 >&- | true");
+    let step = crate::transcript::run(
+        folder.path(),
+        "sh",
+        &["-c".to_owned(), script],
+        &[("INSTAR_ISOLATION", sandbox)],
+    )?;
+    match step.stderr.contains("panicked") {
+        false => Ok(()),
+        true => Err(step.stderr),
+    }
+}
+
+fn unknown_isolation(_: &'static str) -> Outcome {
+    let folder = folder(&["base.qcow2"])?;
+    let step = run(folder.path(), "none", "info base.qcow2")?;
+    equal("exit status", 1, step.code)?;
+    match step
+        .stderr
+        .starts_with("instar: invalid value 'none' for '--isolation")
+    {
+        true => Ok(()),
+        false => Err(step.stderr),
+    }
+}
