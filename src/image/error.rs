@@ -82,7 +82,7 @@ impl From<FailureKind> for ErrorKind {
             FailureKind::InvalidRequest => Self::InvalidRequest,
             FailureKind::TooLarge => Self::TooLarge,
             FailureKind::NotPermitted => Self::NotPermitted,
-            FailureKind::OutOfMemory => Self::GuestMemory,
+            FailureKind::OutOfMemory | FailureKind::FlushFirst => Self::GuestMemory,
             FailureKind::Io => Self::Os(libc::EIO),
             FailureKind::Internal => Self::BadGuest,
         }
@@ -319,6 +319,7 @@ mod tests {
             (FailureKind::TooLarge, libc::EFBIG),
             (FailureKind::NotPermitted, libc::EPERM),
             (FailureKind::OutOfMemory, libc::EIO),
+            (FailureKind::FlushFirst, libc::EIO),
             (FailureKind::Io, libc::EIO),
             (FailureKind::Internal, libc::EIO),
         ];

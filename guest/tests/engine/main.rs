@@ -1,6 +1,8 @@
 //! The engine against qemu: images that qemu-img and qemu-io made are opened,
 //! mapped and read, and qemu-img says what the answer has to be.
 
+mod creating;
+mod growing;
 mod lab;
 mod reading;
 
@@ -11,6 +13,8 @@ fn main() {
     let missing = lab::missing_tool();
     let trials = reading::trials()
         .into_iter()
+        .chain(creating::trials())
+        .chain(growing::trials())
         .map(|(name, check)| {
             let trial = Trial::test(name, move || {
                 check();
