@@ -69,7 +69,7 @@ impl<'a> Session<'a> {
 
     fn grow(&mut self) -> Result<Plan, Failure> {
         let reply = self.ask(Request::Resize {
-            size: self.size.saturating_add(1 << 20),
+            size: self.size.max(pool::LARGE),
             preallocation: Preallocation::Off,
             shrink: false,
             backing_size: None,

@@ -17,6 +17,8 @@ pub struct Kind {
 
 /// Virtual size of every kind, in bytes.
 pub const SIZE: u64 = 8 << 20;
+/// A size for which the L1 table of kind `small` has to move, in bytes.
+pub const LARGE: u64 = 4 << 30;
 
 const PLAIN: Kind = Kind {
     name: "plain",
