@@ -1,5 +1,6 @@
 //! Sound images of every kind, made by qemu's tools, to be damaged.
 
+use crate::random::Random;
 use crate::tools::must;
 use std::path::Path;
 
@@ -72,6 +73,17 @@ pub const KINDS: &[Kind] = &[
         ..PLAIN
     },
 ];
+
+impl Kind {
+    /// The generator for one round of damage: different for every kind.
+    pub fn random(&self, seed: u64, round: u64) -> Random {
+        let name = self
+            .name
+            .bytes()
+            .fold(0, |sum: u64, byte| sum * 31 + u64::from(byte));
+        Random(seed ^ name << 32 ^ round)
+    }
+}
 
 /// Makes the image of a kind.
 pub fn make(kind: &Kind, dir: &Path) -> Result<Vec<u8>, String> {
