@@ -5,6 +5,7 @@ mod creating;
 mod growing;
 mod lab;
 mod reading;
+mod writing;
 
 use libtest_mimic::{Arguments, Trial};
 
@@ -15,6 +16,7 @@ fn main() {
         .into_iter()
         .chain(creating::trials())
         .chain(growing::trials())
+        .chain(writing::trials())
         .map(|(name, check)| {
             let trial = Trial::test(name, move || {
                 check();
