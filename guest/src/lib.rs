@@ -42,6 +42,8 @@ mod raw;
 mod resize;
 mod units;
 
+#[cfg(test)]
+mod engine_tests;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 

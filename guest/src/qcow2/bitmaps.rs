@@ -5,7 +5,7 @@ use super::format::{bitmap, entry, limit};
 use super::geometry::Geometry;
 use super::header::TableRef;
 use super::refuse;
-use super::snapshots::Directory;
+use super::snapshots::{Directory, check_names_len};
 use crate::bytes::{be16, be32, be64, byte, slice};
 use crate::engine::Host;
 use crate::error::Failure;
@@ -90,6 +90,7 @@ pub fn read(
     let mut directory = Directory::new(place.directory, place.directory_len, file_len);
     let mut list: Vec<Bitmap> = Vec::new();
     let mut at = 0;
+    let mut names_len = 0;
     for index in 0..place.count {
         let bitmap = read_one(host, &mut directory, at, index)?;
         check(&bitmap, geometry, file_len, size).map_err(|why| {
@@ -99,6 +100,8 @@ pub fn read(
             ))
         })?;
         at = (at + bitmap.raw.len()).next_multiple_of(8);
+        names_len += bitmap.name.len();
+        check_names_len("bitmap directory", names_len)?;
         list.push(bitmap);
     }
     if at as u64 != place.directory_len {

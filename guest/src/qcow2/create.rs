@@ -31,6 +31,10 @@ const FEATURES: [(u8, u8, &str); 8] = [
     (2, 1, "raw external data"),
 ];
 
+/// Cluster size up to which QEMU leaves the names out, as they would take too
+/// much of the header's cluster.
+const NO_NAMES_UP_TO: u64 = 4096;
+
 /// Where the parts of a new image lie.
 struct Layout {
     counting: Counting,
@@ -187,11 +191,8 @@ fn head(options: &Options, layout: &Layout, create: &Create) -> Result<Vec<u8>, 
     if let Some(format) = format {
         push_extension(&mut head, extension::BACKING_FORMAT, format.as_bytes());
     }
-    let behind = extension::HEADER_LEN + name.map_or(0, <[u8]>::len);
-    let names = feature_names();
-    let with_names = head.len() + extension::HEADER_LEN + names.len() + behind;
-    if options.version >= 3 && with_names as u64 <= geometry.cluster_size() {
-        push_extension(&mut head, extension::FEATURE_NAMES, &names);
+    if options.version >= 3 && geometry.cluster_size() > NO_NAMES_UP_TO {
+        push_extension(&mut head, extension::FEATURE_NAMES, &feature_names());
     }
     head.extend_from_slice(&[0; extension::HEADER_LEN]);
     if let Some(name) = name {

@@ -1,7 +1,7 @@
 //! Header extensions: all are kept, so that a writer can put them back; those
 //! that instar uses are checked.
 
-use super::format::{extension, header};
+use super::format::{extension, header, limit};
 use super::geometry::Geometry;
 use super::header::RawHeader;
 use super::refuse;
@@ -99,6 +99,7 @@ impl Extensions {
         }
         let extensions = Self { list, end: at };
         extensions.check_duplicates()?;
+        extensions.check_texts()?;
         Ok(extensions)
     }
 
@@ -112,6 +113,29 @@ impl Extensions {
             if self.list.iter().filter(|ext| ext.kind == kind).count() > 1 {
                 return Err(refuse::header(format!(
                     "header extension {kind:#010x} occurs twice"
+                )));
+            }
+        }
+        Ok(())
+    }
+
+    fn check_texts(&self) -> Result<(), Failure> {
+        for (kind, what, most) in [
+            (
+                extension::BACKING_FORMAT,
+                "ext_backing_format",
+                limit::MAX_BACKING_FORMAT,
+            ),
+            (
+                extension::DATA_FILE,
+                "data file name",
+                limit::MAX_DATA_FILE_NAME,
+            ),
+        ] {
+            let len = self.find(kind).map_or(0, |ext| ext.data.len());
+            if len > most {
+                return Err(refuse::header(format!(
+                    "{what} too large (extension {kind:#010x} is {len} bytes long, at most {most})"
                 )));
             }
         }

@@ -216,6 +216,10 @@ pub mod limit {
     pub const MAX_REFCOUNT_TABLE_LEN: u64 = 8 << 20;
     /// The specification's.
     pub const MAX_BACKING_NAME: u64 = 1023;
+    /// QEMU's, of the name of the backing file's format.
+    pub const MAX_BACKING_FORMAT: usize = 15;
+    /// The longest path that a host can open.
+    pub const MAX_DATA_FILE_NAME: usize = 4095;
     /// QEMU's.
     pub const MAX_SNAPSHOTS: u64 = 65536;
     /// QEMU's, of extra data per snapshot.
@@ -234,6 +238,9 @@ pub mod limit {
     /// which neither fits into a reply nor occurs: this is 6 MiB, 96 bytes for
     /// each of the most snapshots.
     pub const MAX_DIRECTORY_LEN: u64 = 6 << 20;
+    /// Bytes of names in a snapshot table or bitmap directory, so that the
+    /// facts fit into a reply: 32 for each of the most snapshots.
+    pub const MAX_NAMES_LEN: usize = 2 << 20;
 }
 
 const _: () = {

@@ -416,6 +416,27 @@ fn a_known_header_extension_occurs_once() {
 }
 
 #[test]
+fn names_in_header_extensions_are_bounded() {
+    let blank = Blank {
+        cluster_bits: 16,
+        ..Blank::default()
+    };
+    for (kind, len, what) in [
+        (0xe279_2acau32, 16, "ext_backing_format too large"),
+        (0x4441_5441, 4096, "data file name too large"),
+    ] {
+        let (_, message) = changed(blank, &[(112, &be32(kind)), (116, &be32(len))]);
+        assert_eq!(
+            message,
+            format!(
+                "{what} (extension {kind:#010x} is {len} bytes long, at most {}){BACKUP}",
+                len - 1
+            )
+        );
+    }
+}
+
+#[test]
 fn the_encryption_header_belongs_to_luks() {
     let place = |offset: u64| {
         [

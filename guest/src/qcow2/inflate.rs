@@ -192,3 +192,127 @@ fn unzstd(
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use miniz_oxide::deflate::compress_to_vec;
+
+    const CLUSTER: usize = 4096;
+
+    fn unpack(compression: Compression, packed: &[u8]) -> Result<Vec<u8>, &'static str> {
+        let mut cluster = vec![0; CLUSTER];
+        Unpacker::new(compression).unpack(packed, &mut cluster)?;
+        Ok(cluster)
+    }
+
+    #[track_caller]
+    fn unpacks(compression: Compression, packed: &[u8], content: &[u8]) {
+        let unpacked = unpack(compression, packed).unwrap();
+        let differs = unpacked.iter().zip(content).position(|(a, b)| a != b);
+        assert_eq!((unpacked.len(), differs), (content.len(), None));
+    }
+
+    /// A zstd frame of run-length blocks: `len` times `byte` in each.
+    fn frame(window: u8, blocks: &[(u8, u32)]) -> Vec<u8> {
+        let mut frame = vec![0x28, 0xb5, 0x2f, 0xfd, 0, window];
+        for (index, (byte, len)) in blocks.iter().enumerate() {
+            let last = u32::from(index + 1 == blocks.len());
+            let header = last | 1 << 1 | len << 3;
+            frame.extend(&header.to_le_bytes()[..3]);
+            frame.push(*byte);
+        }
+        frame
+    }
+
+    #[test]
+    fn a_deflate_stream_fills_the_cluster_whatever_follows_it() {
+        let content: Vec<u8> = (0..CLUSTER).map(|i| (i / 3) as u8).collect();
+        let mut packed = compress_to_vec(&content, 6);
+        packed.extend([0xff; 300]);
+        unpacks(Compression::Deflate, &packed, &content);
+    }
+
+    #[test]
+    fn a_deflate_stream_of_another_length_is_refused() {
+        let packed = compress_to_vec(&[7; CLUSTER - 1], 6);
+        assert_eq!(
+            unpack(Compression::Deflate, &packed),
+            Err("the deflate stream ends before the cluster is full")
+        );
+        let content: Vec<u8> = (0..CLUSTER as u32)
+            .map(|i| (i.wrapping_mul(2_654_435_761) >> 13) as u8)
+            .collect();
+        let packed = compress_to_vec(&content, 6);
+        assert_eq!(
+            unpack(Compression::Deflate, &packed[..packed.len() / 2]),
+            Err("the deflate stream is cut short")
+        );
+    }
+
+    #[test]
+    fn a_deflate_bomb_fills_the_cluster_and_no_more() {
+        let packed = compress_to_vec(&vec![7; 1 << 20], 9);
+        unpacks(Compression::Deflate, &packed, &[7; CLUSTER]);
+    }
+
+    #[test]
+    fn invalid_deflate_data_is_refused() {
+        assert_eq!(
+            unpack(Compression::Deflate, &[0xff; 512]),
+            Err("invalid deflate data")
+        );
+        assert_eq!(
+            unpack(Compression::Deflate, &[]),
+            Err("the deflate stream is cut short")
+        );
+    }
+
+    #[test]
+    fn one_or_more_zstd_frames_fill_the_cluster_whatever_follows_them() {
+        let mut packed = frame(0x18, &[(1, 1000), (2, 96)]);
+        packed.extend([0x50, 0x2a, 0x4d, 0x18, 3, 0, 0, 0, 9, 9, 9]);
+        packed.extend(frame(0x18, &[(3, 3000), (0, 0)]));
+        packed.extend([0xff; 300]);
+        let content = [vec![1; 1000], vec![2; 96], vec![3; 3000]].concat();
+        unpacks(Compression::Zstd, &packed, &content);
+    }
+
+    #[test]
+    fn zstd_data_of_another_length_is_refused() {
+        assert_eq!(
+            unpack(Compression::Zstd, &frame(0x18, &[(1, 4097)])),
+            Err("the zstd data is longer than the cluster")
+        );
+        assert_eq!(
+            unpack(Compression::Zstd, &frame(0x18, &[(1, 4095)])),
+            Err("invalid zstd frame")
+        );
+    }
+
+    #[test]
+    fn a_zstd_bomb_ends_with_its_window() {
+        let packed = frame(0x58, &vec![(1, 128 << 10); 100_000]);
+        assert_eq!(
+            unpack(Compression::Zstd, &packed),
+            Err("the zstd data is longer than the cluster")
+        );
+    }
+
+    #[test]
+    fn a_zstd_window_of_more_than_8_mib_is_refused() {
+        assert_eq!(
+            unpack(Compression::Zstd, &frame(0x70, &[(1, 4096)])),
+            Err("a zstd frame has a window of more than 8 MiB")
+        );
+    }
+
+    #[test]
+    fn a_skippable_zstd_frame_that_is_cut_short_is_refused() {
+        let packed = [0x50, 0x2a, 0x4d, 0x18, 0xff, 0xff, 0xff, 0xff, 0];
+        assert_eq!(
+            unpack(Compression::Zstd, &packed),
+            Err("a zstd frame is cut short")
+        );
+    }
+}

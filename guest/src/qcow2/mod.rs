@@ -34,14 +34,22 @@ mod width;
 pub use create::create;
 
 #[cfg(test)]
+mod damage_tests;
+#[cfg(test)]
+mod directory_tests;
+#[cfg(test)]
 mod header_tests;
+#[cfg(test)]
+mod tables_tests;
 
 use crate::engine::Host;
 use crate::error::{Failure, FailureKind};
 use crate::units::{GuestOffset, HostOffset};
+use alloc::collections::BTreeMap;
 use alloc::format;
 use alloc::vec::Vec;
 use bitmaps::Bitmap;
+use core::fmt::Display;
 use entry::{Cluster, L1Entry, L2Entry, Rules};
 use format::entry as bits;
 use geometry::Location;
@@ -67,7 +75,13 @@ pub struct Qcow2 {
     pub bitmaps: Vec<Bitmap>,
     /// Cached pieces of tables, changed ones included.
     pub tables: Tables,
+    /// Which L1 entry led to an L2 table: a second one is damage. Bounded, so
+    /// that it finds the loops that would cost most, not every one.
+    owners: BTreeMap<HostOffset, u64>,
 }
+
+/// Most L2 tables whose owner is remembered.
+const MAX_OWNERS: usize = 64 << 10;
 
 impl Qcow2 {
     /// The rules by which L2 entries are decoded.
@@ -93,24 +107,56 @@ impl Qcow2 {
         }
         let at = self.header.l1.offset.plus(index * bits::LEN);
         let raw = self.tables.read(host, Kind::L1, at)?;
-        self.check_l1_entry(index, raw)
+        let entry = self.check_l1_entry(index, raw)?;
+        if let Some(table) = entry.table {
+            self.check_owner(host, index, table)?;
+        }
+        Ok(entry)
+    }
+
+    /// Refuses an L2 table that another L1 entry refers to as well.
+    fn check_owner(
+        &mut self,
+        host: &mut dyn Host,
+        index: u64,
+        table: HostOffset,
+    ) -> Result<(), Failure> {
+        match self.owners.get(&table) {
+            Some(&owner) if owner == index => return Ok(()),
+            Some(&owner) => {
+                let at = self.header.l1.offset.plus(owner * bits::LEN);
+                let other = self.tables.read(host, Kind::L1, at)?;
+                if other & bits::OFFSET == table.0 {
+                    return Err(self.refuse_l1(
+                        index,
+                        &format_args!("the L2 table at {table} is that of entry {owner}, too"),
+                    ));
+                }
+            }
+            None if self.owners.len() >= MAX_OWNERS => self.owners.clear(),
+            None => {}
+        }
+        self.owners.insert(table, index);
+        Ok(())
+    }
+
+    fn refuse_l1(&self, index: u64, why: &dyn Display) -> Failure {
+        let guest = GuestOffset(index.saturating_mul(self.header.geometry.l2_coverage()));
+        refuse::table(format!(
+            "active L1 table, entry {index} (guest offset {guest}): {why}"
+        ))
     }
 
     fn check_l1_entry(&self, index: u64, raw: u64) -> Result<L1Entry, Failure> {
         if raw == 0 {
             return Ok(L1Entry::NONE);
         }
-        let refuse = |why: &dyn core::fmt::Display| {
-            let guest = GuestOffset(index.saturating_mul(self.header.geometry.l2_coverage()));
-            refuse::table(format!(
-                "active L1 table, entry {index} (guest offset {guest}): {why}"
-            ))
-        };
-        let entry = L1Entry::decode(raw).map_err(|flaw| refuse(&flaw))?;
+        let entry = L1Entry::decode(raw).map_err(|flaw| self.refuse_l1(index, &flaw))?;
         if let Some(table) = entry.table {
             let len = self.header.geometry.cluster_size();
             if let Some(why) = self.misplaced_table(table, len) {
-                return Err(refuse(&format_args!("the L2 table at {table} {why}")));
+                let why = format_args!("the L2 table at {table} {why}");
+                return Err(self.refuse_l1(index, &why));
             }
         }
         Ok(entry)
@@ -205,7 +251,7 @@ impl Qcow2 {
         at: GuestOffset,
         raw: L2Entry,
     ) -> Result<Cluster, Failure> {
-        let refuse = |why: &dyn core::fmt::Display| {
+        let refuse = |why: &dyn Display| {
             let guest = GuestOffset(self.header.geometry.cluster_start(at.0));
             refuse::table(format!(
                 "L2 table at {table}, entry {index} (guest offset {guest}): {why}"

@@ -9,6 +9,7 @@ use super::{Qcow2, bitmaps, snapshots};
 use crate::engine::{Host, Read};
 use crate::error::Failure;
 use crate::proto::FileNo;
+use alloc::collections::BTreeMap;
 use alloc::vec;
 use alloc::vec::Vec;
 
@@ -53,6 +54,7 @@ impl Qcow2 {
             regions,
             snapshots,
             bitmaps,
+            owners: BTreeMap::new(),
         })
     }
 }

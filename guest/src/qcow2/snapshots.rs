@@ -6,7 +6,7 @@ use super::header::TableRef;
 use super::refuse;
 use crate::bytes::{be16, be32, be64, slice};
 use crate::engine::{Host, Read};
-use crate::error::Failure;
+use crate::error::{Failure, FailureKind};
 use crate::proto::FileNo;
 use crate::units::HostOffset;
 use alloc::format;
@@ -85,13 +85,31 @@ pub fn read(
     let mut directory = Directory::new(table.offset, limit::MAX_DIRECTORY_LEN, file_len);
     let mut list = Vec::new();
     let mut at = 0;
+    let mut names_len = 0;
     for index in 0..table.count {
         let (snapshot, len) = read_one(host, &mut directory, at, index)?;
         check_l1(&snapshot, geometry, file_len, index)?;
+        names_len += snapshot.facts.id.len() + snapshot.facts.name.len();
+        check_names_len("Snapshot table", names_len)?;
         list.push(snapshot);
         at = (at + len).next_multiple_of(8);
     }
     Ok((list, at as u64))
+}
+
+/// Refuses names that together are too long for a reply.
+pub fn check_names_len(what: &str, len: usize) -> Result<(), Failure> {
+    if len <= limit::MAX_NAMES_LEN {
+        return Ok(());
+    }
+    Err(Failure::new(
+        FailureKind::Unsupported,
+        format!(
+            "{what}: the names are more than {} bytes long, which is not supported; use qemu-img \
+             to remove some",
+            limit::MAX_NAMES_LEN
+        ),
+    ))
 }
 
 fn read_one(

@@ -61,7 +61,8 @@ impl Blank {
         (self.l1() + 8 * self.l1_entries()).next_multiple_of(self.cluster())
     }
 
-    /// The image: header, refcounts, L1 table, nothing allocated.
+    /// The image: header, refcounts as far as one block counts, L1 table, nothing
+    /// allocated.
     pub fn build(self) -> Vec<u8> {
         let mut image = vec![0; self.free()];
         let mut put = |at: usize, bytes: &[u8]| {
@@ -84,7 +85,8 @@ impl Blank {
             self.refcount_table(),
             &(self.refcount_block() as u64).to_be_bytes(),
         );
-        for cluster in 0..self.free() / self.cluster() {
+        let counted = (self.free() / self.cluster()).min(self.cluster() / 2);
+        for cluster in 0..counted {
             put(self.refcount_block() + 2 * cluster, &1u16.to_be_bytes());
         }
         image

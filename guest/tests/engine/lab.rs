@@ -11,6 +11,9 @@ pub fn missing_tool() -> Option<&'static str> {
         .find(|tool| Command::new(tool).arg("--version").output().is_err())
 }
 
+/// A check that a trial runs.
+pub type Check = Box<dyn FnOnce() + Send>;
+
 /// A temporary directory.
 pub struct Lab {
     dir: TempDir,
@@ -32,6 +35,18 @@ impl Lab {
     /// The bytes of a file in it.
     pub fn bytes(&self, name: &str) -> Vec<u8> {
         std::fs::read(self.path(name)).expect("a file of the lab")
+    }
+
+    /// Writes a file in it.
+    pub fn write(&self, name: &str, bytes: &[u8]) {
+        std::fs::write(self.path(name), bytes).expect("room in the lab");
+    }
+
+    /// Runs a tool with the words of a line; it has to fail. What it says.
+    pub fn failing(&self, tool: &str, line: &str) -> String {
+        let output = self.output(tool, &line.split_whitespace().collect::<Vec<_>>());
+        assert!(!output.status.success(), "{tool} {line} succeeded");
+        String::from_utf8(output.stderr).expect("text")
     }
 
     fn output(&self, tool: &str, words: &[&str]) -> Output {

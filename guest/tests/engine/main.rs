@@ -1,6 +1,9 @@
 //! The engine against qemu: images that qemu-img and qemu-io made are opened,
 //! mapped and read, and qemu-img says what the answer has to be.
 
+mod creating;
+mod flipping;
+mod growing;
 mod lab;
 mod reading;
 
@@ -11,6 +14,9 @@ fn main() {
     let missing = lab::missing_tool();
     let trials = reading::trials()
         .into_iter()
+        .chain(flipping::trials())
+        .chain(creating::trials())
+        .chain(growing::trials())
         .map(|(name, check)| {
             let trial = Trial::test(name, move || {
                 check();

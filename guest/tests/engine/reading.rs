@@ -1,6 +1,6 @@
 //! Facts, map and content of images of every kind.
 
-use crate::lab::Lab;
+use crate::lab::{Check, Lab};
 use instar_guest::facts::{Fact, FactValue};
 use instar_guest::testing::Session;
 use instar_guest::{Extent, ExtentKind, Facts, FailureKind, FileNo, Format};
@@ -13,8 +13,6 @@ struct Case {
     size: &'static str,
     then: fn(&Lab),
 }
-
-type Check = Box<dyn FnOnce() + Send>;
 
 /// All checks by name.
 pub fn trials() -> Vec<(String, Check)> {
