@@ -252,7 +252,6 @@ impl Image {
         }
         let extents: Vec<Extent> = places.iter().map(placed).collect();
         exclusive(&self.extents).replace(&extents);
-        hold(&self.inflated).forget(units.start, units.end);
         Ok(None)
     }
 

@@ -56,7 +56,12 @@ impl Qcow2 {
 
     /// Reads the L2 slices that map `at` and what follows, at most [`BATCH`].
     /// Returns the guest offset up to which tables are at hand.
-    fn prefetch_l2(&mut self, host: &mut dyn Host, at: u64, end: u64) -> Result<u64, Failure> {
+    pub(super) fn prefetch_l2(
+        &mut self,
+        host: &mut dyn Host,
+        at: u64,
+        end: u64,
+    ) -> Result<u64, Failure> {
         let mut wanted = Vec::new();
         let mut cursor = at;
         while cursor < end && (wanted.len() as u64) * self.tables.slice_len() < BATCH {

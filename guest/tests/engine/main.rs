@@ -6,6 +6,7 @@ mod flipping;
 mod growing;
 mod lab;
 mod reading;
+mod writing;
 
 use libtest_mimic::{Arguments, Trial};
 
@@ -17,6 +18,7 @@ fn main() {
         .chain(flipping::trials())
         .chain(creating::trials())
         .chain(growing::trials())
+        .chain(writing::trials())
         .map(|(name, check)| {
             let trial = Trial::test(name, move || {
                 check();
