@@ -122,6 +122,30 @@ fn compressed_tail(lab: &Lab, case: &Case) {
     lab.qemu_img(&format!("resize -q --shrink disk.qcow2 {}", case.old));
 }
 
+/// What a shrink that stopped after the header leaves: the size alone is less.
+fn stopped_shrink(lab: &Lab, case: &Case) {
+    let longer = case.old + 6 * M;
+    lab.qemu_img(&format!("resize -q disk.qcow2 {longer}"));
+    let whole = format!("write -P 0x79 0 {longer}");
+    let zeroes = format!("write -z {} 64k", case.old + 128 * K);
+    lab.qemu_io("disk.qcow2", &[&whole, &zeroes]);
+    let mut image = lab.bytes("disk.qcow2");
+    image[24..32].copy_from_slice(&case.old.to_be_bytes());
+    lab.write("disk.qcow2", &image);
+}
+
+/// The same, with a snapshot that shares everything.
+fn stopped_shrink_snapshot(lab: &Lab, case: &Case) {
+    stopped_shrink(lab, case);
+    let mut image = lab.bytes("disk.qcow2");
+    image[24..32].copy_from_slice(&(case.old + 6 * M).to_be_bytes());
+    lab.write("disk.qcow2", &image);
+    lab.qemu_img("snapshot -c first disk.qcow2");
+    let mut image = lab.bytes("disk.qcow2");
+    image[24..32].copy_from_slice(&case.old.to_be_bytes());
+    lab.write("disk.qcow2", &image);
+}
+
 fn bitmaps(lab: &Lab, case: &Case) {
     lab.qemu_img("bitmap --add -g 512 disk.qcow2 fine");
     lab.qemu_img("bitmap --add -g 65536 disk.qcow2 coarse");
@@ -164,6 +188,15 @@ fn cases() -> Vec<Case> {
         case("shared_stale_tail_ext", "extended_l2=on", M + 24 * K, 8 * M).then(shared_stale_tail),
         case("compressed_tail", "compat=1.1", M + 24 * K, 8 * M).then(compressed_tail),
         case("compressed_tail_ext", "extended_l2=on", M + 24 * K, 8 * M).then(compressed_tail),
+        case("stopped_shrink", "compat=1.1", M, 8 * M).then(stopped_shrink),
+        case("stopped_shrink_512", "cluster_size=512", M, 3 * M).then(stopped_shrink),
+        case("stopped_shrink_512_far", "cluster_size=512", M, 20 * M).then(stopped_shrink),
+        case("stopped_shrink_odd", "cluster_size=4k", M + K, 8 * M).then(stopped_shrink),
+        case("stopped_shrink_ext", "extended_l2=on", M, 8 * M).then(stopped_shrink),
+        case("stopped_shrink_snapshot", "cluster_size=4k", M, 8 * M).then(stopped_shrink_snapshot),
+        case("stopped_shrink_over", "cluster_size=4k", M, 8 * M)
+            .over(3 * M)
+            .then(stopped_shrink),
         case("bitmaps", "compat=1.1", 64 * M, G).then(bitmaps),
         case("bitmaps_far", "compat=1.1", 64 * M, 100 * G).then(bitmaps),
         case("bitmaps_4k", "cluster_size=4k", 64 * M, G).then(bitmaps),
@@ -239,6 +272,15 @@ fn cases() -> Vec<Case> {
         case("compressed_tail", "cluster_size=16k", M + 24 * K, 8 * M)
             .falloc()
             .then(compressed_tail),
+        case("stopped_shrink", "compat=1.1", M, 8 * M)
+            .falloc()
+            .then(stopped_shrink),
+        case("stopped_shrink_512", "cluster_size=512", M, 9 * M)
+            .falloc()
+            .then(stopped_shrink),
+        case("stopped_shrink_snapshot", "cluster_size=4k", M, 8 * M)
+            .falloc()
+            .then(stopped_shrink_snapshot),
         case("data_file", "data_file=disk.data", M, 64 * M).falloc(),
         case(
             "raw_data_file",
