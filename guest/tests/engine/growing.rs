@@ -154,6 +154,19 @@ fn bitmaps(lab: &Lab, case: &Case) {
     lab.qemu_img("bitmap --disable disk.qcow2 off");
 }
 
+/// Header extensions that leave no room for the bitmaps' in the first sector.
+fn crowded_bitmaps(lab: &Lab, case: &Case) {
+    bitmaps(lab, case);
+    let mut image = lab.bytes("disk.qcow2");
+    assert_eq!(
+        image[112..116],
+        [0x68, 0x03, 0xf8, 0x57],
+        "the feature names"
+    );
+    image[112..116].copy_from_slice(b"what");
+    lab.write("disk.qcow2", &image);
+}
+
 fn cases() -> Vec<Case> {
     let mut cases = vec![
         case("in_place", "compat=1.1", M, 64 * M).stages(1),
@@ -200,6 +213,7 @@ fn cases() -> Vec<Case> {
         case("bitmaps", "compat=1.1", 64 * M, G).then(bitmaps),
         case("bitmaps_far", "compat=1.1", 64 * M, 100 * G).then(bitmaps),
         case("bitmaps_4k", "cluster_size=4k", 64 * M, G).then(bitmaps),
+        case("bitmaps_crowded", "compat=1.1", 64 * M, 100 * G).then(crowded_bitmaps),
         case("bitmaps_same", "compat=1.1", M, 2 * M).then(bitmaps),
         case("over_longer", "compat=1.1", M, 64 * M).over(8 * M),
         case("over_longer_same_table", "compat=1.1", M, 2 * M)
@@ -343,6 +357,7 @@ fn check(case: &Case) {
         "resize -q -f raw old.raw",
     ];
     lab.qemu_img(raw[0]);
+    let bitmaps = bitmaps_of(&lab);
     let old_len = session.host.image.len();
     let reply = resize(&mut session, case).expect("a plan");
     check_shape(&reply, old_len as u64, &session, case);
@@ -354,6 +369,7 @@ fn check(case: &Case) {
         lab.write("disk.data", data);
     }
     lab.qemu_img("check -f qcow2 disk.qcow2");
+    assert_eq!(bitmaps_of(&lab), bitmaps);
     lab.qemu_img(&format!("{} {}", raw[1], case.new));
     lab.qemu_img("compare -f qcow2 -F raw disk.qcow2 old.raw");
     if case.preallocation == Preallocation::Falloc {
@@ -368,6 +384,12 @@ fn check(case: &Case) {
     let end = case.new - 512;
     lab.qemu_io("disk.qcow2", &[&format!("write -P 0x7e {end} 512")]);
     lab.qemu_img("check -f qcow2 disk.qcow2");
+}
+
+/// What qemu-img says about persistent bitmaps.
+fn bitmaps_of(lab: &Lab) -> serde_json::Value {
+    let info = lab.json("info -f qcow2 --output=json disk.qcow2");
+    info["format-specific"]["data"]["bitmaps"].clone()
 }
 
 /// One commit, one write of at most a sector; streamed parts past the old end.
