@@ -10,6 +10,9 @@ use instar_guest::proto::Create;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+/// Disks have whole sectors of this many bytes.
+const SECTOR: u64 = 512;
+
 /// Arguments of `create`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -64,7 +67,7 @@ pub fn run(args: &Args, global: &Global) -> Result<(), Error> {
         .ok_or_else(|| refuse("Image creation needs a size parameter".to_owned()))?;
     let request = Create {
         format: wanted.format,
-        size: size.checked_next_multiple_of(512).unwrap_or(size),
+        size: size.checked_next_multiple_of(SECTOR).unwrap_or(size),
         options: wanted.options,
         backing: wanted.backing,
         backing_size,
@@ -125,7 +128,7 @@ impl Wanted {
             (None, Some(text)) => Some(option_size(&text)?),
             (size, None) => size,
         };
-        let name = options::take(&mut given, "backing_file").or(args.backing.clone());
+        let name = options::take(&mut given, "backing_file");
         let name = args.backing.clone().or(name);
         let backing_format = options::take(&mut given, "backing_fmt");
         let backing_format = args.backing_format.clone().or(backing_format);
@@ -133,7 +136,7 @@ impl Wanted {
             format,
             size,
             options: given,
-            backing: backing(format, name, backing_format)?,
+            backing: backing(format, name, backing_format, !args.backing_unsafe)?,
         })
     }
 }
@@ -152,11 +155,13 @@ fn option_size(text: &str) -> Result<u64, String> {
     size::parse(text).map_err(|error| messages::bad_new_size(text, error))
 }
 
-/// The backing file that the arguments name.
+/// The backing file that the arguments name. If it is looked at, a missing
+/// format is told with the one that it has.
 fn backing(
     format: Format,
     name: Option<String>,
     backing_format: Option<String>,
+    looked_at: bool,
 ) -> Result<Option<NamedFile>, String> {
     match (name, backing_format) {
         (None, None) => Ok(None),
@@ -167,6 +172,9 @@ fn backing(
         (None, Some(_)) => Err("Backing format cannot be used without backing file".to_owned()),
         (Some(name), _) if name.is_empty() => {
             Err("Expected backing file name, got empty string".to_owned())
+        }
+        (Some(_), None) if !looked_at => {
+            Err("Backing file specified without backing format".to_owned())
         }
         (Some(name), format) => Ok(Some(NamedFile { name, format })),
     }
@@ -207,7 +215,7 @@ impl Backing<'_> {
                 "Backing file specified without backing format\nDetected format of {}.",
                 image.facts().format.name()
             )),
-            (Ok(image), _) => Ok(Some(image.virtual_size())),
+            (Ok(image), _) => Ok(image.virtual_size().checked_next_multiple_of(SECTOR)),
             (Err(error), Some(_)) => {
                 warn(&format!(
                     "Could not verify backing image. This may become an error in future \

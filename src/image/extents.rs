@@ -279,3 +279,196 @@ impl ExtentCache {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use instar_guest::proto::Content;
+    use proptest::prelude::*;
+
+    const IMAGE: FileNo = FileNo::IMAGE;
+
+    fn data(offset: u64, len: u64, at: u64) -> Extent {
+        let kind = ExtentKind::Data {
+            file: IMAGE,
+            at,
+            in_place: true,
+        };
+        Extent { offset, len, kind }
+    }
+
+    fn zero(offset: u64, len: u64) -> Extent {
+        let kind = ExtentKind::Zero { at: None };
+        Extent { offset, len, kind }
+    }
+
+    /// The verdict on the mapping of 1000..2000 in a file of 4096 bytes.
+    fn verdict(extents: &[Extent]) -> Result<(), ExtentError> {
+        check_extents(extents, 1000, 1000, |file| (file == IMAGE).then_some(4096))
+    }
+
+    #[test]
+    fn sound_extents_pass_also_if_they_end_early() {
+        assert_eq!(verdict(&[data(1000, 500, 3596), zero(1500, 500)]), Ok(()));
+        assert_eq!(verdict(&[zero(1000, 1)]), Ok(()));
+    }
+
+    #[test]
+    fn extents_follow_each_other_from_the_offset_asked_for() {
+        let gap = |expected, found| Err(ExtentError::Gap { expected, found });
+        assert_eq!(verdict(&[zero(999, 10)]), gap(1000, 999));
+        assert_eq!(verdict(&[zero(1001, 10)]), gap(1000, 1001));
+        assert_eq!(verdict(&[zero(1000, 10), zero(1020, 10)]), gap(1010, 1020));
+        assert_eq!(verdict(&[zero(1000, 10), zero(1005, 10)]), gap(1010, 1005));
+        assert_eq!(verdict(&[]), Err(ExtentError::Nothing { offset: 1000 }));
+        assert_eq!(
+            verdict(&[zero(1000, 0)]),
+            Err(ExtentError::Empty { offset: 1000 })
+        );
+    }
+
+    #[test]
+    fn extents_end_inside_the_range() {
+        let past = |end| Err(ExtentError::PastRange { end, limit: 2000 });
+        assert_eq!(verdict(&[zero(1000, 1001)]), past(2001));
+        assert_eq!(verdict(&[zero(1000, u64::MAX)]), past(u64::MAX));
+    }
+
+    #[test]
+    fn data_lies_inside_an_open_file() {
+        let (end, limit) = (4097, 4096);
+        assert_eq!(
+            verdict(&[data(1000, 500, 3597)]),
+            Err(ExtentError::PastFile { end, limit })
+        );
+        let (at, len) = (u64::MAX, 500);
+        assert_eq!(
+            verdict(&[data(1000, 500, at)]),
+            Err(ExtentError::Overflow { at, len })
+        );
+        let mut elsewhere = data(1000, 500, 0);
+        elsewhere.kind = ExtentKind::Data {
+            file: FileNo(7),
+            at: 0,
+            in_place: true,
+        };
+        assert_eq!(
+            verdict(&[elsewhere]),
+            Err(ExtentError::UnknownFile(FileNo(7)))
+        );
+        let kind = ExtentKind::Zero { at: Some(u64::MAX) };
+        let reserved = Extent {
+            kind,
+            ..zero(1000, 500)
+        };
+        assert_eq!(verdict(&[reserved]), Err(ExtentError::Overflow { at, len }));
+    }
+
+    fn place(offset: u64, len: u64, at: u64) -> Place {
+        let content = Content::Stale;
+        Place {
+            offset,
+            len,
+            file: IMAGE,
+            at,
+            content,
+        }
+    }
+
+    #[test]
+    fn places_cover_exactly_the_range_inside_a_writable_file() {
+        let verdict = |places: &[Place]| {
+            check_places(places, 1000, 1000, |file| (file == IMAGE).then_some(4096))
+        };
+        assert_eq!(
+            verdict(&[place(1000, 400, 0), place(1400, 600, 3496)]),
+            Ok(())
+        );
+        let early = ExtentError::EndsEarly {
+            end: 1400,
+            expected: 2000,
+        };
+        assert_eq!(verdict(&[place(1000, 400, 0)]), Err(early));
+        let past = ExtentError::PastFile {
+            end: 4097,
+            limit: 4096,
+        };
+        assert_eq!(verdict(&[place(1000, 1000, 3097)]), Err(past));
+        let past = ExtentError::PastRange {
+            end: 2001,
+            limit: 2000,
+        };
+        assert_eq!(verdict(&[place(1000, 1001, 0)]), Err(past));
+        let mut elsewhere = place(1000, 1000, 0);
+        elsewhere.file = FileNo::DATA;
+        let refusal = ExtentError::ReadOnlyFile(FileNo::DATA);
+        assert_eq!(verdict(&[elsewhere]), Err(refusal));
+    }
+
+    #[test]
+    fn neighbours_that_continue_each_other_are_joined() {
+        let mut cache = ExtentCache::default();
+        cache.load(&[
+            data(0, 100, 1000),
+            data(100, 100, 1100),
+            data(200, 100, 5000),
+        ]);
+        assert_eq!(cache.find(0), Some(data(0, 200, 1000)));
+        assert_eq!(cache.find(150), Some(data(150, 50, 1150)));
+        cache.load(&[data(300, 50, 5100)]);
+        assert_eq!(cache.find(200), Some(data(200, 150, 5000)));
+        assert_eq!(cache.find(350), None);
+    }
+
+    #[test]
+    fn the_oldest_region_is_forgotten_first() {
+        let mut cache = ExtentCache::default();
+        let region = |start: u64| -> Vec<Extent> {
+            let extent = |i| data(start + i, 1, (start + i) * 2);
+            (0..MAX_EXTENTS as u64 / 2).map(extent).collect()
+        };
+        let (first, second, third) = (region(0), region(1 << 20), region(1 << 21));
+        cache.load(&first);
+        cache.load(&second);
+        assert!(cache.find(0).is_some());
+        cache.load(&third);
+        assert_eq!(cache.find(0), None);
+        assert!(cache.find(1 << 20).is_some() && cache.find(1 << 21).is_some());
+        assert_eq!(cache.extents.len(), MAX_EXTENTS);
+    }
+
+    proptest! {
+        /// Whatever is loaded and replaced, each byte is known as it was last
+        /// said, and neighbours of a kind are one extent.
+        #[test]
+        fn the_cache_remembers_the_last_word_on_every_byte(
+            changes in prop::collection::vec((0u64..200, 1u64..60, 0u64..3), 1..40)
+        ) {
+            let mut cache = ExtentCache::default();
+            let mut model = [None; 300];
+            for (offset, len, what) in changes {
+                let extent = match what {
+                    0 => data(offset, len, offset + 1000),
+                    1 => data(offset, len, 5000 - offset),
+                    _ => zero(offset, len),
+                };
+                cache.replace(&[extent]);
+                for byte in offset..offset + len {
+                    model[byte as usize] = Some(slice(extent, byte - offset, 1).kind);
+                }
+            }
+            for (byte, expected) in model.iter().enumerate() {
+                let found = cache.find(byte as u64).map(|extent| extent.kind);
+                prop_assert_eq!(found, *expected, "byte {}", byte);
+            }
+            let all: Vec<_> = cache.extents.iter().collect();
+            for pair in all.windows(2) {
+                let (&start, &(len, kind)) = pair[0];
+                let (&next, &(next_len, next_kind)) = pair[1];
+                prop_assert!(start + len <= next);
+                let whole = Extent { offset: start, len: len + next_len, kind };
+                prop_assert!(start + len < next || slice(whole, len, next_len).kind != next_kind);
+            }
+        }
+    }
+}

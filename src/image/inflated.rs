@@ -1,4 +1,7 @@
 //! The most recently read compressed clusters, inflated: a bounded memory.
+//!
+//! A cluster that is written is compressed no more and never asked for here
+//! again, so that nothing has to be forgotten before a resize does.
 
 use std::collections::BTreeMap;
 use std::collections::HashMap;
@@ -50,13 +53,6 @@ impl Inflated {
         }
     }
 
-    /// Forgets the clusters that start in a range.
-    pub fn forget(&mut self, start: u64, end: u64) {
-        let inside = |offset: &&u64| (start..end).contains(*offset);
-        let offsets: Vec<u64> = self.clusters.keys().filter(inside).copied().collect();
-        offsets.into_iter().for_each(|offset| self.remove(offset));
-    }
-
     /// Forgets everything.
     pub fn clear(&mut self) {
         *self = Self::default();
@@ -98,17 +94,5 @@ mod tests {
         cache.put(0, cluster(10));
         cache.put(0, cluster(20));
         assert_eq!((cache.bytes, cache.get(0).unwrap().len()), (20, 20));
-    }
-
-    #[test]
-    fn a_written_range_is_forgotten_and_no_more() {
-        let mut cache = Inflated::default();
-        for offset in [0, 100, 200, 300] {
-            cache.put(offset, cluster(100));
-        }
-        cache.forget(100, 300);
-        let left = [0, 100, 200, 300].map(|offset| cache.get(offset).is_some());
-        assert_eq!(left, [true, false, false, true]);
-        assert_eq!(cache.bytes, 200);
     }
 }

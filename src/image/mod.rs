@@ -25,6 +25,9 @@ mod segments;
 mod volatile;
 mod write;
 
+#[cfg(test)]
+mod tests;
+
 pub use create::{Created, create};
 pub use disk::{EffectsHook, Image};
 pub use effects::{Effects, WrapEffects};

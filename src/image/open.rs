@@ -22,7 +22,7 @@ use std::sync::{Arc, Mutex, RwLock};
 /// The most images in a backing chain. Each has a sandbox of its own.
 const MAX_DEPTH: usize = 32;
 /// The greatest allocation unit or cluster that a guest may claim, in bytes.
-const MAX_UNIT: u64 = 64 << 20;
+pub(super) const MAX_UNIT: u64 = 64 << 20;
 /// How often a file may be replaced while it is being opened.
 const MAX_REPLACED: usize = 10;
 
@@ -101,10 +101,17 @@ fn id(metadata: &Metadata) -> Id {
     (metadata.dev(), metadata.ino())
 }
 
+/// Where the guests of a chain's images come from: a pool, or a test.
+pub(super) type Guests<'a> = &'a dyn Fn() -> Result<Box<dyn Guest>, Fault>;
+
+fn guests_of(pool: &Arc<Pool>) -> impl Fn() -> Result<Box<dyn Guest>, Fault> {
+    || Ok(Box::new(pool.session()?))
+}
+
 /// One image of a chain while it is being opened.
 struct Opening<'a> {
     options: &'a OpenOptions,
-    pool: &'a Arc<Pool>,
+    guests: Guests<'a>,
     access: Access,
     format: Option<Format>,
     path: PathBuf,
@@ -129,18 +136,18 @@ impl OpenOptions {
     /// Opens the image at a path. Files that it names must lie in its own
     /// directory, below it, or below one of the allowed paths.
     pub fn open(&self, pool: &Arc<Pool>, path: &Path) -> Result<Image, Error> {
-        self.open_path(pool, path)
+        self.open_path(&guests_of(pool), path)
             .map_err(|fault| fault.at(Operation::Open, path))
     }
 
-    fn open_path(&self, pool: &Arc<Pool>, path: &Path) -> Result<Image, Fault> {
+    pub(super) fn open_path(&self, guests: Guests<'_>, path: &Path) -> Result<Image, Fault> {
         self.check_sharing()?;
         let home = Home::Path(path.to_path_buf());
         for _ in 0..MAX_REPLACED {
             let file = open_by_name(path, self.access)?;
             self.take_lock(&file, path)?;
             if home.holds(&file)? {
-                return self.start(pool, file, path, home, || {
+                return self.start(guests, file, path, home, || {
                     let dir = match path.parent() {
                         Some(dir) if dir != Path::new("") => dir,
                         _ => Path::new("."),
@@ -157,17 +164,17 @@ impl OpenOptions {
     /// writing if `access` does; the image keeps it, and with it the lock.
     pub fn open_file(&self, pool: &Arc<Pool>, file: File, at: Location) -> Result<Image, Error> {
         let path = at.path.clone();
-        self.open_located(pool, file, at)
+        self.open_located(&guests_of(pool), file, at)
             .map_err(|fault| fault.at(Operation::Open, &path))
     }
 
-    fn open_located(&self, pool: &Arc<Pool>, file: File, at: Location) -> Result<Image, Fault> {
+    fn open_located(&self, guests: Guests<'_>, file: File, at: Location) -> Result<Image, Fault> {
         self.check_sharing()?;
         check_regular(&file)?;
         let home = Home::Below(Arc::clone(&at.tree), at.inside.clone());
         self.take_lock(&file, &at.path)?;
         match home.holds(&file)? {
-            true => self.start(pool, file, &at.path, home, || Ok((at.tree, at.inside))),
+            true => self.start(guests, file, &at.path, home, || Ok((at.tree, at.inside))),
             false => Err(replaced()),
         }
     }
@@ -193,7 +200,7 @@ impl OpenOptions {
     /// names another file.
     fn start(
         &self,
-        pool: &Arc<Pool>,
+        guests: Guests<'_>,
         file: File,
         path: &Path,
         home: Home,
@@ -202,7 +209,7 @@ impl OpenOptions {
         let metadata = file.metadata()?;
         let opening = Opening {
             options: self,
-            pool,
+            guests,
             access: self.access,
             format: self.format,
             path: path.to_path_buf(),
@@ -238,7 +245,7 @@ impl Opening<'_> {
         let write = self.access == Access::Write;
         let wrap = self.options.effects.0.as_ref();
         let mut files = FileTable::new(file, write, wrap)?;
-        let mut guest: Box<dyn Guest> = Box::new(self.pool.session()?);
+        let mut guest = (self.guests)()?;
         let request = Request::Open {
             format: self.format,
             file_len: files.len(FileNo::IMAGE).unwrap_or(0),
@@ -332,7 +339,7 @@ impl Opening<'_> {
         chain.push(id(&metadata));
         let next = Opening {
             options: self.options,
-            pool: self.pool,
+            guests: self.guests,
             access,
             format,
             path: self
@@ -348,8 +355,15 @@ impl Opening<'_> {
         };
         let gate = gate.next(passed.spot, metadata.uid());
         next.open(passed.file, || Ok(gate)).map_err(|mut fault| {
-            let name = printable_name(&named.name);
-            fault.message = format!("Could not open backing file '{name}': {}", fault.message);
+            fault.message = match fault.kind {
+                // Names the file that is missing, which may lie further down.
+                ErrorKind::Os(_) => format!("Could not open backing file: {}", fault.message),
+                _ => format!(
+                    "Could not open backing file '{}': {}",
+                    printable_name(&named.name),
+                    fault.message
+                ),
+            };
             fault
         })
     }

@@ -202,12 +202,17 @@ impl Image {
         Ok(inflated.get(cluster))
     }
 
-    /// The cluster size, or all of the disk for a format without one.
+    /// The cluster size, or more than any disk has for a format without one.
     fn cluster(&self) -> u64 {
-        shared(&self.facts)
-            .cluster_size
-            .unwrap_or(MAX_REGION)
-            .max(1)
+        shared(&self.facts).cluster_size.unwrap_or(1 << 62)
+    }
+
+    /// How much of the mapping is asked for at once, in bytes of the disk.
+    fn region(&self) -> u64 {
+        match shared(&self.facts).cluster_size {
+            Some(cluster) => (cluster * REGION_CLUSTERS).clamp(MIN_REGION, MAX_REGION),
+            None => 1 << 62,
+        }
     }
 
     /// Asks the guest for the mapping around an offset.
@@ -224,12 +229,11 @@ impl Image {
             if known(offset) {
                 return Ok(());
             }
-            let region = self.cluster().saturating_mul(REGION_CLUSTERS);
-            let region = region.clamp(MIN_REGION, MAX_REGION);
+            let region = self.region();
             let start = offset / region * region;
+            let end = start.saturating_add(region).max(offset + len);
             let start = if known(start) { offset } else { start };
-            let end = (offset / region + 1) * region;
-            let end = end.max(offset + len).min(self.virtual_size());
+            let end = end.min(self.virtual_size());
             match self.load_range(link, start, end) {
                 // A damaged table must not hide the sound ones around it.
                 Err(fault) if fault.kind == ErrorKind::Damaged => {

@@ -4,6 +4,7 @@
 use super::disk::{Image, Link, exclusive, hold, shared};
 use super::error::{Error, ErrorKind, Fault, Operation};
 use super::extents::{check_places, placed, slice};
+use super::open::MAX_UNIT;
 use super::read::unexpected;
 use instar_guest::plan::Step;
 use instar_guest::proto::{Content, Place};
@@ -21,6 +22,21 @@ const ZERO_CHUNK: u64 = 16 << 20;
 /// covers a table for each smallest cluster.
 const SLACK: u64 = 64 << 20;
 const SLACK_FACTOR: u64 = 4;
+
+/// Whole allocation units of the disk, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Units {
+    start: u64,
+    end: u64,
+}
+
+/// The guest's answer to an allocation.
+enum Placement {
+    /// Where the data goes.
+    Places(Vec<Place>),
+    /// Nothing has changed: these have to be placed together.
+    Wider(Units),
+}
 
 /// Part of what goes to newly placed units.
 #[derive(Clone, Copy)]
@@ -141,17 +157,20 @@ impl Image {
         if end == offset {
             return Ok(0);
         }
-        let (start, stop) = self.units(offset, end);
-        let quiet = self.quiet(&mut link, start, stop)?;
-        let head = self.old(&mut link, start, offset)?;
-        let tail = self.old(&mut link, end, stop)?;
         let body = &buf[..(end - offset) as usize];
-        let pieces = [head.piece(), Piece::New(body), tail.piece()];
-        let placed = self.place(&mut link, start, stop, &pieces, false);
-        drop(quiet);
-        match placed {
-            Ok(()) => Ok(body.len()),
-            Err(fault) => self.make_room(&mut link, fault).map(|()| 0),
+        let mut units = self.units(offset, end);
+        loop {
+            let quiet = self.quiet(&mut link, units)?;
+            let head = self.old(&mut link, units.start, offset)?;
+            let tail = self.old(&mut link, end, units.end)?;
+            let pieces = [head.piece(), Piece::New(body), tail.piece()];
+            let placed = self.place(&mut link, units, &pieces, false);
+            drop(quiet);
+            match placed {
+                Ok(None) => return Ok(body.len()),
+                Ok(Some(wider)) => units = wider,
+                Err(fault) => return self.make_room(&mut link, fault).map(|()| 0),
+            }
         }
     }
 
@@ -170,10 +189,13 @@ impl Image {
     }
 
     /// The whole allocation units around a range, clipped at the disk's end.
-    fn units(&self, start: u64, end: u64) -> (u64, u64) {
+    fn units(&self, start: u64, end: u64) -> Units {
         let unit = shared(&self.facts).write_unit.max(1);
-        let stop = end.checked_next_multiple_of(unit).unwrap_or(u64::MAX);
-        (start / unit * unit, stop.min(self.virtual_size()))
+        let up = end.checked_next_multiple_of(unit).unwrap_or(u64::MAX);
+        Units {
+            start: start / unit * unit,
+            end: up.min(self.virtual_size()),
+        }
     }
 
     /// Reads a range before its mapping changes; zeroes take no memory.
@@ -208,27 +230,29 @@ impl Image {
     }
 
     /// Has whole units placed and writes their content there. The mapping
-    /// changes once the data is written, or not at all.
+    /// changes once the data is written, or not at all. Answers the units to
+    /// try instead, where these cannot be placed without others.
     fn place(
         &self,
         link: &mut Link,
-        start: u64,
-        stop: u64,
+        units: Units,
         pieces: &[Piece<'_>],
         reserve: bool,
-    ) -> Result<(), Fault> {
+    ) -> Result<Option<Units>, Fault> {
         self.no_backing_skipped()?;
-        let places = self.allocate(link, start, stop - start)?;
+        let places = match self.allocate(link, units)? {
+            Placement::Places(places) => places,
+            Placement::Wider(wider) => return Ok(Some(wider)),
+        };
         let lens = self.files.lens();
-        let written = self.fill_places(&places, start, pieces, reserve);
+        let written = self.fill_places(&places, units.start, pieces, reserve);
         if let Err(fault) = written {
             self.undo(link, &lens);
             return Err(fault);
         }
         let extents: Vec<Extent> = places.iter().map(placed).collect();
         exclusive(&self.extents).replace(&extents);
-        hold(&self.inflated).forget(start, stop);
-        Ok(())
+        Ok(None)
     }
 
     /// An overlay whose backing file is not open must not be written: what
@@ -245,12 +269,11 @@ impl Image {
     fn quiet(
         &self,
         link: &mut Link,
-        start: u64,
-        stop: u64,
+        units: Units,
     ) -> Result<Option<RwLockWriteGuard<'_, ()>>, Fault> {
-        let mut next = start;
-        while next < stop {
-            let extent = self.look(next, stop - next, &mut Some(&mut *link))?;
+        let mut next = units.start;
+        while next < units.end {
+            let extent = self.look(next, units.end - next, &mut Some(&mut *link))?;
             if matches!(extent.kind, ExtentKind::Data { in_place: true, .. }) {
                 return Ok(Some(exclusive(&self.traffic)));
             }
@@ -260,8 +283,12 @@ impl Image {
     }
 
     /// Asks for places.
-    fn allocate(&self, link: &mut Link, offset: u64, len: u64) -> Result<Vec<Place>, Fault> {
+    fn allocate(&self, link: &mut Link, units: Units) -> Result<Placement, Fault> {
+        let (offset, len) = (units.start, units.end - units.start);
         let reply = self.ask(link, &Request::Allocate { offset, len })?;
+        if let Reply::Wider { offset, len } = reply {
+            return self.wider(units, offset, len).map(Placement::Wider);
+        }
         // From here on the guest's mapping differs from the file's.
         self.unflushed.store(true, Ordering::Release);
         link.placed += len;
@@ -273,12 +300,24 @@ impl Image {
         };
         let checked = match reply {
             Reply::Placed(places) => check_places(&places, offset, len, cap)
-                .map(|()| places)
+                .map(|()| Placement::Places(places))
                 .map_err(Fault::from),
             _ => Err(unexpected("Allocate")),
         };
         // A guest that answers nonsense holds nothing that should reach disk.
         checked.inspect_err(|_| self.lose())
+    }
+
+    /// A range that the guest wants to place instead: more than was asked for,
+    /// and little more.
+    fn wider(&self, units: Units, offset: u64, len: u64) -> Result<Units, Fault> {
+        let end = offset.saturating_add(len);
+        let contains = offset <= units.start && end >= units.end && end <= self.virtual_size();
+        let more = len.saturating_sub(units.end - units.start);
+        match contains && (1..=2 * MAX_UNIT).contains(&more) {
+            true => Ok(Units { start: offset, end }),
+            false => Err(unexpected("Allocate")),
+        }
     }
 
     /// Writes pieces without gaps, from guest offset `start` on, to the places.
@@ -348,10 +387,11 @@ impl Image {
 
     /// Gives every unit of a range a place with disk space behind it.
     fn allocate_range(&self, start: u64, end: u64) -> Result<(), Fault> {
-        let (mut next, end) = match start == end {
-            true => return Ok(()),
-            false => self.units(start, end),
-        };
+        if start == end {
+            return Ok(());
+        }
+        let Units { start, end } = self.units(start, end);
+        let mut next = start;
         while next < end {
             let mut link = hold(&self.session);
             next = self.allocate_some(&mut link, next, end)?;
@@ -371,23 +411,21 @@ impl Image {
             self.files.reserve(file, at, extent.len)?;
             return Ok(start + extent.len);
         }
-        let fixed = self.end_of_fixed(link, start, end.min(start + ZERO_CHUNK))?;
-        let (_, stop) = self.units(start, fixed);
-        let quiet = self.quiet(link, start, stop)?;
-        let old = match self.reads_zero(link, start, stop)? {
-            true => Old::Zeroes(stop - start),
-            false => {
-                let (_, stop) = self.units(start, fixed.min(start + CHUNK));
-                self.old(link, start, stop)?
-            }
+        let chunk = match self.reads_zero(link, start, start + extent.len)? {
+            true => ZERO_CHUNK,
+            false => CHUNK,
         };
-        let piece = old.piece();
-        let stop = start + piece.len();
-        let placed = self.place(link, start, stop, &[piece], true);
-        drop(quiet);
-        match placed {
-            Ok(()) => Ok(stop),
-            Err(fault) => self.make_room(link, fault).map(|()| start),
+        let mut units = self.units(start, start + extent.len.min(chunk));
+        loop {
+            let quiet = self.quiet(link, units)?;
+            let old = self.old(link, units.start, units.end)?;
+            let placed = self.place(link, units, &[old.piece()], true);
+            drop(quiet);
+            match placed {
+                Ok(None) => return Ok(units.end),
+                Ok(Some(wider)) => units = wider,
+                Err(fault) => return self.make_room(link, fault).map(|()| start),
+            }
         }
     }
 

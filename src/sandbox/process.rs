@@ -144,7 +144,7 @@ impl Process {
     fn extend_fuse(&mut self, cpu: Duration) -> Result<(), SandboxError> {
         let end = (self.cpu_time()? + cpu).as_secs() + 1;
         if end >= self.fuse {
-            self.fuse = end + cpu.as_secs() + 10;
+            self.fuse = end + 1;
             spawn::limit_cpu(self.pid(), self.fuse)?;
         }
         Ok(())

@@ -63,7 +63,7 @@ fn area(start: u64, len: u64, end: u64) -> &'static [u8] {
 /// Sends an encoded message, which must lie on the heap, and returns when the
 /// host has answered.
 pub fn send(message: &[u8]) {
-    call(ring::MESSAGE, message);
+    ring(ring::MESSAGE, message.as_ptr() as u64, message.len() as u64);
 }
 
 /// Ends the program with a text that explains why.
@@ -77,8 +77,7 @@ pub(super) fn last_words(code: u32, text: &[u8]) -> ! {
     // SAFETY: the request area is writable and `len` long at least; `text` is
     // not in it, because no request outlives its decoding.
     unsafe { core::ptr::copy(text.as_ptr(), area, len) };
-    // SAFETY: the copied bytes.
-    call(code, unsafe { core::slice::from_raw_parts(area, len) });
+    ring(code, layout::REQUEST, len as u64);
     stop()
 }
 
@@ -88,9 +87,10 @@ pub fn stop() -> ! {
     unsafe { core::arch::asm!("ud2", options(noreturn)) }
 }
 
-fn call(code: u32, message: &[u8]) {
-    set(layout::mailbox::MESSAGE_ADDR, message.as_ptr() as u64);
-    set(layout::mailbox::MESSAGE_LEN, message.len() as u64);
+/// Names a message and leaves the sandbox.
+pub fn ring(code: u32, message_addr: u64, message_len: u64) {
+    set(layout::mailbox::MESSAGE_ADDR, message_addr);
+    set(layout::mailbox::MESSAGE_LEN, message_len);
     if IN_PROCESS.load(Ordering::Relaxed) {
         linux::ring(code as u8);
     } else {

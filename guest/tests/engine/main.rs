@@ -2,6 +2,7 @@
 //! mapped and read, and qemu-img says what the answer has to be.
 
 mod creating;
+mod flipping;
 mod growing;
 mod lab;
 mod reading;
@@ -14,6 +15,7 @@ fn main() {
     let missing = lab::missing_tool();
     let trials = reading::trials()
         .into_iter()
+        .chain(flipping::trials())
         .chain(creating::trials())
         .chain(growing::trials())
         .chain(writing::trials())

@@ -14,8 +14,8 @@ use kvm_ioctls::VcpuFd;
 /// Protection, coprocessor monitoring and type, numeric errors, write protection,
 /// paging.
 const CR0: u64 = 1 | 1 << 1 | 1 << 4 | 1 << 5 | 1 << 16 | 1 << 31;
-/// Time-stamp reads are privileged (the guest has no clock), physical-address
-/// extension, SSE with its exceptions.
+/// Time-stamp reads are privileged (the guest has no clock, where the hypervisor
+/// honours that), physical-address extension, SSE with its exceptions.
 const CR4: u64 = 1 << 2 | 1 << 5 | 1 << 9 | 1 << 10;
 /// Long mode enabled and active, no-execute pages. No SYSCALL: it faults.
 const EFER: u64 = 1 << 8 | 1 << 10 | 1 << 11;
