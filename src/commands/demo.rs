@@ -46,8 +46,9 @@ pub fn run(_args: &Args, global: &Global) -> Result<(), Error> {
     let stage = Stage::set(global)?;
     let mount = Mount::start(&stage, global)?;
     let story = tell(&stage);
+    let why = stage.last_log_line();
     mount.stop()?;
-    story?;
+    story.map_err(|error| Error::Refused(format!("{error}\n{why}")))?;
     opinion(&stage)?;
     let folder = stage.folder.path().display().to_string();
     stage
@@ -102,6 +103,16 @@ impl Stage {
     fn disks(&self) -> PathBuf {
         self.folder.path().join("disks")
     }
+
+    fn log(&self) -> PathBuf {
+        self.folder.path().join("log")
+    }
+
+    /// What the daemon said last.
+    fn last_log_line(&self) -> String {
+        let text = fs::read_to_string(self.log()).unwrap_or_default();
+        text.lines().last().unwrap_or_default().to_owned()
+    }
 }
 
 /// A running `instar mount -f`.
@@ -114,18 +125,25 @@ impl Mount {
     fn start(stage: &Stage, global: &Global) -> Result<Self, Error> {
         let program = std::env::current_exe().map_err(Error::system("Could not find instar"))?;
         let isolation: Isolation = global.isolation;
+        let log = File::create(stage.log()).map_err(Error::system("Could not make a log"))?;
         let daemon = Command::new(program)
             .arg(format!("--isolation={isolation}"))
             .args(["mount", "-f"])
             .args([stage.images(), stage.disks()])
             .stdin(Stdio::null())
+            .stderr(log)
             .spawn()
             .map_err(Error::system("Could not start 'instar mount'"))?;
         let mut mount = Self {
             daemon,
             at: stage.disks(),
         };
-        mount.wait_for_files()?;
+        mount.wait_for_files().map_err(|_| {
+            Error::Refused(format!(
+                "the images could not be mounted: {}\n'instar doctor' says what is missing",
+                stage.last_log_line()
+            ))
+        })?;
         say(&format!(
             "$ instar mount images disks      # metadata is read in {}\n\n",
             in_words(stage.pool.isolation())
@@ -133,15 +151,12 @@ impl Mount {
         Ok(mount)
     }
 
-    fn wait_for_files(&mut self) -> Result<(), Error> {
+    fn wait_for_files(&mut self) -> io::Result<()> {
         let first = self.at.join(SAMPLES[0].0);
         let start = Instant::now();
         while !first.exists() {
-            let ended = self.daemon.try_wait().ok().flatten();
-            if ended.is_some() || start.elapsed() > PATIENCE {
-                return Err(Error::refused(
-                    "the images could not be mounted: 'instar doctor' says what is missing",
-                ));
+            if self.daemon.try_wait()?.is_some() || start.elapsed() > PATIENCE {
+                return Err(io::ErrorKind::TimedOut.into());
             }
             std::thread::sleep(Duration::from_millis(2));
         }

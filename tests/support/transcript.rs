@@ -157,7 +157,10 @@ pub fn same(expected: &Step, got: &Step) -> Result<(), String> {
     let expected = comparable(expected);
     let mut got = comparable(got);
     let more = got.stderr.strip_prefix(expected.stderr.trim_end());
-    if more.is_some_and(|more| more.starts_with(" (") && more.lines().count() == 1) {
+    let is_help = |more: &str| {
+        [" (", ": ", "; "].iter().any(|mark| more.starts_with(mark)) && more.lines().count() == 1
+    };
+    if more.is_some_and(is_help) {
         got.stderr.clone_from(&expected.stderr);
     }
     let expected = text(&[expected]);
