@@ -27,7 +27,7 @@ pub fn grows(pool: &Arc<Pool>, variant: &'static Variant) -> Outcome {
     let lab = Lab::new(variant)?;
     let image = lab.open(pool, Access::Write)?;
     let mut expected = lab.content.clone();
-    for size in [expected.len() + 512, 20 << 20, 70 << 20] {
+    for size in [expected.len() + 512, 9 << 20, 20 << 20] {
         image
             .resize(size as u64, &ResizeOptions::default())
             .map_err(text)?;

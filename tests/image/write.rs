@@ -18,7 +18,7 @@ pub fn random_writes(pool: &Arc<Pool>, variant: &'static Variant) -> Outcome {
     let mut model = lab.content.clone();
     let image = lab.open(pool, Access::Write)?;
     let mut random = Random(0x5eed);
-    for round in 0..120 {
+    for round in 0..80 {
         let len = match random.below(4) {
             0 => 1 + random.below(200),
             1 => 512 * (1 + random.below(8)),
