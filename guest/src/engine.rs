@@ -3,7 +3,7 @@
 use crate::error::{Failure, FailureKind};
 use crate::plan::Plan;
 use crate::probe::probe;
-use crate::proto::{FileNo, Format, HEAD, MAX_INFLATE, Reply, Request, TAIL};
+use crate::proto::{FileNo, Format, HEAD, MAX_INFLATE, PlanReply, Reply, Request, TAIL};
 use crate::qcow2::{self, Qcow2};
 use crate::raw::{self, Raw};
 use crate::resize::Wish;
@@ -73,10 +73,9 @@ impl Engine {
                     backing_size,
                 },
             ),
-            Request::Allocate { .. } | Request::Undo | Request::Flush => Err(Failure::new(
-                FailureKind::Unsupported,
-                "changing images is not part of this build",
-            )),
+            Request::Allocate { offset, len } => self.allocate(host, offset, len),
+            Request::Undo => self.undo(),
+            Request::Flush => self.flush(host),
             Request::Create(create) => match create.format {
                 Format::Raw => raw::create(&create),
                 Format::Qcow2 => qcow2::create(host, &create),
@@ -150,6 +149,30 @@ impl Engine {
         match self.image()? {
             Image::Raw(raw) => raw.resize(wish),
             Image::Qcow2(qcow2) => qcow2.resize(host, wish),
+        }
+        .map(Reply::Plan)
+    }
+
+    fn allocate(&mut self, host: &mut dyn Host, offset: u64, len: u64) -> Result<Reply, Failure> {
+        let image = self.image()?;
+        check_range(image.virtual_size(), offset, len)?;
+        match image {
+            Image::Raw(raw) => Ok(Reply::Placed(raw.allocate(offset, len))),
+            Image::Qcow2(qcow2) => qcow2.allocate(host, offset, len),
+        }
+    }
+
+    fn undo(&mut self) -> Result<Reply, Failure> {
+        match self.image()? {
+            Image::Raw(_) => Ok(Reply::Done),
+            Image::Qcow2(qcow2) => qcow2.undo().map(|()| Reply::Done),
+        }
+    }
+
+    fn flush(&mut self, host: &mut dyn Host) -> Result<Reply, Failure> {
+        match self.image()? {
+            Image::Raw(_) => Ok(PlanReply::default()),
+            Image::Qcow2(qcow2) => qcow2.flush(host),
         }
         .map(Reply::Plan)
     }

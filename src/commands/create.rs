@@ -10,8 +10,13 @@ use instar_guest::proto::Create;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+/// Disks have whole sectors of this many bytes.
+const SECTOR: u64 = 512;
+
 /// Arguments of `create`.
 #[derive(Debug, clap::Args)]
+#[command(override_usage = "instar create [OPTIONS] <FILE> [SIZE]")]
+#[command(after_help = "'instar create -f FMT -o help' lists the options of a format.")]
 pub struct Args {
     /// Format of the new image
     #[arg(short, long, value_name = "FMT", default_value = "raw")]
@@ -35,20 +40,35 @@ pub struct Args {
     elsewhere: Elsewhere,
     /// Image file; what it held before is lost
     #[arg(value_name = "FILE")]
-    file: PathBuf,
+    file: Option<PathBuf>,
     /// Size of the disk; that of the backing image if left out
     #[arg(value_name = "SIZE", allow_hyphen_values = true)]
     size: Option<String>,
 }
 
+/// What is said where FILE is missing.
+const NO_FILE: &str = "Expecting image file name\nTry 'instar create --help' for more info";
+
 /// Runs `create`.
 pub fn run(args: &Args, global: &Global) -> Result<(), Error> {
     args.elsewhere.refuse()?;
+    let given: Vec<(String, String)> = args
+        .options
+        .iter()
+        .flat_map(|text| options::parse(text))
+        .collect();
+    if options::wants_help(&given) {
+        let format = new_format(&args.format).map_err(Error::Refused)?;
+        return say(&options::help(format));
+    }
+    let Some(path) = &args.file else {
+        return Err(Error::refused(NO_FILE));
+    };
     let size = args.size.as_deref().map(image_size).transpose()?;
-    let file = args.file.to_string_lossy();
+    let file = path.to_string_lossy();
     // Every refusal from here on begins with the file's name.
     let refuse = |text: String| Error::Refused(format!("{file}: {text}"));
-    let wanted = Wanted::read(args, size).map_err(refuse)?;
+    let wanted = Wanted::read(args, given, size).map_err(refuse)?;
     let pool = global.pool()?;
     let backing = Backing {
         pool: &pool,
@@ -64,12 +84,12 @@ pub fn run(args: &Args, global: &Global) -> Result<(), Error> {
         .ok_or_else(|| refuse("Image creation needs a size parameter".to_owned()))?;
     let request = Create {
         format: wanted.format,
-        size: size.checked_next_multiple_of(512).unwrap_or(size),
+        size: size.checked_next_multiple_of(SECTOR).unwrap_or(size),
         options: wanted.options,
         backing: wanted.backing,
         backing_size,
     };
-    let created = image::create(&pool, &args.file, &request)?;
+    let created = image::create(&pool, path, &request)?;
     created.warnings.iter().for_each(|warning| warn(warning));
     match args.quiet {
         true => Ok(()),
@@ -111,13 +131,12 @@ struct Wanted {
 impl Wanted {
     /// Puts arguments and `-o` options together. The error is the text behind
     /// the file's name.
-    fn read(args: &Args, size: Option<u64>) -> Result<Self, String> {
+    fn read(
+        args: &Args,
+        mut given: Vec<(String, String)>,
+        size: Option<u64>,
+    ) -> Result<Self, String> {
         let format = new_format(&args.format)?;
-        let mut given: Vec<(String, String)> = args
-            .options
-            .iter()
-            .flat_map(|text| options::parse(text))
-            .collect();
         let size = match (size, options::take(&mut given, "size")) {
             (Some(_), Some(_)) => {
                 return Err("The image size must be specified only once".to_owned());
@@ -125,7 +144,7 @@ impl Wanted {
             (None, Some(text)) => Some(option_size(&text)?),
             (size, None) => size,
         };
-        let name = options::take(&mut given, "backing_file").or(args.backing.clone());
+        let name = options::take(&mut given, "backing_file");
         let name = args.backing.clone().or(name);
         let backing_format = options::take(&mut given, "backing_fmt");
         let backing_format = args.backing_format.clone().or(backing_format);
@@ -133,7 +152,7 @@ impl Wanted {
             format,
             size,
             options: given,
-            backing: backing(format, name, backing_format)?,
+            backing: backing(format, name, backing_format, !args.backing_unsafe)?,
         })
     }
 }
@@ -152,11 +171,13 @@ fn option_size(text: &str) -> Result<u64, String> {
     size::parse(text).map_err(|error| messages::bad_new_size(text, error))
 }
 
-/// The backing file that the arguments name.
+/// The backing file that the arguments name. If it is looked at, a missing
+/// format is told with the one that it has.
 fn backing(
     format: Format,
     name: Option<String>,
     backing_format: Option<String>,
+    looked_at: bool,
 ) -> Result<Option<NamedFile>, String> {
     match (name, backing_format) {
         (None, None) => Ok(None),
@@ -167,6 +188,9 @@ fn backing(
         (None, Some(_)) => Err("Backing format cannot be used without backing file".to_owned()),
         (Some(name), _) if name.is_empty() => {
             Err("Expected backing file name, got empty string".to_owned())
+        }
+        (Some(_), None) if !looked_at => {
+            Err("Backing file specified without backing format".to_owned())
         }
         (Some(name), format) => Ok(Some(NamedFile { name, format })),
     }
@@ -207,7 +231,7 @@ impl Backing<'_> {
                 "Backing file specified without backing format\nDetected format of {}.",
                 image.facts().format.name()
             )),
-            (Ok(image), _) => Ok(Some(image.virtual_size())),
+            (Ok(image), _) => Ok(image.virtual_size().checked_next_multiple_of(SECTOR)),
             (Err(error), Some(_)) => {
                 warn(&format!(
                     "Could not verify backing image. This may become an error in future \

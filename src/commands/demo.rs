@@ -13,7 +13,7 @@ use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -46,15 +46,16 @@ pub fn run(_args: &Args, global: &Global) -> Result<(), Error> {
     let stage = Stage::set(global)?;
     let mount = Mount::start(&stage, global)?;
     let story = tell(&stage);
+    let why = stage.last_log_line();
     mount.stop()?;
-    story?;
+    story.map_err(|error| Error::Refused(format!("{error}\n{why}")))?;
     opinion(&stage)?;
     let folder = stage.folder.path().display().to_string();
     stage
         .folder
         .close()
         .map_err(Error::system(format!("Could not remove {folder}")))?;
-    say(&format!("\nUnmounted, and {folder} is gone.\n"))
+    say(&format!("\n{folder} is gone.\n"))
 }
 
 /// The temporary directory with the images.
@@ -102,6 +103,16 @@ impl Stage {
     fn disks(&self) -> PathBuf {
         self.folder.path().join("disks")
     }
+
+    fn log(&self) -> PathBuf {
+        self.folder.path().join("log")
+    }
+
+    /// What the daemon said last.
+    fn last_log_line(&self) -> String {
+        let text = fs::read_to_string(self.log()).unwrap_or_default();
+        text.lines().last().unwrap_or_default().to_owned()
+    }
 }
 
 /// A running `instar mount -f`.
@@ -114,18 +125,25 @@ impl Mount {
     fn start(stage: &Stage, global: &Global) -> Result<Self, Error> {
         let program = std::env::current_exe().map_err(Error::system("Could not find instar"))?;
         let isolation: Isolation = global.isolation;
+        let log = File::create(stage.log()).map_err(Error::system("Could not make a log"))?;
         let daemon = Command::new(program)
             .arg(format!("--isolation={isolation}"))
             .args(["mount", "-f"])
             .args([stage.images(), stage.disks()])
             .stdin(Stdio::null())
+            .stderr(log)
             .spawn()
             .map_err(Error::system("Could not start 'instar mount'"))?;
         let mut mount = Self {
             daemon,
             at: stage.disks(),
         };
-        mount.wait_for_files()?;
+        mount.wait_for_files().map_err(|_| {
+            Error::Refused(format!(
+                "the images could not be mounted: {}\n'instar doctor' says what is missing",
+                stage.last_log_line()
+            ))
+        })?;
         say(&format!(
             "$ instar mount images disks      # metadata is read in {}\n\n",
             in_words(stage.pool.isolation())
@@ -133,15 +151,11 @@ impl Mount {
         Ok(mount)
     }
 
-    fn wait_for_files(&mut self) -> Result<(), Error> {
-        let first = self.at.join(SAMPLES[0].0);
+    fn wait_for_files(&mut self) -> io::Result<()> {
         let start = Instant::now();
-        while !first.exists() {
-            let ended = self.daemon.try_wait().ok().flatten();
-            if ended.is_some() || start.elapsed() > PATIENCE {
-                return Err(Error::refused(
-                    "the images could not be mounted: 'instar doctor' says what is missing",
-                ));
+        while !self.is_mounted() {
+            if self.daemon.try_wait()?.is_some() || start.elapsed() > PATIENCE {
+                return Err(io::ErrorKind::TimedOut.into());
             }
             std::thread::sleep(Duration::from_millis(2));
         }
@@ -150,7 +164,17 @@ impl Mount {
 
     /// Unmounts and waits until the daemon has released everything.
     fn stop(mut self) -> Result<(), Error> {
-        match self.end() {
+        let program = std::env::current_exe().map_err(Error::system("Could not find instar"))?;
+        let unmounted = Command::new(program)
+            .arg("umount")
+            .arg(&self.at)
+            .status()
+            .map_err(Error::system("Could not start 'instar umount'"))?;
+        if !unmounted.success() {
+            return Err(Error::refused("'instar umount' failed"));
+        }
+        say("$ instar umount disks\n")?;
+        match self.wait() {
             Some(status) if status.success() => Ok(()),
             Some(status) => Err(Error::Refused(format!(
                 "'instar mount' ended with {status}"
@@ -159,12 +183,12 @@ impl Mount {
         }
     }
 
-    fn end(&mut self) -> Option<std::process::ExitStatus> {
-        let id = i32::try_from(self.daemon.id()).ok()?;
-        if let Ok(Some(status)) = self.daemon.try_wait() {
-            return Some(status);
-        }
-        kill(Pid::from_raw(id), Signal::SIGTERM).ok()?;
+    fn is_mounted(&self) -> bool {
+        self.at.join(SAMPLES[0].0).exists()
+    }
+
+    /// Waits for the daemon to end.
+    fn wait(&mut self) -> Option<ExitStatus> {
         let start = Instant::now();
         while start.elapsed() < PATIENCE {
             match self.daemon.try_wait() {
@@ -178,9 +202,16 @@ impl Mount {
 }
 
 impl Drop for Mount {
+    /// After a failure: the daemon must not outlive the demo.
     fn drop(&mut self) {
-        if self.end().is_none() {
-            // A daemon that does not react must not outlive the demo.
+        if !matches!(self.daemon.try_wait(), Ok(None)) {
+            return;
+        }
+        if let Ok(id) = i32::try_from(self.daemon.id()) {
+            // It may have ended in this moment.
+            let _ = kill(Pid::from_raw(id), Signal::SIGTERM);
+        }
+        if self.wait().is_none() {
             let _ = self.daemon.kill();
             let _ = self.daemon.wait();
         }
@@ -211,7 +242,7 @@ fn tell(stage: &Stage) -> Result<(), Error> {
     for (name, _, size) in SAMPLES {
         verify(&stage.disks().join(name), name, size).map_err(failed())?;
     }
-    say("\nOld content unchanged, the new space reads as zeroes.\n")
+    say("\nOld content unchanged, the new space reads as zeroes.\n\n")
 }
 
 /// What truncate(1) does.

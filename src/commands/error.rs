@@ -91,8 +91,9 @@ impl fmt::Display for Error {
 /// that file.
 fn write_open(f: &mut fmt::Formatter<'_>, file: &str, error: &image::Error) -> fmt::Result {
     write!(f, "Could not open '{file}': ")?;
+    let names_a_file = error.message().starts_with("Could not open");
     match error.kind() {
-        ErrorKind::Os(_) => write!(
+        ErrorKind::Os(_) if !names_a_file => write!(
             f,
             "Could not open '{}': {}",
             error.path().display(),
@@ -107,9 +108,18 @@ fn write_open(f: &mut fmt::Formatter<'_>, file: &str, error: &image::Error) -> f
 fn write_image(f: &mut fmt::Formatter<'_>, error: &image::Error) -> fmt::Result {
     match error.operation() {
         Operation::Resize => f.write_str(error.message())?,
+        Operation::Create if is_bare(error) => {
+            let path = error.path().display();
+            write!(f, "{path}: Could not create '{path}': {}", error.message())?;
+        }
         _ => write!(f, "{error}")?,
     }
     write_hint(f, error)
+}
+
+/// Whether the system refused the file itself, and not some step after it.
+fn is_bare(error: &image::Error) -> bool {
+    matches!(error.kind(), ErrorKind::Os(_)) && !error.message().contains(": ")
 }
 
 fn write_hint(f: &mut fmt::Formatter<'_>, error: &image::Error) -> fmt::Result {

@@ -55,7 +55,8 @@ pub fn run(args: &Args, global: &Global) -> Result<(), Error> {
     let image = options
         .open(&global.pool()?, &args.file)
         .map_err(Error::opening(&args.file))?;
-    let end = image.virtual_size().min(start.saturating_add(max_length));
+    let size = image.virtual_size();
+    let end = whole_sectors(size).min(start.saturating_add(max_length));
     let layers = Layers::of(&image, &file)?;
     let entries = entries(&image, &layers, start, end)?;
     match args.output {
@@ -87,9 +88,8 @@ struct Layers {
     files: Vec<String>,
     /// How a hole in the file below mapped data is shown.
     holes: Vec<Hole>,
-    /// Where the disk ends, for layers that end inside a sector: the rest of
-    /// that sector counts as a hole.
-    ends: Vec<Option<u64>>,
+    /// Where each disk ends. The rest of a last sector counts as a hole.
+    ends: Vec<u64>,
 }
 
 /// How a hole in the file below mapped data is shown.
@@ -118,8 +118,7 @@ impl Layers {
                 None => file.clone(),
             });
             layers.holes.push(holes(image, &facts)?);
-            let size = facts.virtual_size;
-            layers.ends.push((size % SECTOR != 0).then_some(size));
+            layers.ends.push(facts.virtual_size);
             if let Some(backing) = &facts.backing {
                 file = names::combine(&file, &backing.name);
             }
@@ -127,10 +126,37 @@ impl Layers {
         Ok(layers)
     }
 
-    /// The layer whose disk ends at this offset, inside a sector.
-    fn ending_at(&self, offset: u64) -> Option<usize> {
-        self.ends.iter().position(|&end| end == Some(offset))
+    /// The layer that decides on a range that nobody holds: the lowest one that
+    /// is long enough. A disk may end inside a sector, or inside the range:
+    /// answers how much of it is decided by this layer, and what it says.
+    fn absent(&self, offset: u64, depth: usize) -> Absent {
+        let covers = |&depth: &usize| whole_sectors(self.ends[depth]) > offset;
+        let last = depth.min(self.ends.len() - 1);
+        let depth = (0..=last).rfind(covers).unwrap_or(0);
+        let end = self.ends[depth];
+        Absent {
+            depth,
+            until: if offset < end {
+                end
+            } else {
+                whole_sectors(end)
+            },
+            is_rest_of_sector: offset >= end,
+        }
     }
+}
+
+/// See [`Layers::absent`].
+struct Absent {
+    depth: usize,
+    /// Guest offset up to which this holds.
+    until: u64,
+    /// Whether it is what a raw file's last sector has past the file's end.
+    is_rest_of_sector: bool,
+}
+
+fn whole_sectors(bytes: u64) -> u64 {
+    bytes.checked_next_multiple_of(SECTOR).unwrap_or(bytes)
 }
 
 /// qemu looks below the mapping only where the file takes clearly less space
@@ -168,22 +194,34 @@ fn entries(image: &Image, layers: &Layers, start: u64, end: u64) -> Result<Vec<E
     Ok(map::merge(entries))
 }
 
-/// Adds a segment; one that begins where a shorter layer ends begins with the
-/// rest of that layer's last sector.
+/// Adds a segment; one that nobody holds in the parts that different layers
+/// decide on.
 fn push(entries: &mut Vec<Entry>, mut segment: Segment, layers: &Layers) {
-    if segment.kind == SegmentKind::Absent
-        && let Some(depth) = layers.ending_at(segment.offset)
-    {
-        let rest = (SECTOR - segment.offset % SECTOR).min(segment.len);
-        entries.push(rest_of_sector(segment.offset, rest, depth));
-        segment.offset += rest;
-        segment.len -= rest;
+    while segment.kind == SegmentKind::Absent && segment.len > 0 {
+        let depth = usize::try_from(segment.depth).unwrap_or(usize::MAX);
+        let absent = layers.absent(segment.offset, depth);
+        let left = absent.until.saturating_sub(segment.offset);
+        let length = match left {
+            0 => segment.len,
+            left => left.min(segment.len),
+        };
+        entries.push(match absent.is_rest_of_sector {
+            true => rest_of_sector(segment.offset, length, absent.depth),
+            false => Entry {
+                present: false,
+                offset: None,
+                ..rest_of_sector(segment.offset, length, absent.depth)
+            },
+        });
+        segment.offset += length;
+        segment.len -= length;
     }
     if segment.len > 0 {
         entries.push(entry(&segment, layers));
     }
 }
 
+/// What follows a raw file's end inside its last sector.
 fn rest_of_sector(start: u64, length: u64, depth: usize) -> Entry {
     Entry {
         start,

@@ -96,16 +96,11 @@ fn in_qemus_words(error: &clap::Error, command: Option<&str>) -> Option<String> 
     let value = text(error, ContextKind::InvalidValue).unwrap_or_default();
     match (error.kind(), argument(error)) {
         (ErrorKind::InvalidValue, Some(argument)) if value.is_empty() => {
-            let option = argument.split([' ', '=']).next().unwrap_or(argument);
-            Some(format!(
-                "instar {}: option '{option}' requires an argument",
-                command?
-            ))
+            Some(format!("instar {}: {}", command?, needs_argument(argument)))
         }
         (ErrorKind::MissingRequiredArgument, _) => {
             let missing = match command? {
                 "resize" => "Expecting image file name and size",
-                "create" => "Expecting image file name",
                 "info" | "map" => "Expecting one image file name",
                 _ => return None,
             };
@@ -137,6 +132,20 @@ fn in_qemus_words(error: &clap::Error, command: Option<&str>) -> Option<String> 
             Some(format!("instar: Invalid preallocation mode '{value}'"))
         }
         _ => None,
+    }
+}
+
+/// The last argument on the command line is an option that wants one more.
+fn needs_argument(argument: &str) -> String {
+    let last = std::env::args().last().unwrap_or_default();
+    match last.strip_prefix('-') {
+        Some(letter) if letter.len() == 1 => {
+            format!("option requires an argument -- '{letter}'")
+        }
+        _ => {
+            let option = argument.split([' ', '=']).next().unwrap_or(argument);
+            format!("option '{option}' requires an argument")
+        }
     }
 }
 

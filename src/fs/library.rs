@@ -2,6 +2,7 @@
 
 use super::disk::{At, Disk, Library, Portrait, Run};
 use super::error::{Error, Result};
+use crate::compat::info::{self, Layer};
 use crate::image::{
     self, Access, BackingPolicy, Image, Location, OpenOptions, ResizeOptions, SegmentKind, Tree,
 };
@@ -9,6 +10,7 @@ use crate::sandbox::Pool;
 use instar_guest::proto::Preallocation;
 use nix::errno::Errno;
 use std::fs::File;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -64,8 +66,15 @@ impl Library for Images {
     }
 
     fn info(&self, at: At<'_>, file: File) -> Result<String> {
+        let metadata = file.metadata()?;
         let image = self.open_image(at, file, Access::Info, BackingPolicy::Skip)?;
-        Ok(image.facts().format.name().to_string())
+        let layer = Layer {
+            file: image.path().to_string_lossy().into_owned(),
+            facts: &image.facts(),
+            file_len: metadata.len(),
+            allocated: metadata.blocks() * 512,
+        };
+        Ok(info::to_json(&layer))
     }
 
     fn open(&self, at: At<'_>, file: File, access: Access) -> Result<Arc<dyn Disk>> {

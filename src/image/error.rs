@@ -234,11 +234,18 @@ impl From<io::Error> for Fault {
 }
 
 impl From<&Failure> for Fault {
+    /// The first line is the message, a second and third one help.
     fn from(failure: &Failure) -> Self {
-        Self::new(
-            failure.kind.into(),
-            printable(&failure.message, MAX_MESSAGE),
-        )
+        let mut lines = failure
+            .message
+            .lines()
+            .map(|line| printable(line, MAX_MESSAGE));
+        let message = lines.next().unwrap_or_default();
+        let hint: Vec<String> = lines.take(2).collect();
+        Self {
+            hint: (!hint.is_empty()).then(|| hint.join("\n")),
+            ..Self::new(failure.kind.into(), message)
+        }
     }
 }
 

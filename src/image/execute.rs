@@ -60,10 +60,11 @@ pub(crate) fn execute(files: &FileTable, plan: &Plan, old: &[u64]) -> Result<(),
     plan.stages.iter().try_for_each(|stage| run.stage(stage))
 }
 
-/// Gives the files the lengths that they had.
+/// Gives the files the lengths that they had. One that is as long as it was may
+/// have space reserved past its end, which setting the length gives back.
 pub(crate) fn truncate_back(files: &FileTable, old: &[u64]) -> io::Result<()> {
     for (file, &len) in files.numbers().zip(old) {
-        if files.writable(file) && files.len(file).is_some_and(|now| now > len) {
+        if files.writable(file) && files.len(file).is_some_and(|now| now >= len) {
             files.set_len(file, len)?;
         }
     }

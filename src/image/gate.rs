@@ -201,8 +201,13 @@ impl Gate {
 /// Why a name is refused that no tree holds.
 const OUTSIDE: &str = "lies outside the directories that the image may use";
 
+/// As qemu says it.
 fn quoted(role: Role, name: &str) -> String {
-    format!("Could not open {} '{}'", role.noun(), printable_name(name))
+    let name = printable_name(name);
+    match role {
+        Role::Backing => format!("Could not open backing file: Could not open '{name}'"),
+        Role::Data { .. } => format!("Could not open '{name}'"),
+    }
 }
 
 fn forbidden(role: Role, name: &str, why: &str) -> Fault {
@@ -409,7 +414,8 @@ mod tests {
             f.backing("gone"),
             Err((
                 ErrorKind::Os(libc::ENOENT),
-                "Could not open backing file 'gone': No such file or directory".into()
+                "Could not open backing file: Could not open 'gone': No such file or directory"
+                    .into()
             ))
         );
     }

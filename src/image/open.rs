@@ -355,8 +355,15 @@ impl Opening<'_> {
         };
         let gate = gate.next(passed.spot, metadata.uid());
         next.open(passed.file, || Ok(gate)).map_err(|mut fault| {
-            let name = printable_name(&named.name);
-            fault.message = format!("Could not open backing file '{name}': {}", fault.message);
+            fault.message = match fault.kind {
+                // Names the file that is missing, which may lie further down.
+                ErrorKind::Os(_) => format!("Could not open backing file: {}", fault.message),
+                _ => format!(
+                    "Could not open backing file '{}': {}",
+                    printable_name(&named.name),
+                    fault.message
+                ),
+            };
             fault
         })
     }

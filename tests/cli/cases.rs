@@ -93,17 +93,9 @@ pub const CASES: &[Case] = &[
     case(
         "info-missing-backing-file",
         &["orphan.qcow2"],
-        &[
-            "info orphan.qcow2",
-            "info --output json orphan.qcow2",
-            "info --backing-chain orphan.qcow2",
-        ],
+        &["info orphan.qcow2", "info --output json orphan.qcow2"],
     ),
-    case(
-        "info-refused",
-        &["future.qcow2", "short.qcow2"],
-        INFO_REFUSED,
-    ),
+    case("info-refused", &["future.qcow2"], INFO_REFUSED),
     case("info-usage", &["base.qcow2"], INFO_USAGE),
     case("map-plain", &["base.qcow2"], MAP_BASE),
     case(
@@ -120,7 +112,7 @@ pub const CASES: &[Case] = &[
     case(
         "map-extended-l2",
         &["extended.qcow2"],
-        &["map extended.qcow2", "map --output=json extended.qcow2"],
+        &["map extended.qcow2"],
     ),
     case(
         "map-data-file",
@@ -169,7 +161,6 @@ const INFO_CHAIN: &[&str] = &[
 
 const INFO_REFUSED: &[&str] = &[
     "info future.qcow2",
-    "info -f qcow2 short.qcow2",
     "info nowhere.qcow2",
     "info nowhere/nowhere.qcow2",
 ];

@@ -27,6 +27,11 @@ pub const CASES: &[(&str, Body)] = &[
     ),
     ("strings of an image cannot drive a terminal", escapes),
     ("long strings of an image are cut on a terminal", long_names),
+    ("a missing link of a backing chain is named", missing_link),
+    (
+        "a file that ends inside its header is refused",
+        short_header,
+    ),
     ("the doctor tries what it reports", doctor),
     (
         "help, completions and manual pages come from one definition",
@@ -196,6 +201,28 @@ fn long_names(sandbox: &'static str) -> Outcome {
     equal("backing file", Some(expected.as_str()), line)
 }
 
+fn missing_link(sandbox: &'static str) -> Outcome {
+    let folder = folder(&["orphan.qcow2"])?;
+    refused(
+        folder.path(),
+        sandbox,
+        "info --backing-chain orphan.qcow2",
+        "instar: Could not open 'orphan.qcow2': Could not open backing file: Could not open \
+         'gone.raw': No such file or directory\n",
+    )
+}
+
+fn short_header(sandbox: &'static str) -> Outcome {
+    let folder = folder(&["short.qcow2"])?;
+    refused(
+        folder.path(),
+        sandbox,
+        "info short.qcow2",
+        "instar: Could not open 'short.qcow2': the file ends inside the qcow2 header, at byte 48; \
+         the header is damaged: restore the image from a backup\n",
+    )
+}
+
 fn doctor(sandbox: &'static str) -> Outcome {
     let folder = folder(&[])?;
     let step = run(folder.path(), sandbox, "doctor --output=json")?;
@@ -219,6 +246,8 @@ fn generated(sandbox: &'static str) -> Outcome {
     for (line, wanted) in [
         ("--help", "Change the size of a disk image"),
         ("resize --help", "Print the plan"),
+        ("create -f qcow2 -o help", "  cluster_size=<size>    - "),
+        ("create -f raw -o ? disk", "Supported raw options:\n"),
         ("completions bash", "--preallocation"),
         ("completions fish", "dry-run"),
         ("man", "instar\\-resize"),

@@ -151,10 +151,20 @@ fn without_disk_usage(line: &str) -> String {
     }
 }
 
-/// Nothing, or a readable list of the lines in which two steps differ.
+/// Nothing, or a readable list of the lines in which two steps differ. Behind
+/// qemu-img's message instar may name the field, the value and the way out.
 pub fn same(expected: &Step, got: &Step) -> Result<(), String> {
-    let expected = text(&[comparable(expected)]);
-    let got = text(&[comparable(got)]);
+    let expected = comparable(expected);
+    let mut got = comparable(got);
+    let more = got.stderr.strip_prefix(expected.stderr.trim_end());
+    let is_help = |more: &str| {
+        [" (", ": ", "; "].iter().any(|mark| more.starts_with(mark)) && more.lines().count() == 1
+    };
+    if more.is_some_and(is_help) {
+        got.stderr.clone_from(&expected.stderr);
+    }
+    let expected = text(&[expected]);
+    let got = text(&[got]);
     match expected == got {
         true => Ok(()),
         false => Err(difference(&expected, &got)),

@@ -142,7 +142,7 @@ impl Qcow2 {
     }
 
     /// Why the content may not be written, if so.
-    fn no_write(&self) -> Option<Failure> {
+    pub fn no_write(&self) -> Option<Failure> {
         self.no_change().or_else(|| {
             if self.header.encryption.is_some() {
                 return Some(encrypted("written"));

@@ -56,12 +56,22 @@ impl Qcow2 {
 
     /// Reads the L2 slices that map `at` and what follows, at most [`BATCH`].
     /// Returns the guest offset up to which tables are at hand.
-    fn prefetch_l2(&mut self, host: &mut dyn Host, at: u64, end: u64) -> Result<u64, Failure> {
+    pub(super) fn prefetch_l2(
+        &mut self,
+        host: &mut dyn Host,
+        at: u64,
+        end: u64,
+    ) -> Result<u64, Failure> {
         let mut wanted = Vec::new();
         let mut cursor = at;
         while cursor < end && (wanted.len() as u64) * self.tables.slice_len() < BATCH {
             let location = self.header.geometry.locate(GuestOffset(cursor));
             self.prefetch_l1(host, location.l1_index, end)?;
+            let empty_end = self.empty_l1_end(host, cursor, end)?;
+            if empty_end > cursor {
+                cursor = empty_end;
+                continue;
+            }
             match self.l1_entry(host, location.l1_index)?.table {
                 Some(table) => {
                     wanted.push(self.l2_entry_place(table, location.l2_index));
@@ -94,6 +104,29 @@ impl Qcow2 {
         self.tables.prefetch(host, Kind::L1, &wanted)
     }
 
+    /// Where the run of L1 entries that are zero ends, in guest bytes: `at` if
+    /// its own entry is not zero. Looks no further than one slice.
+    fn empty_l1_end(&mut self, host: &mut dyn Host, at: u64, end: u64) -> Result<u64, Failure> {
+        let geometry = self.header.geometry;
+        let first = geometry.locate(GuestOffset(at)).l1_index;
+        if first >= u64::from(self.header.l1.count) {
+            return Ok(end);
+        }
+        let place = self.header.l1.offset.plus(first * entry::LEN);
+        let in_slice = (place.0 - self.tables.slice_start(place)) as usize;
+        let slice = self.tables.slice(host, Kind::L1, place)?;
+        let entries = slice.get(in_slice..).unwrap_or_default();
+        let empty = entries
+            .chunks_exact(entry::LEN as usize)
+            .take_while(|raw| raw.iter().all(|&byte| byte == 0))
+            .count() as u64;
+        if empty == 0 {
+            return Ok(at);
+        }
+        let stop = (first + empty).saturating_mul(geometry.l2_coverage());
+        Ok(stop.min(end))
+    }
+
     /// Where the guest range of one L2 slice ends.
     fn slice_end(&self, at: u64, end: u64) -> u64 {
         let entries = self.tables.slice_len() / self.header.geometry.l2_entry_len();
@@ -105,8 +138,8 @@ impl Qcow2 {
         next_multiple(at, self.header.geometry.l2_coverage()).min(end)
     }
 
-    /// Maps what one L2 slice, or one L1 entry without a table, says about
-    /// `at..end`. Returns how far it got.
+    /// Maps what one L2 slice, or a run of L1 entries without a table, says
+    /// about `at..end`. Returns how far it got.
     fn map_slice(
         &mut self,
         host: &mut dyn Host,
@@ -114,6 +147,11 @@ impl Qcow2 {
         end: u64,
         extents: &mut Extents,
     ) -> Result<u64, Failure> {
+        let empty_end = self.empty_l1_end(host, at, end)?;
+        if empty_end > at {
+            extents.push(at, empty_end - at, ExtentKind::Unallocated);
+            return Ok(empty_end);
+        }
         let location = self.header.geometry.locate(GuestOffset(at));
         let l1 = self.l1_entry(host, location.l1_index)?;
         let Some(table) = l1.table else {

@@ -30,6 +30,7 @@ mod options;
 mod refcount;
 mod snapshots;
 mod width;
+mod write;
 
 pub use create::create;
 
@@ -78,6 +79,8 @@ pub struct Qcow2 {
     /// Which L1 entry led to an L2 table: a second one is damage. Bounded, so
     /// that it finds the loops that would cost most, not every one.
     owners: BTreeMap<HostOffset, u64>,
+    /// What waits for a flush.
+    pending: write::Pending,
 }
 
 /// Most L2 tables whose owner is remembered.

@@ -5,6 +5,7 @@ use super::format::{autoclear, entry};
 use super::header::{self, Header, RawHeader};
 use super::regions::{Owner, Regions};
 use super::tables::Tables;
+use super::write::Pending;
 use super::{Qcow2, bitmaps, snapshots};
 use crate::engine::{Host, Read};
 use crate::error::Failure;
@@ -55,6 +56,7 @@ impl Qcow2 {
             snapshots,
             bitmaps,
             owners: BTreeMap::new(),
+            pending: Pending::default(),
         })
     }
 }

@@ -101,14 +101,6 @@ impl Refcounts<'_> {
         })
     }
 
-    /// Sets the counts of a run of clusters that all have blocks to 0.
-    pub fn clear(&mut self, host: &mut dyn Host, run: Run) -> Result<(), Failure> {
-        self.change(host, run, |geometry, piece, first, end| {
-            (first..end).for_each(|index| geometry.width().set(piece, index, 0));
-            None
-        })
-    }
-
     /// Lowers the counts of a run of clusters by one.
     pub fn release(&mut self, host: &mut dyn Host, run: Run) -> Result<(), Failure> {
         self.change(host, run, |geometry, piece, first, end| {

@@ -54,6 +54,21 @@ pub struct Tables {
     /// Every slice once, in the order in which they are considered for
     /// dropping.
     queue: VecDeque<u64>,
+    /// Slices that are changed.
+    dirty_slices: u64,
+    /// Sectors that are changed.
+    dirty_sectors: u64,
+    /// How to take changes back, newest last, while somebody may ask for it.
+    journal: Option<Vec<Undo>>,
+}
+
+/// What takes one change back.
+#[derive(Debug)]
+enum Undo {
+    /// Put these bytes back, which lie in one slice.
+    Bytes(HostOffset, Vec<u8>),
+    /// Drop the slice that begins there.
+    Inserted(u64),
 }
 
 impl Tables {
@@ -65,6 +80,9 @@ impl Tables {
             file_len,
             slices: BTreeMap::new(),
             queue: VecDeque::new(),
+            dirty_slices: 0,
+            dirty_sectors: 0,
+            journal: None,
         }
     }
 
@@ -119,12 +137,55 @@ impl Tables {
         data: &[u8],
     ) -> Result<(), Failure> {
         let in_slice = at.0 & (self.slice_len - 1);
+        let journaled = self.journal.is_some();
         let slice = self.load(host, kind, at)?;
+        let old = match journaled {
+            true => bytes::slice(&slice.bytes, in_slice as usize, data.len())?.to_vec(),
+            false => Vec::new(),
+        };
         bytes::put(&mut slice.bytes, in_slice as usize, data)?;
+        let before = slice.dirty;
         for sector in in_slice / SECTOR..=(in_slice + (data.len() as u64).max(1) - 1) / SECTOR {
             slice.dirty |= 1 << sector;
         }
+        let after = slice.dirty;
+        self.dirty_slices += u64::from(before == 0);
+        self.dirty_sectors += u64::from(after.count_ones() - before.count_ones());
+        if let Some(journal) = &mut self.journal {
+            journal.push(Undo::Bytes(at, old));
+        }
         Ok(())
+    }
+
+    /// From now on changes can be taken back with [`rollback`](Self::rollback).
+    pub fn begin(&mut self) {
+        self.journal = Some(Vec::new());
+    }
+
+    /// What has changed so far stays.
+    pub fn keep(&mut self) {
+        self.journal = None;
+    }
+
+    /// Takes back what has changed since [`begin`](Self::begin).
+    pub fn rollback(&mut self) {
+        for undo in self.journal.take().unwrap_or_default().into_iter().rev() {
+            match undo {
+                Undo::Inserted(start) => self.forget(HostOffset(start), self.slice_len),
+                Undo::Bytes(at, old) => {
+                    let start = self.slice_start(at);
+                    let in_slice = (at.0 - start) as usize;
+                    // A changed slice is never dropped, so it is still there.
+                    if let Some(target) = self
+                        .slices
+                        .get_mut(&start)
+                        .and_then(|slice| slice.bytes.get_mut(in_slice..in_slice + old.len()))
+                    {
+                        target.copy_from_slice(&old);
+                    }
+                }
+            }
+        }
     }
 
     /// The whole slice that holds `at`.
@@ -147,6 +208,9 @@ impl Tables {
                 vec![0; self.slice_len as usize],
                 self.all_dirty(),
             );
+            if let Some(journal) = &mut self.journal {
+                journal.push(Undo::Inserted(start));
+            }
         }
     }
 
@@ -159,8 +223,11 @@ impl Tables {
             .range(at.0..end)
             .map(|(&start, _)| start)
             .collect();
+        if gone.is_empty() {
+            return;
+        }
         for start in gone {
-            self.slices.remove(&start);
+            self.remove(start);
         }
         let slices = &self.slices;
         self.queue.retain(|start| slices.contains_key(start));
@@ -177,22 +244,24 @@ impl Tables {
 
     /// Whether anything is changed.
     pub fn is_dirty(&self) -> bool {
-        self.slices.values().any(|slice| slice.dirty != 0)
+        self.dirty_slices != 0
     }
 
     /// Bytes of the slices that are changed and must be kept.
     pub fn dirty_len(&self) -> u64 {
-        let count = self
-            .slices
-            .values()
-            .filter(|slice| slice.dirty != 0)
-            .count();
-        count as u64 * self.slice_len
+        self.dirty_slices * self.slice_len
+    }
+
+    /// Bytes that are changed, in whole sectors.
+    pub fn changed_len(&self) -> u64 {
+        self.dirty_sectors * SECTOR
     }
 
     /// Declares all changes of a kind written.
     pub fn mark_clean(&mut self, kind: Kind) {
         for slice in self.slices.values_mut().filter(|slice| slice.kind == kind) {
+            self.dirty_slices -= u64::from(slice.dirty != 0);
+            self.dirty_sectors -= u64::from(slice.dirty.count_ones());
             slice.dirty = 0;
         }
     }
@@ -263,9 +332,23 @@ impl Tables {
             dirty,
             used: true,
         };
-        if self.slices.insert(start, slice).is_none() {
-            self.queue.push_back(start);
+        self.dirty_slices += u64::from(dirty != 0);
+        self.dirty_sectors += u64::from(dirty.count_ones());
+        match self.slices.insert(start, slice) {
+            None => self.queue.push_back(start),
+            Some(old) => self.uncount(&old),
         }
+    }
+
+    fn remove(&mut self, start: u64) {
+        if let Some(old) = self.slices.remove(&start) {
+            self.uncount(&old);
+        }
+    }
+
+    fn uncount(&mut self, old: &Slice) {
+        self.dirty_slices -= u64::from(old.dirty != 0);
+        self.dirty_sectors -= u64::from(old.dirty.count_ones());
     }
 
     /// Second chance: a slice that was used since it was last looked at stays
@@ -283,9 +366,7 @@ impl Tables {
                     slice.used = false;
                     self.queue.push_back(start);
                 }
-                _ => {
-                    self.slices.remove(&start);
-                }
+                _ => self.remove(start),
             }
         }
     }

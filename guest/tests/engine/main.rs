@@ -2,9 +2,11 @@
 //! mapped and read, and qemu-img says what the answer has to be.
 
 mod creating;
+mod flipping;
 mod growing;
 mod lab;
 mod reading;
+mod writing;
 
 use libtest_mimic::{Arguments, Trial};
 
@@ -13,8 +15,10 @@ fn main() {
     let missing = lab::missing_tool();
     let trials = reading::trials()
         .into_iter()
+        .chain(flipping::trials())
         .chain(creating::trials())
         .chain(growing::trials())
+        .chain(writing::trials())
         .map(|(name, check)| {
             let trial = Trial::test(name, move || {
                 check();

@@ -34,7 +34,7 @@ impl Qcow2 {
         if let Some(failure) = self.no_resize() {
             return Err(failure);
         }
-        if self.tables.is_dirty() {
+        if self.has_changes() {
             return Err(Failure::new(
                 FailureKind::Internal,
                 "a resize was asked for before a flush",

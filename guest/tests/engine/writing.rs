@@ -1,0 +1,536 @@
+//! Writing inside the disk: random writes against a model, judged by qemu-img
+//! after every flush.
+
+use crate::lab::{Check, Lab};
+use instar_guest::plan::{Plan, Purpose};
+use instar_guest::proto::{Content, Place, PlanReply};
+use instar_guest::testing::Session;
+use instar_guest::{
+    ExtentKind, Failure, FailureKind, FileNo, Format, Host, Read, Reply, Request, Step,
+};
+
+/// An image to make and to write to.
+struct Case {
+    name: &'static str,
+    options: &'static str,
+    size: u64,
+    then: fn(&Lab, &Case),
+}
+
+/// All checks by name.
+pub fn trials() -> Vec<(String, Check)> {
+    let random = cases().into_iter().map(|case| {
+        let name = format!("random_writes_are_read_back::{}", case.name);
+        (name, Box::new(move || random_writes(&case)) as Check)
+    });
+    random
+        .chain([
+            (
+                "a_common_flush_has_two_stages".to_string(),
+                Box::new(two_stages) as Check,
+            ),
+            (
+                "neighbours_are_placed_side_by_side".to_string(),
+                Box::new(side_by_side) as Check,
+            ),
+            (
+                "a_full_refcount_table_moves".to_string(),
+                Box::new(table_moves) as Check,
+            ),
+            (
+                "too_many_changes_ask_for_a_flush".to_string(),
+                Box::new(flush_first) as Check,
+            ),
+        ])
+        .collect()
+}
+
+const K: u64 = 1 << 10;
+const M: u64 = 1 << 20;
+
+fn cases() -> Vec<Case> {
+    let case = |name, options, size, then| Case {
+        name,
+        options,
+        size,
+        then,
+    };
+    vec![
+        case("fresh", "compat=1.1", 8 * M, nothing),
+        case("odd_size", "cluster_size=4k", 3 * M + 512, nothing),
+        case("version_2", "compat=0.10", 8 * M, scribble),
+        case("clusters_512", "cluster_size=512", 2 * M, scribble),
+        case("clusters_4k", "cluster_size=4k", 8 * M, scribble),
+        case("clusters_2m", "cluster_size=2M", 16 * M, scribble),
+        case(
+            "refcount_bits_1",
+            "cluster_size=512,refcount_bits=1",
+            2 * M,
+            scribble,
+        ),
+        case(
+            "refcount_bits_2",
+            "cluster_size=512,refcount_bits=2",
+            2 * M,
+            scribble,
+        ),
+        case(
+            "refcount_bits_64",
+            "cluster_size=512,refcount_bits=64",
+            2 * M,
+            scribble,
+        ),
+        case(
+            "refcount_bits_64_4k",
+            "cluster_size=4k,refcount_bits=64",
+            8 * M,
+            scribble,
+        ),
+        case("extended_l2", "extended_l2=on", 8 * M, scribble),
+        case(
+            "extended_l2_16k",
+            "extended_l2=on,cluster_size=16k",
+            8 * M,
+            scribble,
+        ),
+        case("snapshots", "cluster_size=4k", 8 * M, snapshots),
+        case("snapshots_64k", "compat=1.1", 8 * M, snapshots),
+        case(
+            "snapshots_v2",
+            "compat=0.10,cluster_size=512",
+            2 * M,
+            snapshots,
+        ),
+        case("snapshots_extended", "extended_l2=on", 8 * M, snapshots),
+        case("compressed", "cluster_size=4k", 8 * M, compressed),
+        case("compressed_64k", "compat=1.1", 8 * M, compressed),
+        case(
+            "compressed_zstd",
+            "compression_type=zstd",
+            8 * M,
+            compressed,
+        ),
+        case("compressed_extended", "extended_l2=on", 8 * M, compressed),
+        case(
+            "compressed_snapshot",
+            "cluster_size=4k",
+            8 * M,
+            |lab, case| {
+                compressed(lab, case);
+                lab.qemu_img("snapshot -c first disk.qcow2");
+            },
+        ),
+        case("over_backing", "compat=1.1", 8 * M, backing),
+        case(
+            "over_backing_4k",
+            "cluster_size=4k,compat=0.10",
+            8 * M,
+            backing,
+        ),
+        case("over_backing_extended", "extended_l2=on", 8 * M, backing),
+        case("preallocated", "preallocation=metadata", 8 * M, scribble),
+        case(
+            "preallocated_extended",
+            "preallocation=metadata,extended_l2=on",
+            8 * M,
+            scribble,
+        ),
+        case("lazy_refcounts", "lazy_refcounts=on", 8 * M, scribble),
+        case("data_file", "data_file=disk.data", 8 * M, scribble),
+        case(
+            "data_file_extended",
+            "data_file=disk.data,extended_l2=on",
+            8 * M,
+            scribble,
+        ),
+        case(
+            "raw_data_file",
+            "data_file=disk.data,data_file_raw=on",
+            8 * M,
+            scribble,
+        ),
+        case("disabled_bitmap", "compat=1.1", 8 * M, |lab, case| {
+            lab.qemu_img("bitmap --add --disable disk.qcow2 off");
+            scribble(lab, case);
+        }),
+    ]
+}
+
+fn nothing(_: &Lab, _: &Case) {}
+
+fn scribble(lab: &Lab, case: &Case) {
+    let mut commands = Vec::new();
+    for part in 0..8 {
+        let at = case.size / 8 * part / 512 * 512;
+        commands.push(format!("write -P {} {at} {}", 0x10 + part, 50 * K));
+    }
+    if !case.options.contains("0.10") {
+        commands.push(format!("write -z {} 128k", case.size / 4));
+        commands.push(format!("write -z -u {} 128k", case.size / 2));
+    }
+    let commands: Vec<&str> = commands.iter().map(String::as_str).collect();
+    lab.qemu_io("disk.qcow2", &commands);
+}
+
+fn snapshots(lab: &Lab, case: &Case) {
+    scribble(lab, case);
+    lab.qemu_img("snapshot -c first disk.qcow2");
+    lab.qemu_io("disk.qcow2", &["write -P 0x66 64k 200k"]);
+    lab.qemu_img("snapshot -c second disk.qcow2");
+    lab.qemu_io("disk.qcow2", &["write -P 0x77 300k 100k"]);
+}
+
+fn compressed(lab: &Lab, case: &Case) {
+    scribble(lab, case);
+    lab.qemu_img(&format!(
+        "convert -c -O qcow2 -o {} disk.qcow2 packed.qcow2",
+        case.options
+    ));
+    std::fs::rename(lab.path("packed.qcow2"), lab.path("disk.qcow2")).unwrap();
+}
+
+fn backing(lab: &Lab, case: &Case) {
+    lab.qemu_img("create -q -f qcow2 base.qcow2 6M");
+    lab.qemu_io("base.qcow2", &["write -P 0x99 1M 4M"]);
+    lab.qemu_img("rebase -q -u -f qcow2 -F qcow2 -b base.qcow2 disk.qcow2");
+    scribble(lab, case);
+}
+
+/// A repeatable sequence of numbers.
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, limit: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        (self.0 >> 11) % limit
+    }
+}
+
+/// A disk under test: the engine, the files, and what must be on it.
+struct Disk {
+    session: Session,
+    content: Vec<u8>,
+    unit: u64,
+    has_backing: bool,
+}
+
+impl Disk {
+    fn open(lab: &Lab) -> Self {
+        let mut session = Session::new(lab.bytes("disk.qcow2"));
+        let data = lab.path("disk.data");
+        session.host.data = data.exists().then(|| lab.bytes("disk.data"));
+        let facts = session.open(None).expect("the image opens");
+        assert_eq!(facts.no_write, None);
+        lab.qemu_img("convert -O raw disk.qcow2 model.raw");
+        Self {
+            session,
+            content: lab.bytes("model.raw"),
+            unit: facts.write_unit,
+            has_backing: facts.backing.is_some(),
+        }
+    }
+
+    fn size(&self) -> u64 {
+        self.content.len() as u64
+    }
+
+    fn allocate(&mut self, offset: u64, len: u64) -> Result<Reply, Failure> {
+        self.session.call(Request::Allocate { offset, len })
+    }
+
+    /// Writes as the host does: around to whole units, places, data.
+    fn write(&mut self, at: u64, data: &[u8], undo: bool) -> Result<(), Failure> {
+        let end = at + data.len() as u64;
+        let mut from = at / self.unit * self.unit;
+        let mut to = end.next_multiple_of(self.unit).min(self.size());
+        let lens = (
+            self.session.host.image.len(),
+            self.session.host.data.as_ref().map(Vec::len),
+        );
+        let places = match self.allocate(from, to - from)? {
+            Reply::Placed(places) => places,
+            Reply::Wider { offset, len } => {
+                assert!(offset <= from && offset + len >= to && len > to - from);
+                (from, to) = (offset, offset + len);
+                match self.allocate(from, len)? {
+                    Reply::Placed(places) => places,
+                    other => panic!("not an answer to a wider Allocate: {other:?}"),
+                }
+            }
+            other => panic!("not an answer to Allocate: {other:?}"),
+        };
+        let old = self.content[from as usize..to as usize].to_vec();
+        self.content[at as usize..end as usize].copy_from_slice(data);
+        let mut next = from;
+        for place in &places {
+            assert_eq!(place.offset, next, "a gap between places");
+            next += place.len;
+            self.fill(place, undo);
+        }
+        assert_eq!(next, to, "places for all of the range");
+        if undo {
+            self.content[from as usize..to as usize].copy_from_slice(&old);
+            // What held data goes back to it; new places keep the garbage.
+            for place in places.iter().filter(|p| p.content == Content::Current) {
+                self.fill(place, false);
+            }
+            assert_eq!(self.session.call(Request::Undo), Ok(Reply::Done));
+            if lens.0 % 3 == 0 {
+                self.session.host.image.truncate(lens.0);
+                if let (Some(data), Some(len)) = (&mut self.session.host.data, lens.1) {
+                    data.truncate(len);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes a place's content as lazily as it allows; or garbage.
+    fn fill(&mut self, place: &Place, garbage: bool) {
+        let range = place.offset as usize..(place.offset + place.len) as usize;
+        let wanted = &self.content[range];
+        let host = &mut self.session.host;
+        let file = match place.file {
+            FileNo::DATA => host.data.as_mut().expect("a data file"),
+            _ => &mut host.image,
+        };
+        let (at, len) = (place.at as usize, place.len as usize);
+        file.resize(file.len().max(at + len), 0);
+        let target = &mut file[at..at + len];
+        match place.content {
+            _ if garbage => target.fill(0xee),
+            Content::Zero => {
+                assert!(
+                    target.iter().all(|&byte| byte == 0),
+                    "{place:?} is not zero"
+                );
+                target.copy_from_slice(wanted);
+            }
+            Content::Stale => {
+                target.fill(0xdd);
+                target.copy_from_slice(wanted);
+            }
+            Content::Current => target.copy_from_slice(wanted),
+        }
+    }
+
+    fn flush(&mut self) -> PlanReply {
+        let reply = match self.session.call(Request::Flush) {
+            Ok(Reply::Plan(reply)) => reply,
+            other => panic!("not an answer to Flush: {other:?}"),
+        };
+        check_order(&reply.plan);
+        self.session.host.apply(&reply.plan);
+        reply
+    }
+
+    /// The engine reads what was written, flushed or not.
+    fn check_mapping(&mut self, random: &mut Random) {
+        let from = random.below(self.size() / 512) * 512;
+        let len = (random.below(512) * 512 + 512).min(self.size() - from);
+        for extent in self.session.map(from, len).expect("a mapping") {
+            let wanted = &self.content[extent.offset as usize..][..extent.len as usize];
+            let found = match extent.kind {
+                ExtentKind::Data { file, at, .. } => {
+                    let mut found = vec![0; extent.len as usize];
+                    let read = Read {
+                        file,
+                        offset: at,
+                        buf: &mut found,
+                    };
+                    self.session.host.read(&mut [read]).unwrap();
+                    found
+                }
+                ExtentKind::Unallocated if self.has_backing => continue,
+                ExtentKind::Compressed => continue,
+                ExtentKind::Zero { .. } | ExtentKind::Unallocated => vec![0; wanted.len()],
+            };
+            assert!(found == wanted, "{extent:?} reads something else");
+        }
+    }
+
+    /// qemu-img finds the model's content and nothing wrong.
+    fn judge(&self, lab: &Lab) {
+        lab.write("disk.qcow2", &self.session.host.image);
+        if let Some(data) = &self.session.host.data {
+            lab.write("disk.data", data);
+        }
+        lab.qemu_img("check -f qcow2 disk.qcow2");
+        lab.write("model.raw", &self.content);
+        lab.qemu_img("compare -f qcow2 -F raw disk.qcow2 model.raw");
+    }
+}
+
+/// Stages in the one order that is safe, none of them a commit.
+fn check_order(plan: &Plan) {
+    let order = [
+        Purpose::Prepare,
+        Purpose::Count,
+        Purpose::Link,
+        Purpose::Release,
+    ];
+    let found: Vec<usize> = plan
+        .stages
+        .iter()
+        .map(|stage| order.iter().position(|&purpose| purpose == stage.purpose))
+        .collect::<Option<_>>()
+        .expect("a flush has no commit");
+    assert!(found.is_sorted(), "{found:?}");
+    assert!(
+        found.is_empty() || found[0] == 0,
+        "data becomes durable first"
+    );
+}
+
+fn random_writes(case: &Case) {
+    for seed in 1..=3 {
+        let lab = Lab::new();
+        lab.qemu_img(&format!(
+            "create -q -f qcow2 -o {} disk.qcow2 {}",
+            case.options, case.size
+        ));
+        (case.then)(&lab, case);
+        let mut disk = Disk::open(&lab);
+        let mut random = Random(0x9e37_79b9_7f4a_7c15_u64.wrapping_mul(seed));
+        for _ in 0..4 {
+            for _ in 0..40 {
+                one_write(&mut disk, &mut random);
+                disk.check_mapping(&mut random);
+            }
+            disk.flush();
+            assert!(
+                disk.flush().plan.is_empty(),
+                "a second flush has nothing to do"
+            );
+            disk.check_mapping(&mut random);
+            disk.judge(&lab);
+        }
+        check_snapshots(&lab, case);
+    }
+}
+
+fn one_write(disk: &mut Disk, random: &mut Random) {
+    let at = random.below(disk.size());
+    let most = [700, 5 * K, 40 * K, 300 * K][random.below(4) as usize];
+    let len = (1 + random.below(most)).min(disk.size() - at);
+    let data: Vec<u8> = match random.below(6) {
+        0 => vec![0; len as usize],
+        _ => (0..len).map(|_| random.below(255) as u8 + 1).collect(),
+    };
+    let undo = random.below(8) == 0;
+    match disk.write(at, &data, undo) {
+        Ok(()) => {}
+        Err(failure) if failure.kind == FailureKind::FlushFirst => {
+            disk.flush();
+            disk.write(at, &data, false).expect("room after a flush");
+        }
+        Err(failure) => panic!("{failure}"),
+    }
+}
+
+/// Snapshots hold what they held.
+fn check_snapshots(lab: &Lab, case: &Case) {
+    if !case.name.starts_with("snapshots") {
+        return;
+    }
+    let fresh = Lab::new();
+    fresh.qemu_img(&format!(
+        "create -q -f qcow2 -o {} disk.qcow2 {}",
+        case.options, case.size
+    ));
+    snapshots(&fresh, case);
+    for name in ["first", "second"] {
+        for lab in [lab, &fresh] {
+            lab.qemu_img(&format!("convert -O raw -l {name} disk.qcow2 snapshot.raw"));
+        }
+        assert!(
+            lab.bytes("snapshot.raw") == fresh.bytes("snapshot.raw"),
+            "{name}"
+        );
+    }
+}
+
+fn created(options: &str, size: u64) -> (Lab, Disk) {
+    let lab = Lab::new();
+    lab.qemu_img(&format!(
+        "create -q -f qcow2 -o {options} disk.qcow2 {size}"
+    ));
+    let disk = Disk::open(&lab);
+    (lab, disk)
+}
+
+fn two_stages() {
+    let (lab, mut disk) = created("compat=1.1", 8 * M);
+    disk.write(0, &[1; 512], false).unwrap();
+    disk.flush();
+    disk.write(M, &[2; 512], false).unwrap();
+    let reply = disk.flush();
+    let purposes: Vec<Purpose> = reply
+        .plan
+        .stages
+        .iter()
+        .map(|stage| stage.purpose)
+        .collect();
+    assert_eq!(purposes, [Purpose::Prepare, Purpose::Link]);
+    let written = |step: &Step| match step {
+        Step::Write { data, .. } => data.len(),
+        _ => 0,
+    };
+    let steps = reply.plan.stages.iter().flat_map(|stage| &stage.steps);
+    assert_eq!(steps.map(written).sum::<usize>(), 1024, "one sector each");
+    disk.judge(&lab);
+}
+
+fn side_by_side() {
+    let (_lab, mut disk) = created("compat=1.1", 64 * M);
+    let Ok(Reply::Placed(first)) = disk.allocate(0, 8 * M) else {
+        panic!("no places");
+    };
+    let Ok(Reply::Placed(second)) = disk.allocate(8 * M, 8 * M) else {
+        panic!("no places");
+    };
+    assert_eq!((first.len(), second.len()), (1, 1));
+    assert_eq!(first[0].at + first[0].len, second[0].at);
+    assert_eq!(first[0].content, Content::Zero);
+}
+
+fn table_moves() {
+    for options in [
+        "cluster_size=512",
+        "cluster_size=512,refcount_bits=1",
+        "cluster_size=512,refcount_bits=64",
+        "cluster_size=1k,refcount_bits=64",
+    ] {
+        let (lab, mut disk) = created(options, 60 * M);
+        let mut moves = 0;
+        for round in 0..30 {
+            let data = vec![round as u8 + 1; 2 << 20];
+            while let Err(failure) = disk.write(round * 2 * M, &data, false) {
+                assert_eq!(failure.kind, FailureKind::FlushFirst);
+                moves += count_moves(&disk.flush().plan);
+            }
+            moves += count_moves(&disk.flush().plan);
+        }
+        disk.judge(&lab);
+        let full = options != "cluster_size=512,refcount_bits=1";
+        assert_eq!(moves > 0, full, "{options}: {moves} moves");
+    }
+}
+
+/// Moves of the refcount table: writes to its fields in the header.
+fn count_moves(plan: &Plan) -> usize {
+    let steps = plan.stages.iter().flat_map(|stage| &stage.steps);
+    steps
+        .filter(|step| matches!(step, Step::Write { offset: 48, data, .. } if data.len() == 12))
+        .count()
+}
+
+fn flush_first() {
+    let (_lab, mut disk) = created("cluster_size=2M", 4 << 40);
+    let refused = (0..100).find_map(|n| disk.allocate(n << 39 >> 3, 2 * M).err());
+    assert_eq!(refused.unwrap().kind, FailureKind::FlushFirst);
+    disk.flush();
+    assert!(disk.allocate(0, 2 * M).is_ok());
+}

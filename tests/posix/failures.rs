@@ -1,0 +1,188 @@
+//! Bad input and broken images: a clear error, and nothing else changes.
+
+use crate::images::DISK;
+use crate::rig::Rig;
+use crate::tools::{errno, run, xattr};
+use crate::{Claim, claim};
+use nix::errno::Errno;
+use nix::sys::signal::{Signal, kill};
+use std::fs::{self, File};
+use std::os::unix::fs::{FileExt as _, PermissionsExt as _};
+use std::path::Path;
+
+/// What is proven here, for the plainest image of each format.
+pub const CLAIMS: &[Claim] = &[
+    claim(
+        "a_read_only_mount_refuses_changes",
+        &[],
+        a_read_only_mount_refuses_changes,
+    ),
+    claim(
+        "a_damaged_neighbour_disturbs_nobody",
+        &["truncate"],
+        a_damaged_neighbour,
+    ),
+    claim(
+        "a_backing_file_is_read_only",
+        &[],
+        a_backing_file_is_read_only,
+    ),
+    claim(
+        "backing_none_refuses_overlays",
+        &[],
+        backing_none_refuses_overlays,
+    ),
+    claim(
+        "a_backing_file_outside_the_tree_is_refused",
+        &[],
+        outside_the_tree,
+    ),
+    claim(
+        "chmod_and_touch_reach_the_image",
+        &["touch"],
+        chmod_and_touch_reach_the_image,
+    ),
+    claim(
+        "the_set_of_images_cannot_be_changed",
+        &[],
+        the_set_of_images_cannot_be_changed,
+    ),
+    claim(
+        "a_killed_daemon_loses_nothing_that_was_synced",
+        &[],
+        a_killed_daemon,
+    ),
+];
+
+fn a_read_only_mount_refuses_changes(rig: &Rig) {
+    let before = fs::read(&rig.image).unwrap();
+    let mount = rig.mount_with("ro");
+    let writing = File::options().write(true).open(&mount.disk);
+    assert_eq!(errno(writing), Errno::EROFS);
+    let chmod = fs::set_permissions(&mount.disk, fs::Permissions::from_mode(0o600));
+    assert_eq!(errno(chmod), Errno::EROFS);
+    run("cmp", &[rig.originals.raw(), &mount.disk]);
+    mount.unmount();
+    assert!(fs::read(&rig.image).unwrap() == before);
+}
+
+fn a_damaged_neighbour(rig: &Rig) {
+    let broken = rig.source().join("broken.qcow2");
+    let mut bytes = b"QFI\xfb\x00\x00\x00\x63".to_vec();
+    bytes.resize(65_536, 0xff);
+    fs::write(&broken, &bytes).unwrap();
+    fs::write(rig.source().join("empty.qcow2"), b"").unwrap();
+    let mount = rig.mount();
+    for name in ["broken.qcow2", "empty.qcow2"] {
+        let shown = mount.at.join(name);
+        assert_eq!(fs::metadata(&shown).unwrap().len(), 0, "{name}");
+        assert_eq!(errno(File::open(&shown)), Errno::EIO, "{name}");
+        let reason = xattr(&shown, "user.instar.error").unwrap();
+        assert!(reason.contains(name), "{reason}");
+        assert!(rig.log().contains(&reason), "{}", rig.log());
+    }
+    run("truncate", &[Path::new("-s+1M"), &mount.disk]);
+    assert_eq!(fs::metadata(&mount.disk).unwrap().len(), DISK + (1 << 20));
+    mount.unmount();
+    assert!(fs::read(&broken).unwrap() == bytes);
+    rig.check();
+}
+
+/// Puts an overlay over the rig's image beside it.
+fn overlay(rig: &Rig, backing: &Path) {
+    let format = rig.image.extension().unwrap().to_str().unwrap();
+    let overlay = rig.source().join("overlay.qcow2");
+    let how = ["create", "-q", "-f", "qcow2", "-F", format, "-b"];
+    let paths = [backing.to_str().unwrap(), overlay.to_str().unwrap()];
+    run("qemu-img", &[&how[..], &paths[..]].concat());
+}
+
+fn a_backing_file_is_read_only(rig: &Rig) {
+    overlay(rig, Path::new(rig.variant.file));
+    let mount = rig.mount();
+    let writing = File::options().write(true).open(&mount.disk);
+    assert_eq!(errno(writing), Errno::EROFS);
+    run(
+        "cmp",
+        &[rig.originals.raw(), &mount.at.join("overlay.qcow2")],
+    );
+    mount.unmount();
+    let mount = rig.mount_with("rw_backing");
+    let disk = File::options().write(true).open(&mount.disk).unwrap();
+    disk.set_len(DISK + (1 << 20)).unwrap();
+    drop(disk);
+    mount.unmount();
+    rig.check();
+}
+
+fn backing_none_refuses_overlays(rig: &Rig) {
+    overlay(rig, Path::new(rig.variant.file));
+    let mount = rig.mount_with("backing=none");
+    let shown = mount.at.join("overlay.qcow2");
+    assert_eq!(errno(File::open(&shown)), Errno::EPERM);
+    run("cmp", &[rig.originals.raw(), &mount.disk]);
+}
+
+fn outside_the_tree(rig: &Rig) {
+    let secret = rig.path("secret");
+    fs::copy(&rig.image, &secret).unwrap();
+    overlay(rig, &secret);
+    let mount = rig.mount();
+    let shown = mount.at.join("overlay.qcow2");
+    assert_eq!(errno(File::open(&shown)), Errno::EPERM);
+    let reason = xattr(&shown, "user.instar.error").unwrap();
+    assert!(reason.contains("secret"), "{reason}");
+    mount.unmount();
+    let elsewhere = rig.path("");
+    let mount = rig.mount_with(&format!("allow_path={}", elsewhere.display()));
+    run(
+        "cmp",
+        &[rig.originals.raw(), &mount.at.join("overlay.qcow2")],
+    );
+}
+
+fn chmod_and_touch_reach_the_image(rig: &Rig) {
+    let mount = rig.mount();
+    fs::set_permissions(&mount.disk, fs::Permissions::from_mode(0o640)).unwrap();
+    run("touch", &[Path::new("-d2001-02-03 04:05:06Z"), &mount.disk]);
+    let metadata = fs::metadata(&rig.image).unwrap();
+    assert_eq!(metadata.permissions().mode() & 0o7777, 0o640);
+    let expected = std::time::UNIX_EPOCH + std::time::Duration::from_secs(981_173_106);
+    assert_eq!(metadata.modified().unwrap(), expected);
+}
+
+fn the_set_of_images_cannot_be_changed(rig: &Rig) {
+    let mount = rig.mount();
+    let new = mount.at.join("new.qcow2");
+    assert_eq!(errno(File::create(&new)), Errno::EROFS);
+    assert_eq!(errno(fs::rename(&mount.disk, &new)), Errno::EROFS);
+    assert_eq!(errno(fs::remove_file(&mount.disk)), Errno::EROFS);
+    assert_eq!(errno(fs::create_dir(&new)), Errno::EROFS);
+    assert_eq!(errno(fs::hard_link(&mount.disk, &new)), Errno::EROFS);
+    assert_eq!(errno(std::os::unix::fs::symlink("x", &new)), Errno::EROFS);
+    assert!(rig.image.exists());
+    mount.unmount();
+    rig.compare(rig.originals.raw());
+}
+
+fn a_killed_daemon(rig: &Rig) {
+    let expected = rig.expected();
+    let model = File::options().write(true).open(&expected).unwrap();
+    let mount = rig.mount();
+    let disk = File::options().write(true).open(&mount.disk).unwrap();
+    let bytes = crate::tools::noise(3, 200_000);
+    disk.write_all_at(&bytes, 10 << 20).unwrap();
+    model.write_all_at(&bytes, 10 << 20).unwrap();
+    disk.sync_all().unwrap();
+    kill(mount.pid, Signal::SIGKILL).unwrap();
+    crate::tools::eventually("the daemon is gone", || !mount.is_running());
+    assert_eq!(errno(disk.write_all_at(&[0; 512], 0)), Errno::ENOTCONN);
+    drop((disk, mount));
+    rig.compare(&expected);
+    // The mountpoint that it left is cleaned by the next mount.
+    assert_eq!(errno(fs::metadata(rig.mountpoint())), Errno::ENOTCONN);
+    let mount = rig.mount();
+    run("cmp", &[&expected, &mount.disk]);
+    mount.unmount();
+    rig.check();
+}

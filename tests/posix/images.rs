@@ -1,0 +1,148 @@
+//! Real images: an ext4 filesystem with some hundred files, made by
+//! `mkfs.ext4 -d` and turned into every variant by `qemu-img`.
+
+use crate::tools::{noise, run};
+use std::collections::HashMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, OnceLock};
+use tempfile::TempDir;
+
+/// Size of the original disk in bytes.
+pub const DISK: u64 = 64 << 20;
+/// Files in its filesystem.
+const FILES: usize = 300;
+
+/// A way to make an image of the original.
+pub struct Variant {
+    /// Its name.
+    pub name: &'static str,
+    /// The image's file name below SOURCE.
+    pub file: &'static str,
+    /// Sizes are multiples of this.
+    pub size_unit: u64,
+    /// Whether it is the plainest image of its format.
+    pub plain: bool,
+    /// Options of `qemu-img convert`.
+    convert: &'static [&'static str],
+}
+
+const fn qcow2(name: &'static str, convert: &'static [&'static str]) -> Variant {
+    Variant {
+        name,
+        file: "disk.qcow2",
+        size_unit: 512,
+        plain: false,
+        convert,
+    }
+}
+
+/// All of them.
+pub const VARIANTS: &[Variant] = &[
+    Variant {
+        plain: true,
+        ..qcow2("qcow2", &["-O", "qcow2"])
+    },
+    Variant {
+        name: "raw",
+        file: "disk.raw",
+        size_unit: 1,
+        plain: true,
+        convert: &["-O", "raw"],
+    },
+    qcow2("zlib", &["-O", "qcow2", "-c"]),
+    qcow2(
+        "zstd",
+        &["-O", "qcow2", "-c", "-o", "compression_type=zstd"],
+    ),
+    qcow2("clusters-4k", &["-O", "qcow2", "-o", "cluster_size=4k"]),
+    qcow2("clusters-2m", &["-O", "qcow2", "-o", "cluster_size=2M"]),
+    qcow2("version-2", &["-O", "qcow2", "-o", "compat=0.10"]),
+    qcow2("overlay", OVERLAY),
+];
+
+/// Marks the variant whose content is all in its backing image.
+const OVERLAY: &[&str] = &["overlay"];
+
+/// The original and the images made of it, once per run.
+pub struct Originals {
+    directory: TempDir,
+    raw: OnceLock<PathBuf>,
+    built: Mutex<HashMap<&'static str, PathBuf>>,
+}
+
+impl Originals {
+    /// Nothing is made before it is needed.
+    pub fn new() -> Self {
+        Self {
+            directory: tempfile::tempdir().expect("a temporary directory"),
+            raw: OnceLock::new(),
+            built: Mutex::default(),
+        }
+    }
+
+    /// The original disk.
+    pub fn raw(&self) -> &Path {
+        self.raw.get_or_init(|| {
+            let files = self.files();
+            fs::create_dir(&files).unwrap();
+            for number in 0..FILES {
+                let length = number * 97 % 60_000;
+                let content = noise(number as u64, length);
+                fs::write(files.join(format!("file-{number:03}")), content).unwrap();
+            }
+            let path = self.directory.path().join("original");
+            let disk = fs::File::create(&path).unwrap();
+            disk.set_len(DISK).unwrap();
+            run("mkfs.ext4", &["-q", "-d", s(&files), s(&path)]);
+            path
+        })
+    }
+
+    /// The files that are in its filesystem.
+    pub fn files(&self) -> PathBuf {
+        self.directory.path().join("files")
+    }
+
+    /// Puts an image of the variant into a directory; answers its path.
+    pub fn place(&self, variant: &Variant, directory: &Path) -> PathBuf {
+        let built = self.build(variant);
+        for entry in fs::read_dir(built).unwrap() {
+            let entry = entry.unwrap().path();
+            run("cp", &["-r", "--sparse=always", s(&entry), s(directory)]);
+        }
+        directory.join(variant.file)
+    }
+
+    fn build(&self, variant: &Variant) -> PathBuf {
+        let raw = self.raw();
+        let mut built = self.built.lock().unwrap();
+        let directory = built.entry(variant.name).or_insert_with(|| {
+            let directory = self.directory.path().join(variant.name);
+            fs::create_dir(&directory).unwrap();
+            let image = directory.join(variant.file);
+            if variant.convert == OVERLAY {
+                let bases = directory.join("bases");
+                fs::create_dir(&bases).unwrap();
+                let base = bases.join("base.qcow2");
+                run("qemu-img", &["convert", "-O", "qcow2", s(raw), s(&base)]);
+                let backing = ["-b", "bases/base.qcow2", "-F", "qcow2", s(&image)];
+                run(
+                    "qemu-img",
+                    &[&["create", "-q", "-f", "qcow2"], &backing[..]].concat(),
+                );
+            } else {
+                run(
+                    "qemu-img",
+                    &[&["convert"], variant.convert, &[s(raw), s(&image)]].concat(),
+                );
+            }
+            directory
+        });
+        directory.clone()
+    }
+}
+
+fn s(path: &Path) -> &str {
+    path.to_str().expect("a temporary path is UTF-8")
+}

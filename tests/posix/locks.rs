@@ -1,0 +1,189 @@
+//! Living together with QEMU.
+
+use crate::images::DISK;
+use crate::rig::Rig;
+use crate::tools::{LoopDevice, errno, eventually, noise, run, xattr};
+use crate::{Claim, claim};
+use nix::errno::Errno;
+use std::fs::File;
+use std::io::Write as _;
+use std::os::unix::fs::FileExt as _;
+use std::process::{Child, ChildStdin, Command, Stdio};
+
+/// What is proven here, for the plainest image of each format.
+pub const CLAIMS: &[Claim] = &[
+    claim(
+        "is_busy_while_qemu_writes_it",
+        &["qemu-io"],
+        is_busy_while_qemu_writes_it,
+    ),
+    claim(
+        "keeps_qemu_out_while_it_is_open",
+        &["qemu-io"],
+        keeps_qemu_out_while_it_is_open,
+    ),
+    claim(
+        "is_free_the_moment_it_is_closed",
+        &["qemu-io"],
+        is_free_the_moment_it_is_closed,
+    ),
+    claim("stat_needs_no_lock", &["qemu-io"], stat_needs_no_lock),
+    claim(
+        "a_loop_device_writes_after_its_opener_closed",
+        &["/dev/loop-control", "losetup"],
+        a_loop_device_writes_after_its_opener_closed,
+    ),
+    claim(
+        "a_writer_notices_that_the_image_changed",
+        &["qemu-io"],
+        a_writer_notices_that_the_image_changed,
+    ),
+];
+
+/// `qemu-io` holding the image open for writing.
+struct Qemu {
+    process: Child,
+    _commands: ChildStdin,
+}
+
+impl Qemu {
+    fn hold(rig: &Rig) -> Self {
+        let format = rig.image.extension().unwrap();
+        let mut process = Command::new("qemu-io")
+            .arg("-f")
+            .arg(format)
+            .arg(&rig.image)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut commands = process.stdin.take().unwrap();
+        // Once it has answered, it has the lock.
+        commands.write_all(b"length\n").unwrap();
+        let mut answer = [0; 8];
+        let mut out = process.stdout.take().unwrap();
+        std::io::Read::read_exact(&mut out, &mut answer).unwrap();
+        Self {
+            process,
+            _commands: commands,
+        }
+    }
+}
+
+impl Drop for Qemu {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+/// Has qemu-io write a pattern at the start of the image.
+fn qemu_writes(rig: &Rig) -> bool {
+    let format = rig.image.extension().unwrap();
+    Command::new("qemu-io")
+        .arg("-f")
+        .arg(format)
+        .args(["-c", "write -q -P 0x5a 0 4k"])
+        .arg(&rig.image)
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .status()
+        .unwrap()
+        .success()
+}
+
+fn is_busy_while_qemu_writes_it(rig: &Rig) {
+    let mount = rig.mount();
+    let qemu = Qemu::hold(rig);
+    let writing = File::options().write(true).open(&mount.disk);
+    assert_eq!(errno(writing), Errno::EBUSY);
+    let reason = xattr(&mount.disk, "user.instar.error").unwrap();
+    assert!(reason.contains("lock"), "{reason}");
+    assert!(rig.log().contains(&reason), "{}", rig.log());
+    drop(qemu);
+    File::options().write(true).open(&mount.disk).unwrap();
+    assert_eq!(
+        errno(xattr(&mount.disk, "user.instar.error")),
+        Errno::ENODATA
+    );
+}
+
+fn keeps_qemu_out_while_it_is_open(rig: &Rig) {
+    let mount = rig.mount();
+    let disk = File::options().write(true).open(&mount.disk).unwrap();
+    disk.write_all_at(&noise(1, 4096), 0).unwrap();
+    assert!(!qemu_writes(rig));
+    drop(disk);
+    assert!(qemu_writes(rig));
+}
+
+fn is_free_the_moment_it_is_closed(rig: &Rig) {
+    let mount = rig.mount();
+    for round in 0..20 {
+        let disk = File::options()
+            .read(true)
+            .write(true)
+            .open(&mount.disk)
+            .unwrap();
+        disk.write_all_at(&noise(round, 8192), 1 << 20).unwrap();
+        drop(disk);
+        assert!(qemu_writes(rig), "round {round}");
+        let mut seen = [0; 4096];
+        let disk = File::open(&mount.disk).unwrap();
+        disk.read_exact_at(&mut seen, 0).unwrap();
+        assert_eq!(seen, [0x5a; 4096]);
+        drop(disk);
+        assert!(qemu_writes(rig), "after reading, round {round}");
+    }
+}
+
+fn stat_needs_no_lock(rig: &Rig) {
+    let qemu = Qemu::hold(rig);
+    let mount = rig.mount();
+    assert_eq!(std::fs::metadata(&mount.disk).unwrap().len(), DISK);
+    drop(qemu);
+}
+
+fn a_loop_device_writes_after_its_opener_closed(rig: &Rig) {
+    let mount = rig.mount();
+    let device = LoopDevice::attach(&mount.disk);
+    let bytes = noise(2, 8192);
+    let block = File::options().write(true).open(&device.0).unwrap();
+    block.write_all_at(&bytes, 8192).unwrap();
+    block.sync_all().unwrap();
+    let mut seen = vec![0; bytes.len()];
+    let disk = File::open(&mount.disk).unwrap();
+    disk.read_exact_at(&mut seen, 8192).unwrap();
+    assert!(seen == bytes);
+    drop((block, disk));
+    device.detach();
+    // The kernel tells nobody when a loop device lets go; the daemon notices.
+    eventually("the image is free", || qemu_writes(rig));
+    mount.unmount();
+    rig.check();
+}
+
+fn a_writer_notices_that_the_image_changed(rig: &Rig) {
+    let mount = rig.mount();
+    let disk = File::options().write(true).open(&mount.disk).unwrap();
+    disk.write_all_at(&[1; 512], 0).unwrap();
+    // A descriptor is closed, and another one of the same file stays: what
+    // fork, dup and losetup do.
+    drop(disk.try_clone().unwrap());
+    disk.write_all_at(&[2; 512], 512).unwrap();
+    drop(disk.try_clone().unwrap());
+    assert!(qemu_writes(rig));
+    assert_eq!(errno(disk.write_all_at(&[3; 512], 512)), Errno::ESTALE);
+    let again = File::options().write(true).open(&mount.disk).unwrap();
+    again.write_all_at(&[4; 512], 4096).unwrap();
+    drop((disk, again));
+    mount.unmount();
+    rig.check();
+    let format = rig.image.extension().unwrap().to_str().unwrap();
+    let image = rig.image.to_str().unwrap();
+    let reads = ["-c", "read -q -P 0x5a 0 4k", "-c", "read -q -P 4 4k 512"];
+    run(
+        "qemu-io",
+        &[&["-r", "-f", format][..], &reads[..], &[image][..]].concat(),
+    );
+}

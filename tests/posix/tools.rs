@@ -1,0 +1,185 @@
+//! Programs and system calls that the proofs use.
+#![allow(unsafe_code)]
+
+use nix::errno::Errno;
+use std::ffi::{CString, OsStr};
+use std::fs::File;
+use std::io;
+use std::os::fd::AsRawFd as _;
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::time::{Duration, Instant};
+
+/// Runs a program and answers what it printed; it must succeed.
+#[track_caller]
+pub fn run<A: AsRef<OsStr>>(program: &str, arguments: &[A]) -> String {
+    let output = output(program, arguments);
+    let text = text_of(&output);
+    assert!(
+        output.status.success(),
+        "{program} {}: {}\n{text}",
+        words(arguments),
+        output.status
+    );
+    text
+}
+
+/// Runs a program that must fail with that exit status; answers what it printed.
+#[track_caller]
+pub fn fails<A: AsRef<OsStr>>(code: i32, program: &str, arguments: &[A]) -> String {
+    let output = output(program, arguments);
+    let text = text_of(&output);
+    assert_eq!(
+        output.status.code(),
+        Some(code),
+        "{program} {}\n{text}",
+        words(arguments)
+    );
+    text
+}
+
+fn output<A: AsRef<OsStr>>(program: &str, arguments: &[A]) -> Output {
+    Command::new("timeout")
+        .args(["60", program])
+        .args(arguments)
+        .env("LC_ALL", "C")
+        .env_remove("INSTAR_LOG")
+        .output()
+        .unwrap_or_else(|error| panic!("{program}: {error}"))
+}
+
+fn text_of(output: &Output) -> String {
+    let mut text = String::from_utf8_lossy(&output.stdout).into_owned();
+    text.push_str(&String::from_utf8_lossy(&output.stderr));
+    text
+}
+
+fn words<A: AsRef<OsStr>>(arguments: &[A]) -> String {
+    let words: Vec<_> = arguments
+        .iter()
+        .map(|word| word.as_ref().to_string_lossy())
+        .collect();
+    words.join(" ")
+}
+
+/// Bytes without a pattern, the same for the same seed.
+pub fn noise(seed: u64, length: usize) -> Vec<u8> {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let mut bytes = Vec::with_capacity(length + 8);
+    while bytes.len() < length {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        bytes.extend_from_slice(&state.to_le_bytes());
+    }
+    bytes.truncate(length);
+    bytes
+}
+
+/// The errno of a call that must fail.
+#[track_caller]
+pub fn errno<T>(result: io::Result<T>) -> Errno {
+    let error = result.err().expect("the call must fail");
+    Errno::from_raw(error.raw_os_error().expect("a system call's error"))
+}
+
+/// The value of an extended attribute.
+pub fn xattr(path: &Path, name: &str) -> io::Result<String> {
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    let name = CString::new(name)?;
+    let mut value = vec![0_u8; 64 << 10];
+    // SAFETY: both strings end with a zero byte, and the length is that of the
+    // buffer.
+    let len = unsafe {
+        libc::getxattr(
+            path.as_ptr(),
+            name.as_ptr(),
+            value.as_mut_ptr().cast(),
+            value.len(),
+        )
+    };
+    value.truncate(usize::try_from(Errno::result(len)?).unwrap());
+    Ok(String::from_utf8(value).expect("text"))
+}
+
+/// `lseek` for data or a hole.
+pub fn seek(file: &File, offset: u64, whence: libc::c_int) -> io::Result<u64> {
+    let offset = libc::off_t::try_from(offset).unwrap();
+    // SAFETY: the call takes numbers only.
+    let found = unsafe { libc::lseek(file.as_raw_fd(), offset, whence) };
+    Ok(u64::try_from(Errno::result(found)?).unwrap())
+}
+
+/// `fallocate`.
+pub fn fallocate(file: &File, mode: libc::c_int, offset: u64, len: u64) -> io::Result<()> {
+    let offset = libc::off_t::try_from(offset).unwrap();
+    let len = libc::off_t::try_from(len).unwrap();
+    // SAFETY: the call takes numbers only.
+    let result = unsafe { libc::fallocate(file.as_raw_fd(), mode, offset, len) };
+    Ok(Errno::result(result).map(drop)?)
+}
+
+/// Waits for something that another process does, for as long as a broken
+/// program may take to do it.
+#[track_caller]
+pub fn eventually(what: &str, mut done: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !done() {
+        assert!(start.elapsed() < Duration::from_secs(30), "never: {what}");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+/// A loop device over a file, detached at the end.
+pub struct LoopDevice(pub PathBuf);
+
+impl LoopDevice {
+    /// Attaches it.
+    pub fn attach(file: &Path) -> Self {
+        let device = run(
+            "losetup",
+            &[OsStr::new("-f"), OsStr::new("--show"), file.as_os_str()],
+        );
+        Self(PathBuf::from(device.trim()))
+    }
+
+    /// Size in bytes.
+    pub fn size(&self) -> u64 {
+        let size = run("blockdev", &[OsStr::new("--getsize64"), self.0.as_os_str()]);
+        size.trim().parse().unwrap()
+    }
+
+    /// Detaches it, and waits until it is.
+    pub fn detach(self) {
+        let device = self.0.clone();
+        drop(self);
+        let name = device.file_name().unwrap().to_str().unwrap();
+        let backing = PathBuf::from(format!("/sys/block/{name}/loop/backing_file"));
+        eventually("the loop device is free", || !backing.exists());
+    }
+}
+
+impl Drop for LoopDevice {
+    fn drop(&mut self) {
+        let _ = output("losetup", &[OsStr::new("-d"), self.0.as_os_str()]);
+    }
+}
+
+/// A filesystem that is mounted, unmounted at the end.
+pub struct Mounted(pub PathBuf);
+
+impl Mounted {
+    /// Mounts a block device read-write.
+    pub fn new(device: &Path, at: PathBuf) -> Self {
+        std::fs::create_dir(&at).unwrap();
+        run("mount", &[device, &at]);
+        Self(at)
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        let _ = output("umount", &[&self.0]);
+    }
+}

@@ -1,0 +1,72 @@
+//! Programs, folders and bytes.
+
+use crate::machine::Outcome;
+use crate::transcript::{self, Step};
+use std::fs;
+use std::path::{Path, PathBuf};
+
+const INSTAR: &str = env!("CARGO_BIN_EXE_instar");
+
+pub fn folder() -> Result<tempfile::TempDir, String> {
+    tempfile::tempdir().map_err(|error| format!("temporary folder: {error}"))
+}
+
+pub fn data() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data")
+}
+
+/// Copies an image of `tests/data/images`, without holes.
+pub fn fetch(folder: &Path, image: &str) -> Outcome {
+    fs::read(data().join("images").join(image))
+        .and_then(|bytes| fs::write(folder.join(image), bytes))
+        .map_err(|error| format!("{image}: {error}"))
+}
+
+/// Runs instar; see `transcript::words` for the line.
+pub fn instar(folder: &Path, sandbox: &str, line: &str) -> Result<Step, String> {
+    let environment = [("INSTAR_ISOLATION", sandbox)];
+    transcript::run(folder, INSTAR, &transcript::words(line), &environment)
+}
+
+/// Runs a program.
+pub fn run(folder: &Path, program: &str, line: &str) -> Result<Step, String> {
+    transcript::run(folder, program, &transcript::words(line), &[])
+}
+
+/// Takes the standard output of a program that succeeded without complaint.
+pub fn success(step: Step) -> Result<String, String> {
+    match (step.code, step.stderr.as_str()) {
+        (0, "") => Ok(step.stdout),
+        _ => Err(format!("{:?}: {step:#?}", step.args)),
+    }
+}
+
+/// Runs a program that has to succeed.
+pub fn must(folder: &Path, program: &str, line: &str) -> Result<String, String> {
+    success(run(folder, program, line)?)
+}
+
+pub fn bytes(folder: &Path, file: &str) -> Result<Vec<u8>, String> {
+    fs::read(folder.join(file)).map_err(|error| format!("{file}: {error}"))
+}
+
+pub fn equal<T: PartialEq + std::fmt::Debug>(what: &str, expected: T, got: T) -> Outcome {
+    match expected == got {
+        true => Ok(()),
+        false => Err(format!("{what}: expected {expected:#?}, got {got:#?}")),
+    }
+}
+
+/// Runs instar, which has to refuse with exactly this text and exit status 1,
+/// say nothing else, and leave the bytes of the file as they are.
+pub fn refuses(folder: &Path, sandbox: &str, line: &str, file: &str, text: &str) -> Outcome {
+    let before = bytes(folder, file)?;
+    let step = instar(folder, sandbox, line)?;
+    equal("standard error", text, &step.stderr)?;
+    equal("exit status", 1, step.code)?;
+    equal("standard output", "", &step.stdout)?;
+    match before == bytes(folder, file)? {
+        true => Ok(()),
+        false => Err(format!("{line} was refused and changed {file}")),
+    }
+}
