@@ -1,0 +1,163 @@
+//! Images that name files which are not theirs to have.
+
+use crate::refusals::refused_name;
+use crate::tools::{must, scratch, write};
+use std::os::unix::fs::{PermissionsExt, chown, symlink};
+use std::path::Path;
+
+/// An image with a hostile name in it.
+pub struct Name {
+    /// What is wrong.
+    pub name: &'static str,
+    /// Makes `image.qcow2`, and what it names.
+    make: fn(&Path) -> Result<(), String>,
+    /// What the refusal says.
+    says: &'static str,
+}
+
+const OUTSIDE: &str = "outside the directories that the image may use";
+const PROTOCOL: &str = "names a protocol, not a file";
+const NOT_REGULAR: &str = "is not a regular file";
+/// A user who is nobody in particular.
+const TENANT: u32 = 65534;
+
+/// All of them.
+pub const NAMES: &[Name] = &[
+    Name {
+        name: "absolute, outside the tree",
+        make: |dir| overlay(dir, "/etc/hostname"),
+        says: OUTSIDE,
+    },
+    Name {
+        name: "relative, outside the tree",
+        make: |dir| overlay(dir, "../../../../../../etc/hostname"),
+        says: OUTSIDE,
+    },
+    Name {
+        name: "a link out of the tree",
+        make: |dir| {
+            symlink("/etc/hostname", dir.join("link")).map_err(|error| error.to_string())?;
+            overlay(dir, "link")
+        },
+        says: OUTSIDE,
+    },
+    Name {
+        name: "json:",
+        make: |dir| {
+            overlay(
+                dir,
+                "json:{\"driver\":\"file\",\"filename\":\"/etc/hostname\"}",
+            )
+        },
+        says: PROTOCOL,
+    },
+    Name {
+        name: "a protocol",
+        make: |dir| overlay(dir, "nbd://127.0.0.1/disk"),
+        says: PROTOCOL,
+    },
+    Name {
+        name: "a directory",
+        make: |dir| overlay(dir, "."),
+        says: NOT_REGULAR,
+    },
+    Name {
+        name: "a FIFO",
+        make: |dir| {
+            must(dir, "mkfifo", &["pipe"])?;
+            overlay(dir, "pipe")
+        },
+        says: NOT_REGULAR,
+    },
+    Name {
+        name: "another user's private file",
+        make: |dir| {
+            base(dir, "base", 0o600)?;
+            overlay(dir, "base")?;
+            chown(dir.join("image.qcow2"), Some(TENANT), Some(TENANT))
+                .map_err(|error| error.to_string())
+        },
+        says: "belongs to another user",
+    },
+    Name {
+        name: "itself",
+        make: |dir| overlay_on(dir, "image.qcow2", "image.qcow2", "qcow2"),
+        says: "image.qcow2",
+    },
+    Name {
+        name: "a cycle of two",
+        make: |dir| {
+            overlay_on(dir, "other.qcow2", "image.qcow2", "qcow2")?;
+            overlay_on(dir, "image.qcow2", "other.qcow2", "qcow2")
+        },
+        says: "image.qcow2",
+    },
+    Name {
+        name: "a missing file",
+        make: |dir| overlay(dir, "gone"),
+        says: "No such file",
+    },
+    Name {
+        name: "a data file outside the tree",
+        make: |dir| data_file(dir, "/etc/hostname"),
+        says: OUTSIDE,
+    },
+    Name {
+        name: "a data file that is json:",
+        make: |dir| data_file(dir, "json:{}123456"),
+        says: PROTOCOL,
+    },
+];
+
+/// The image is refused, and stays as it is.
+pub fn check(name: &Name, isolation: &str) -> Result<(), String> {
+    if nix::unistd::getuid().as_raw() != 0 && name.says.starts_with("belongs") {
+        return Err("changing a file's owner needs root".to_owned());
+    }
+    let dir = scratch()?;
+    (name.make)(dir.path())?;
+    refused_name(dir.path(), isolation, "image.qcow2", name.says)
+}
+
+fn overlay(dir: &Path, backing: &str) -> Result<(), String> {
+    overlay_on(dir, "image.qcow2", backing, "raw")
+}
+
+fn overlay_on(dir: &Path, image: &str, backing: &str, format: &str) -> Result<(), String> {
+    let arguments = [
+        "create", "-q", "-u", "-f", "qcow2", "-F", format, "-b", backing, image, "1M",
+    ];
+    must(dir, "qemu-img", &arguments).map(drop)
+}
+
+fn base(dir: &Path, name: &str, mode: u32) -> Result<(), String> {
+    let path = dir.join(name);
+    write(&path, &[7; 4096])?;
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode))
+        .map_err(|error| error.to_string())
+}
+
+/// An image with a data file of its own, whose name is then replaced.
+fn data_file(dir: &Path, name: &str) -> Result<(), String> {
+    let own = "x".repeat(name.len());
+    let option = format!("data_file={own}");
+    let arguments = [
+        "create",
+        "-q",
+        "-f",
+        "qcow2",
+        "-o",
+        &option,
+        "image.qcow2",
+        "1M",
+    ];
+    must(dir, "qemu-img", &arguments)?;
+    let path = dir.join("image.qcow2");
+    let mut image = crate::tools::read(&path)?;
+    let at = image
+        .windows(own.len())
+        .position(|part| part == own.as_bytes());
+    let at = at.ok_or("the data file's name is not in the header")?;
+    image[at..at + name.len()].copy_from_slice(name.as_bytes());
+    write(&path, &image)
+}

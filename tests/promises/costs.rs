@@ -1,0 +1,248 @@
+//! What operations cost: exits from the sandbox, barriers and writes, against
+//! the numbers that `doc/COSTS.md` promises. The test reads that table, so the
+//! document cannot say anything else than what happens.
+
+use crate::tools::{must, scratch};
+use instar::image::{Access, Counters, Image, OpenOptions, ResizeOptions};
+use instar::sandbox::Pool;
+use instar_guest::Format;
+use instar_guest::proto::Preallocation;
+use std::path::Path;
+use std::sync::Arc;
+
+type Outcome = Result<(), instar::image::Error>;
+
+/// An operation with a row in the document.
+struct Operation {
+    /// The row's name.
+    name: &'static str,
+    /// Makes the image `image` in a directory.
+    image: fn(&Path) -> Result<(), String>,
+    /// The format that the image is opened as.
+    format: Format,
+    /// What is done before the operation is measured.
+    before: fn(&Image) -> Outcome,
+    /// The operation.
+    run: fn(&Image) -> Outcome,
+}
+
+const MIB: u64 = 1 << 20;
+
+const OPERATIONS: &[Operation] = &[
+    qcow2("qcow2: read, first access to a region", |_| Ok(()), read),
+    qcow2("qcow2: read again", read, read),
+    qcow2("qcow2: flush, nothing written", |_| Ok(()), Image::flush),
+    qcow2("qcow2: overwrite 4 KiB and flush", read, |image| {
+        image.write_at(&[7; 4096], 0)?;
+        image.flush()
+    }),
+    qcow2(
+        "qcow2: write 64 KiB into a new cluster and flush",
+        read,
+        |image| {
+            image.write_at(&[7; 65536], 32 * MIB)?;
+            image.flush()
+        },
+    ),
+    qcow2(
+        "qcow2: resize to the same size",
+        |_| Ok(()),
+        |image| grow(image, 64 * MIB, Preallocation::Off),
+    ),
+    qcow2(
+        "qcow2: grow, the L1 table has room",
+        |_| Ok(()),
+        |image| grow(image, 128 * MIB, Preallocation::Off),
+    ),
+    Operation {
+        image: |dir| create(dir, "cluster_size=512", "1M"),
+        ..qcow2(
+            "qcow2: grow, the L1 table moves",
+            |_| Ok(()),
+            |image| grow(image, 64 * MIB, Preallocation::Off),
+        )
+    },
+    qcow2(
+        "qcow2: grow with falloc",
+        |_| Ok(()),
+        |image| grow(image, 80 * MIB, Preallocation::Falloc),
+    ),
+    raw("raw: read", |_| Ok(()), read),
+    raw(
+        "raw: overwrite 4 KiB and flush",
+        |_| Ok(()),
+        |image| {
+            image.write_at(&[7; 4096], 0)?;
+            image.flush()
+        },
+    ),
+    raw(
+        "raw: grow",
+        |_| Ok(()),
+        |image| grow(image, 128 * MIB, Preallocation::Off),
+    ),
+    raw(
+        "raw: grow with falloc",
+        |_| Ok(()),
+        |image| grow(image, 65 * MIB, Preallocation::Falloc),
+    ),
+];
+
+/// Rows whose operation is the opening itself.
+const OPENINGS: [(&str, Format); 2] = [
+    ("qcow2: open (`info`)", Format::Qcow2),
+    ("raw: open (`info`)", Format::Raw),
+];
+
+const fn qcow2(
+    name: &'static str,
+    before: fn(&Image) -> Outcome,
+    run: fn(&Image) -> Outcome,
+) -> Operation {
+    Operation {
+        name,
+        image: |dir| create(dir, "cluster_size=65536", "64M"),
+        format: Format::Qcow2,
+        before,
+        run,
+    }
+}
+
+const fn raw(
+    name: &'static str,
+    before: fn(&Image) -> Outcome,
+    run: fn(&Image) -> Outcome,
+) -> Operation {
+    Operation {
+        name,
+        image: |dir| {
+            let arguments = ["create", "-q", "-f", "raw", "image", "64M"];
+            must(dir, "qemu-img", &arguments).map(drop)
+        },
+        format: Format::Raw,
+        before,
+        run,
+    }
+}
+
+fn create(dir: &Path, options: &str, size: &str) -> Result<(), String> {
+    let arguments = ["create", "-q", "-f", "qcow2", "-o", options, "image", size];
+    must(dir, "qemu-img", &arguments)?;
+    let fill = ["-f", "qcow2", "-c", "write -P 1 0 256k", "image"];
+    must(dir, "qemu-io", &fill).map(drop)
+}
+
+fn read(image: &Image) -> Outcome {
+    image.read_at(&mut [0; 4096], 64 << 10)
+}
+
+fn grow(image: &Image, size: u64, preallocation: Preallocation) -> Outcome {
+    let how = ResizeOptions {
+        preallocation,
+        ..ResizeOptions::default()
+    };
+    image.resize(size, &how).map(drop)
+}
+
+/// Exits, barriers, writes.
+type Cost = [u64; 3];
+
+/// Measures every operation.
+pub fn measured(pool: &Arc<Pool>) -> Result<Vec<(String, Cost)>, String> {
+    let mut rows = Vec::new();
+    for (name, format) in OPENINGS {
+        let operation = OPERATIONS
+            .iter()
+            .find(|operation| operation.format == format);
+        let operation = operation.ok_or("no operation on the format")?;
+        let dir = scratch()?;
+        (operation.image)(dir.path())?;
+        let image = open(pool, dir.path(), format, Access::Info)?;
+        rows.push((
+            name.to_owned(),
+            difference(Counters::default(), image.counters()),
+        ));
+    }
+    for operation in OPERATIONS {
+        let dir = scratch()?;
+        (operation.image)(dir.path())?;
+        let image = open(pool, dir.path(), operation.format, Access::Write)?;
+        let told = |error: instar::image::Error| format!("{}: {error}", operation.name);
+        (operation.before)(&image).map_err(told)?;
+        let before = image.counters();
+        (operation.run)(&image).map_err(told)?;
+        rows.push((
+            operation.name.to_owned(),
+            difference(before, image.counters()),
+        ));
+    }
+    Ok(rows)
+}
+
+fn open(pool: &Arc<Pool>, dir: &Path, format: Format, access: Access) -> Result<Image, String> {
+    let mut options = OpenOptions::new(access);
+    options.format = Some(format);
+    options
+        .open(pool, &dir.join("image"))
+        .map_err(|error| error.to_string())
+}
+
+fn difference(before: Counters, after: Counters) -> Cost {
+    [
+        after.exits - before.exits,
+        after.fdatasyncs - before.fdatasyncs,
+        after.writes - before.writes,
+    ]
+}
+
+/// The rows of the document's table.
+pub fn documented() -> Result<Vec<(String, Cost)>, String> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("doc/COSTS.md");
+    let text = std::fs::read_to_string(path).map_err(|error| error.to_string())?;
+    let rows = text.lines().filter_map(|line| {
+        let cells: Vec<&str> = line.trim_matches('|').split('|').map(str::trim).collect();
+        let numbers: Option<Vec<u64>> = cells[1..].iter().map(|cell| cell.parse().ok()).collect();
+        let cost: Cost = numbers?.try_into().ok()?;
+        Some((cells[0].to_owned(), cost))
+    });
+    Ok(rows.collect())
+}
+
+/// Every operation costs what the document says, and the document lists every
+/// operation.
+pub fn documented_costs_are_real(pool: &Arc<Pool>) -> Result<(), String> {
+    let (measured, documented) = (measured(pool)?, documented()?);
+    if measured == documented {
+        return Ok(());
+    }
+    let rows: Vec<String> = measured
+        .iter()
+        .map(|(name, [exits, syncs, writes])| format!("| {name} | {exits} | {syncs} | {writes} |"))
+        .collect();
+    Err(format!(
+        "doc/COSTS.md has {documented:?}; measured was\n{}",
+        rows.join("\n")
+    ))
+}
+
+/// The promises that do not move with the document.
+pub fn limits_are_kept() -> Result<(), String> {
+    let limits: [(&str, usize, u64); 7] = [
+        ("qcow2: open (`info`)", 0, 1),
+        ("qcow2: read again", 0, 0),
+        ("qcow2: flush, nothing written", 1, 0),
+        ("qcow2: overwrite 4 KiB and flush", 1, 1),
+        ("qcow2: grow, the L1 table has room", 1, 2),
+        ("qcow2: grow, the L1 table moves", 1, 4),
+        ("raw: grow", 1, 1),
+    ];
+    let documented = documented()?;
+    for (name, column, limit) in limits {
+        let row = documented.iter().find(|(row, _)| row == name);
+        let (_, cost) = row.ok_or_else(|| format!("no row {name:?}"))?;
+        if cost[column] > limit {
+            return Err(format!("{name}: {} of at most {limit}", cost[column]));
+        }
+    }
+    Ok(())
+}
