@@ -6,6 +6,7 @@
 use crate::cases::Case;
 use crate::disk::{Epoch, epochs_of};
 use crate::engine::{Change, Planned, Session};
+use crate::judge::Depth;
 use crate::report::explore;
 use crate::setup::Setup;
 use crate::with_oracle;
@@ -47,7 +48,7 @@ fn each_barrier_matters(case: &'static Case, seed: u64) -> Result<(), String> {
     let mut harmless = Vec::new();
     for barrier in 0..epochs.len().saturating_sub(1) {
         let merged = without_barrier(&epochs, barrier);
-        if explore(case, &setup, &merged, seed, true)?.bad == 0 {
+        if explore(case, &setup, &merged, seed, Depth::Present)?.bad == 0 {
             harmless.push(barrier);
         }
     }
@@ -80,7 +81,7 @@ fn is_reported(
     if let (Change::Write(_), Some(first)) = (&setup.change, epochs.first_mut()) {
         first.splice(0..0, planned.data);
     }
-    let row = explore(case, &setup, &epochs, seed, true)?;
+    let row = explore(case, &setup, &epochs, seed, Depth::Present)?;
     match row.bad {
         0 => Err(format!("{} states and none is bad", row.states)),
         _ => Ok(()),
