@@ -285,7 +285,11 @@ impl Opening<'_> {
             extents: RwLock::default(),
             inflated: Mutex::default(),
             flushing: Mutex::default(),
-            session: Mutex::new(Link { guest, placed: 0 }),
+            session: Mutex::new(Link {
+                guest,
+                placed: 0,
+                stale: false,
+            }),
             traffic: RwLock::default(),
             unflushed: AtomicBool::new(false),
             lost: AtomicBool::new(false),
@@ -441,7 +445,10 @@ fn open_by_name(path: &Path, access: Access) -> Result<File, Fault> {
 pub(super) fn check_regular(file: &File) -> Result<(), Fault> {
     match file.metadata()?.is_file() {
         true => Ok(()),
-        false => Err(Fault::new(ErrorKind::NotAFile, "Not a regular file")),
+        false => Err(Fault::new(
+            ErrorKind::NotAFile,
+            "Not a regular file; devices are not supported",
+        )),
     }
 }
 
