@@ -26,7 +26,20 @@ pub fn trials() -> Vec<(String, Check)> {
         let name = format!("grows::{}", case.name);
         (name, Box::new(move || check(&case)) as Check)
     });
-    grow.collect()
+    let lengths = LENGTHS.iter().map(|&(options, old, new, preallocation)| {
+        let name = format!("grows_no_longer_than_qemu_img::{options}_{preallocation}");
+        let check = move || no_longer_than_qemu(options, old, new, preallocation);
+        (name, Box::new(check) as Check)
+    });
+    grow.chain(lengths)
+        .chain([
+            ("refuses_to_grow".to_string(), Box::new(refusals) as Check),
+            (
+                "refuses_damaged_counts_before_anything".to_string(),
+                Box::new(damaged_counts) as Check,
+            ),
+        ])
+        .collect()
 }
 
 const K: u64 = 1 << 10;
@@ -255,7 +268,7 @@ fn cases() -> Vec<Case> {
     cases.extend([
         case("v3", "compat=1.1", M, 4 * M).falloc().stages(3),
         case("v2", "compat=0.10", M, 4 * M).falloc(),
-        case("l1_slack", "compat=1.1", M, G).falloc(),
+        case("l1_slack", "cluster_size=4k", M, 20 * M).falloc(),
         case("4k", "cluster_size=4k", M, 64 * M).falloc(),
         case("512", "cluster_size=512", M, 16 * M).falloc(),
         case("512_small", "cluster_size=512", 333 * 512, 1500 * K).falloc(),
@@ -264,7 +277,7 @@ fn cases() -> Vec<Case> {
         case("odd_unwritten", "compat=1.1", M + 512, 3 * M)
             .falloc()
             .then(|_, _| {}),
-        case("ext", "extended_l2=on", M, 300 * M).falloc(),
+        case("ext", "extended_l2=on,cluster_size=16k", M, 40 * M).falloc(),
         case("over_longer", "compat=1.1", M, 64 * M)
             .falloc()
             .over(8 * M),
@@ -277,7 +290,7 @@ fn cases() -> Vec<Case> {
         case("snapshots_512", "cluster_size=512", M, 16 * M)
             .falloc()
             .then(snapshots),
-        case("bitmaps", "compat=1.1", 64 * M, G)
+        case("bitmaps", "cluster_size=4k", 8 * M, 64 * M)
             .falloc()
             .then(bitmaps),
         case("shared_tail", "compat=1.1", M + 24 * K, 8 * M)
@@ -306,7 +319,7 @@ fn cases() -> Vec<Case> {
         case("data_file_odd", "data_file=disk.data", M + 512, 64 * M)
             .falloc()
             .then(|_, _| {}),
-        case("streamed", "cluster_size=512", M, 512 * M).falloc(),
+        case("streamed", "cluster_size=512", M, 256 * M).falloc(),
     ]);
     cases
 }
@@ -411,6 +424,8 @@ fn check_shape(reply: &PlanReply, old_len: u64, session: &Session, case: &Case) 
         matches!(&commit.steps[..], [Step::Write { file: FileNo::IMAGE, offset, data }]
             if *offset as usize + data.len() <= 512)
     );
+    let streams = !session.host.streamed.is_empty();
+    assert_eq!(streams, case.name.starts_with("streamed"));
     for step in session
         .host
         .streamed
@@ -439,4 +454,96 @@ fn check_allocated(lab: &Lab, case: &Case) {
             assert_eq!(extent["depth"], 0);
         }
     }
+}
+
+/// Options, old and new size, preallocation of images whose file may not get
+/// longer than QEMU makes it.
+const LENGTHS: &[(&str, u64, u64, &str)] = &[
+    ("compat=1.1", M, 64 * M, "off"),
+    ("compat=1.1", M, 4 * M, "falloc"),
+    ("compat=0.10", M, 4 * M, "falloc"),
+    ("cluster_size=512", M, 64 * M, "off"),
+    ("cluster_size=4k", M, 64 * M, "off"),
+    ("cluster_size=4k", M, 4 * M, "falloc"),
+    ("extended_l2=on", M, 4 * M, "falloc"),
+    ("refcount_bits=64", M, 4 * M, "falloc"),
+];
+
+fn no_longer_than_qemu(options: &'static str, old: u64, new: u64, preallocation: &str) {
+    let lab = Lab::new();
+    let mut case = case("", options, old, new).then(|_, _| {});
+    if preallocation == "falloc" {
+        case = case.falloc();
+    }
+    let mut session = made(&lab, &case);
+    let reply = resize(&mut session, &case).unwrap();
+    session.host.apply(&reply.plan);
+    lab.qemu_img(&format!(
+        "resize -q -f qcow2 --preallocation={preallocation} disk.qcow2 {new}"
+    ));
+    let (ours, theirs) = (session.host.image.len(), lab.bytes("disk.qcow2").len());
+    assert!(ours <= theirs, "{ours} bytes, QEMU makes {theirs}");
+}
+
+/// Requests that are refused, and with which words.
+fn refusals() {
+    use FailureKind::{InvalidRequest, NotPermitted, TooLarge, Unsupported};
+    use Preallocation::{Falloc, Full, Metadata, Off};
+    let refused = |options: &str, size: u64, preallocation, shrink, kind, words: &str| {
+        let lab = Lab::new();
+        lab.qemu_img(&format!("create -q -f qcow2 -o {options} disk.qcow2 64M"));
+        let mut session = opened(&lab);
+        let failure = session
+            .call(Request::Resize {
+                size,
+                preallocation,
+                shrink,
+                backing_size: None,
+            })
+            .unwrap_err();
+        assert_eq!(failure.kind, kind, "{failure}");
+        assert!(failure.message.starts_with(words), "{failure}");
+        assert!(session.host.image == lab.bytes("disk.qcow2"));
+        assert!(session.host.streamed.is_empty());
+    };
+    let v3 = "compat=1.1";
+    let multiple = "The new size must be a multiple of 512";
+    refused(v3, 64 * M + 1, Off, false, InvalidRequest, multiple);
+    let too_large = "Failed to grow the L1 table: File too large";
+    refused(v3, 3 << 50, Off, false, TooLarge, too_large);
+    refused("cluster_size=512", 1 << 40, Off, false, TooLarge, too_large);
+    refused(v3, u64::MAX - 511, Off, false, TooLarge, too_large);
+    let option = "Use the --shrink option to perform a shrink operation.";
+    refused(v3, 32 * M, Off, false, NotPermitted, option);
+    refused(v3, 32 * M, Off, true, Unsupported, "shrinking qcow2 images");
+    let growing = "Preallocation can only be used for growing images";
+    refused(v3, 64 * M, Falloc, false, InvalidRequest, growing);
+    refused(v3, 32 * M, Falloc, true, InvalidRequest, growing);
+    let mode = "preallocation mode 'metadata' is not supported for qcow2";
+    refused(v3, 65 * M, Metadata, false, Unsupported, mode);
+    let mode = "preallocation mode 'full' is not supported for qcow2";
+    refused(v3, 65 * M, Full, false, Unsupported, mode);
+}
+
+/// The L1 table that a grow replaces has reference count 0.
+fn damaged_counts() {
+    let lab = Lab::new();
+    let large = case("", "cluster_size=512", M, 256 * M).then(|_, _| {});
+    let case = large.falloc();
+    let mut session = made(&lab, &case);
+    let image = &mut session.host.image;
+    let table = u64::from_be_bytes(image[48..56].try_into().unwrap()) as usize;
+    let block = u64::from_be_bytes(image[table..table + 8].try_into().unwrap()) as usize;
+    image[block + 6..block + 8].fill(0);
+    let before = session.host.image.clone();
+    session.open(None).unwrap();
+    let refused = resize(&mut session, &case).unwrap_err();
+    assert_eq!(refused.kind, FailureKind::Damaged);
+    assert!(
+        refused
+            .message
+            .starts_with("the cluster at 0x600 is in use but has reference count 0"),
+        "{refused}"
+    );
+    assert!(session.host.image == before);
 }

@@ -44,9 +44,16 @@ impl Grow<'_> {
         refcounts: &mut Refcounts<'_>,
     ) -> Result<Plan, Failure> {
         let new_boundary = self.new_boundary()?;
+        // Whatever may still be found damaged is read before the first part of
+        // the plan can be streamed.
+        let counts = self.count_new(host, refcounts)?;
+        let release = self.release(host, refcounts)?;
         let mut prepare = Prepare::new(host);
         self.reserve(&mut prepare)?;
-        self.lay_down_counts(&mut prepare, refcounts)?;
+        self.lay_down_counts(&mut prepare)?;
+        for step in counts {
+            prepare.inside(step);
+        }
         let directory = match self.bitmaps.clusters {
             0 => None,
             _ => Some(
@@ -75,7 +82,6 @@ impl Grow<'_> {
                 prepare.inside(step);
             }
         }
-        let release = self.release(prepare.host(), refcounts)?;
         let stages = [
             (Purpose::Prepare, prepare.finish()),
             (Purpose::Link, link),
@@ -207,12 +213,30 @@ impl Grow<'_> {
         Ok(())
     }
 
-    /// New refcount blocks and table; counts of new clusters in old blocks.
-    fn lay_down_counts(
+    /// Counts of new clusters in blocks that exist.
+    fn count_new(
         &self,
-        prepare: &mut Prepare<'_>,
+        host: &mut dyn Host,
         refcounts: &mut Refcounts<'_>,
-    ) -> Result<(), Failure> {
+    ) -> Result<Vec<Step>, Failure> {
+        let per_block = self.geometry().refcounts_per_block();
+        let all = self.placement.all();
+        for &number in &self.placement.present {
+            let first = all.first.max(number * per_block);
+            let end = all.end().min((number + 1) * per_block);
+            if first < end {
+                let run = Run {
+                    first,
+                    count: end - first,
+                };
+                refcounts.set_ones(host, run)?;
+            }
+        }
+        Ok(take_changes(refcounts))
+    }
+
+    /// New refcount blocks and table.
+    fn lay_down_counts(&self, prepare: &mut Prepare<'_>) -> Result<(), Failure> {
         let geometry = self.geometry();
         let all = self.placement.all();
         let used = all.first..all.end();
@@ -243,24 +267,7 @@ impl Grow<'_> {
                 }
                 fresh::fill_table(geometry, numbers, blocks.first, distance, piece)
             },
-        )?;
-        let per_block = geometry.refcounts_per_block();
-        for &number in &self.placement.present {
-            let first = used.start.max(number * per_block);
-            let end = used.end.min((number + 1) * per_block);
-            if first < end {
-                let run = Run {
-                    first,
-                    count: end - first,
-                };
-                refcounts.set_ones(prepare.host(), run)?;
-            }
-        }
-        count_writes(refcounts)
-            .into_iter()
-            .for_each(|step| prepare.inside(step));
-        refcounts.tables.mark_clean(Kind::RefcountBlock);
-        Ok(())
+        )
     }
 
     /// A new L1 table: the old one's entries up to the first that changes, then
@@ -468,7 +475,7 @@ impl Grow<'_> {
         for run in runs {
             refcounts.release(host, run)?;
         }
-        Ok(count_writes(refcounts))
+        Ok(take_changes(refcounts))
     }
 }
 
@@ -489,9 +496,11 @@ impl Survey {
     }
 }
 
-/// The changed counts in refcount blocks that exist, as writes.
-fn count_writes(refcounts: &Refcounts<'_>) -> Vec<Step> {
-    writes(refcounts.tables.dirty(Kind::RefcountBlock))
+/// The counts that have changed in blocks that exist, as writes.
+fn take_changes(refcounts: &mut Refcounts<'_>) -> Vec<Step> {
+    let steps = writes(refcounts.tables.dirty(Kind::RefcountBlock));
+    refcounts.tables.mark_clean(Kind::RefcountBlock);
+    steps
 }
 
 /// The sectors of a boundary table that differ, as writes.
