@@ -65,17 +65,8 @@ impl Grow<'_> {
         self.lay_down_l2(&mut prepare, new_boundary.as_deref())?;
         self.settle_tail(&mut prepare)?;
         self.settle_l1(&mut prepare);
-        let mut link = Vec::new();
-        if let (Some(boundary), Some(new)) = (&self.survey.boundary, &new_boundary)
-            && !self.placement.boundary_moves
-        {
-            let sectors = changed_sectors(boundary, new);
-            match self.survey.boundary_refers_to_new(self.per_table()) {
-                true => link.extend(sectors),
-                false => sectors.into_iter().for_each(|step| prepare.inside(step)),
-            }
-        }
-        link.extend(self.link_l1()?);
+        let mut link = self.change_boundary(&mut prepare, new_boundary.as_deref());
+        link.extend(self.link_l1());
         let commit = self.header(directory).commit(self.image)?;
         if commit.directory.is_some() {
             for step in BitmapNeeds::mark_in_use(self.image)? {
@@ -151,6 +142,25 @@ impl Grow<'_> {
             bytes::put_be64(&mut new, last + 8, bits | self.survey.tail_zero_bits)?;
         }
         Ok(Some(new))
+    }
+
+    /// A boundary table that stays. Entries that refer to new clusters wait for
+    /// the counts of those to be durable: they are returned.
+    fn change_boundary(&self, prepare: &mut Prepare<'_>, new: Option<&[u8]>) -> Vec<Step> {
+        let (Some(boundary), Some(new)) = (&self.survey.boundary, new) else {
+            return Vec::new();
+        };
+        if self.placement.boundary_moves {
+            return Vec::new();
+        }
+        let sectors = changed_sectors(boundary, new);
+        if self.survey.boundary_refers_to_new(self.per_table()) {
+            return sectors;
+        }
+        for step in sectors {
+            prepare.inside(step);
+        }
+        Vec::new()
     }
 
     /// Space first, then the length: a full disk is found before anything else
@@ -388,14 +398,14 @@ impl Grow<'_> {
 
     /// Entries of an L1 table that stays which refer to new tables and are in
     /// use already.
-    fn link_l1(&self) -> Result<Option<Step>, Failure> {
+    fn link_l1(&self) -> Option<Step> {
         let count = u64::from(self.image.header.l1.count);
         let fresh = &self.placement.fresh_tables;
         let live = fresh.start..fresh.end.min(count);
         if self.placement.l1_moves || live.is_empty() {
-            return Ok(None);
+            return None;
         }
-        Ok(Some(self.l1_pointers(live)))
+        Some(self.l1_pointers(live))
     }
 
     /// The write of pointers to new L2 tables into the present L1 table.
