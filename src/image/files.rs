@@ -2,7 +2,7 @@
 //! done to them.
 
 use super::effects::{DiskEffects, Effects, WrapEffects};
-use super::volatile;
+use super::{lock, volatile};
 use instar_guest::FileNo;
 use instar_guest::plan::Step;
 use std::fs::File;
@@ -245,6 +245,14 @@ impl Disk {
             len,
             unsynced: AtomicBool::new(false),
         })
+    }
+}
+
+impl Drop for Disk {
+    /// Closing alone keeps the lock as long as a child that another thread is
+    /// just starting still has the descriptor.
+    fn drop(&mut self) {
+        let _ = lock::release(&self.file);
     }
 }
 
