@@ -35,6 +35,8 @@ pub(crate) struct Tally {
 pub(crate) struct FileTable {
     disks: Vec<Disk>,
     effects: Box<dyn Effects>,
+    /// Whether the files are locked, and so to be unlocked.
+    pub locked: bool,
     pub tally: Tally,
 }
 
@@ -45,6 +47,7 @@ impl FileTable {
         Ok(Self {
             effects: effects(&disks, wrap),
             disks,
+            locked: false,
             tally: Tally::default(),
         })
     }
@@ -248,11 +251,13 @@ impl Disk {
     }
 }
 
-impl Drop for Disk {
-    /// Closing alone keeps the lock as long as a child that another thread is
-    /// just starting still has the descriptor.
+impl Drop for FileTable {
+    /// Closing alone keeps the locks as long as a child that another thread is
+    /// just starting still has the descriptors.
     fn drop(&mut self) {
-        let _ = lock::release(&self.file);
+        for disk in self.disks.iter().filter(|_| self.locked) {
+            let _ = lock::release(&disk.file);
+        }
     }
 }
 
