@@ -5,6 +5,7 @@
 mod create;
 mod lab;
 mod locks;
+#[allow(dead_code)] // Shared: not every test binary needs all of it.
 #[path = "../support/machine.rs"]
 mod machine;
 mod named;
@@ -37,16 +38,21 @@ fn main() -> ExitCode {
                 );
             }
         }
-        for (name, body) in [
+        let cases = [
             locks::CASES,
             named::CASES,
             create::CASES,
             resize::CASES,
             write::CASES,
-        ]
-        .concat()
-        {
+        ];
+        for (name, body) in cases.concat() {
             add(name.to_string(), Box::new(move |pool| body(pool)));
+        }
+        let no_root = (!nix::unistd::getuid().is_root()).then(|| "needs root".to_string());
+        let missing = missing.or(no_root);
+        for (name, body) in [named::AS_ROOT, write::AS_ROOT].concat() {
+            let body = move || body(&pool(sandbox)?);
+            trials.push(trial(format!("{sandbox}/{name}"), missing.clone(), body));
         }
     }
     libtest_mimic::run(&arguments, trials).exit_code()
