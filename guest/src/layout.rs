@@ -8,7 +8,7 @@
 //!   0x400000  constants              read
 //!   0x600000  nothing: a stack that overflows faults here
 //!   0x800000  stack, then statics    read, write  ┐ one 2 MiB page, because the first
-//!   0x880000  window: mailbox, request, head,     │ touch of a page costs as much as
+//!   0x8c0000  window: mailbox, request, head,     │ touch of a page costs as much as
 //!             tail, heap             read, write  ┘ several exits
 //!   memory    end of the window and of the VM's memory
 //! ```
@@ -39,12 +39,12 @@ pub const PROGRAM: u64 = 0x20_0000;
 /// The lowest address of the stack. The page below it is never mapped.
 pub const STACK: u64 = 0x80_0000;
 /// Stack size. The engine does not recurse on what an image says.
-pub const STACK_SIZE: u64 = 256 << 10;
+pub const STACK_SIZE: u64 = 512 << 10;
 /// Initial stack pointer.
 pub const STACK_TOP: u64 = STACK + STACK_SIZE;
 
 /// Start of the window. In a process it is mapped here by the start-up code.
-pub const WINDOW: u64 = 0x88_0000;
+pub const WINDOW: u64 = 0x8c_0000;
 /// The [`Mailbox`].
 pub const MAILBOX: u64 = WINDOW;
 /// Messages from the host, at most [`MAX_REQUEST`] bytes.
@@ -123,7 +123,7 @@ const _: () = {
     assert!(PD + 4096 <= TSS && TSS + 4096 <= PROGRAM);
     // The four bytes of the port share one byte of a permission bitmap.
     assert!(DOORBELL.is_multiple_of(8));
-    assert!(STACK.is_multiple_of(PAGE) && STACK_TOP < WINDOW);
+    assert!(STACK.is_multiple_of(PAGE) && STACK_TOP < WINDOW && WINDOW < STACK + PAGE);
     // What an `info` touches lies in one page: stack, statics, mailbox and the
     // beginning of the heap.
     assert!(HEAP + PAGE / 2 < STACK + PAGE);

@@ -10,6 +10,9 @@
 //! What may not enter: knowledge of image formats, of paths and of locks. What a
 //! session may read is behind [`Files`].
 
+#[cfg(not(all(target_os = "linux", target_arch = "x86_64")))]
+compile_error!("the sandbox is made for Linux on x86-64");
+
 mod error;
 mod kvm;
 mod limits;

@@ -122,25 +122,13 @@ impl Pool {
             limits: config.limits.clamped(),
             ..config
         };
-        let (chosen, idle) = match config.isolation {
-            Isolation::Process => {
-                let instead_of_kvm = None;
-                (ChosenIsolation::Process { instead_of_kvm }, vec![])
-            }
-            wanted => match Vm::new(&config.program, config.limits.memory) {
-                Ok(vm) => (ChosenIsolation::Kvm, vec![vm]),
-                Err(error) if wanted == Isolation::Auto => {
-                    let instead_of_kvm = Some(error);
-                    (ChosenIsolation::Process { instead_of_kvm }, vec![])
-                }
-                Err(error) => return Err(error),
-            },
-        };
+        let make = || Vm::new(&config.program, config.limits.memory);
+        let (chosen, first) = choose(config.isolation, make)?;
         log_choice(config.isolation, &chosen);
         Ok(Arc::new(Self {
             config,
             chosen,
-            idle: Mutex::new(idle),
+            idle: Mutex::new(first.into_iter().collect()),
         }))
     }
 
@@ -182,11 +170,13 @@ impl Pool {
 
     /// Takes back what a session has used, if it can serve another.
     pub(super) fn give_back(&self, machine: Box<dyn Machine>) {
-        if let Some(vm) = machine.into_vm() {
-            let mut idle = self.lock();
-            if idle.len() < self.config.idle {
-                idle.push(vm);
-            }
+        let Some(vm) = machine.into_vm() else { return };
+        if let Err(error) = vm.park() {
+            return log::warn!("a VM is thrown away: {error}");
+        }
+        let mut idle = self.lock();
+        if idle.len() < self.config.idle {
+            idle.push(vm);
         }
     }
 
@@ -197,11 +187,81 @@ impl Pool {
     }
 }
 
+/// Decides by trying to make a VM, where one is wanted.
+fn choose<T>(
+    wanted: Isolation,
+    make: impl FnOnce() -> Result<T, SandboxError>,
+) -> Result<(ChosenIsolation, Option<T>), SandboxError> {
+    let process = |instead_of_kvm| (ChosenIsolation::Process { instead_of_kvm }, None);
+    match wanted {
+        Isolation::Process => Ok(process(None)),
+        Isolation::Kvm => Ok((ChosenIsolation::Kvm, Some(make()?))),
+        Isolation::Auto => Ok(match make() {
+            Ok(vm) => (ChosenIsolation::Kvm, Some(vm)),
+            Err(reason) => process(Some(reason)),
+        }),
+    }
+}
+
 fn log_choice(wanted: Isolation, chosen: &ChosenIsolation) {
     match chosen {
         ChosenIsolation::Process {
             instead_of_kvm: Some(reason),
         } => log::info!("sandbox: process, because {reason}"),
         chosen => log::debug!("sandbox: {chosen} (asked for {wanted})"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use nix::errno::Errno;
+
+    const MISSING: SandboxError = SandboxError::KvmMissing(Errno::ENOENT);
+
+    #[test]
+    fn kvm_is_taken_where_it_works() {
+        for wanted in [Isolation::Auto, Isolation::Kvm] {
+            let chosen = choose(wanted, || Ok("vm"));
+            assert_eq!(chosen, Ok((ChosenIsolation::Kvm, Some("vm"))));
+        }
+    }
+
+    #[test]
+    fn auto_falls_back_and_keeps_the_reason() {
+        let chosen = choose::<()>(Isolation::Auto, || Err(MISSING));
+        let instead_of_kvm = Some(MISSING);
+        let process = ChosenIsolation::Process { instead_of_kvm };
+        assert_eq!(chosen, Ok((process, None)));
+    }
+
+    #[test]
+    fn kvm_never_falls_back() {
+        let chosen = choose::<()>(Isolation::Kvm, || Err(MISSING));
+        assert_eq!(chosen, Err(MISSING));
+    }
+
+    #[test]
+    fn a_process_needs_no_vm() {
+        let chosen = choose::<()>(Isolation::Process, || unreachable!("no VM is wanted"));
+        let instead_of_kvm = None;
+        let process = ChosenIsolation::Process { instead_of_kvm };
+        assert_eq!(chosen, Ok((process, None)));
+    }
+
+    #[test]
+    fn a_missing_kvm_is_explained_with_the_way_out() {
+        assert_eq!(
+            MISSING.to_string(),
+            "/dev/kvm does not exist; load the kvm module or choose --isolation=process"
+        );
+    }
+
+    #[test]
+    fn names_are_read_as_they_are_written() {
+        for isolation in [Isolation::Auto, Isolation::Kvm, Isolation::Process] {
+            assert_eq!(isolation.to_string().parse(), Ok(isolation));
+        }
+        assert_eq!("KVM".parse::<Isolation>(), Err(UnknownIsolation));
     }
 }

@@ -263,3 +263,26 @@ fn too_long() -> CallError {
         format!("names and options are longer than {MAX_REQUEST} bytes together"),
     ))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_decoded_or_refused(bytes: Vec<u8>) {
+            match decode(&bytes) {
+                Ok(message) => {
+                    let again = postcard::to_allocvec(&message).expect("memory for a message");
+                    prop_assert_eq!(decode(&again), Ok(message));
+                }
+                Err(SandboxError::TrailingBytes(len)) => {
+                    prop_assert!(len > 0 && len < bytes.len());
+                    decode(&bytes[..bytes.len() - len]).expect("without them it is whole");
+                }
+                Err(error) => prop_assert_eq!(error, SandboxError::Undecodable),
+            }
+        }
+    }
+}

@@ -112,3 +112,98 @@ impl<'a> Window<'a> {
             .expect("the mailbox lies in the window");
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use instar_guest::FileNo;
+    use instar_guest::layout::Mailbox;
+    use vm_memory::{MmapRegion, VolatileMemory};
+
+    const LEN: u64 = 1 << 20;
+    const END: u64 = WINDOW + LEN;
+
+    fn memory() -> MmapRegion {
+        MmapRegion::new(LEN as usize).expect("memory for a test")
+    }
+
+    fn name(memory: &MmapRegion, addr: u64, len: u64) {
+        let window = Window::new(memory.as_volatile_slice());
+        window.set(mailbox::MESSAGE_ADDR, addr);
+        window.set(mailbox::MESSAGE_LEN, len);
+    }
+
+    #[test]
+    fn the_mailbox_is_where_the_guest_has_it() {
+        let memory = memory();
+        let window = Window::new(memory.as_volatile_slice());
+        window.set_request(b"abc");
+        window.set_placed(1, 2, 3);
+        window.set(mailbox::BUILD_ID, 9);
+        let fields: [u64; size_of::<Mailbox>() / 8] = std::array::from_fn(|at| window.get(8 * at));
+        assert_eq!(fields, [3, 1, 2, 3, 0, 0, 9]);
+        assert_eq!(window.build_id(), 9);
+    }
+
+    #[test]
+    fn a_message_may_lie_anywhere_in_the_window() {
+        let memory = memory();
+        let window = Window::new(memory.as_volatile_slice());
+        window.fixed(REQUEST, 3).copy_from(b"abc");
+        for (addr, len, found) in [
+            (REQUEST, 3, &b"abc"[..]),
+            (END - 2, 2, &[0, 0]),
+            (END, 0, &[]),
+            (WINDOW, 0, &[]),
+        ] {
+            name(&memory, addr, len);
+            assert_eq!(window.message(100).as_deref(), Ok(found));
+        }
+    }
+
+    #[test]
+    fn a_message_outside_the_window_is_refused() {
+        let memory = memory();
+        let window = Window::new(memory.as_volatile_slice());
+        for (addr, len) in [
+            (0, 1),
+            (WINDOW - 1, 2),
+            (END - 1, 2),
+            (END + 1, 0),
+            (u64::MAX, 100),
+        ] {
+            name(&memory, addr, len);
+            let refused = SandboxError::MessageOutside { addr, len };
+            assert_eq!(window.message(100), Err(refused));
+        }
+    }
+
+    #[test]
+    fn a_message_over_the_cap_is_refused_wherever_it_lies() {
+        let memory = memory();
+        name(&memory, 0, 101);
+        let refused = SandboxError::MessageTooLong { len: 101, max: 100 };
+        let window = Window::new(memory.as_volatile_slice());
+        assert_eq!(window.message(100), Err(refused));
+    }
+
+    #[test]
+    fn a_buffer_lies_in_the_heap() {
+        let memory = memory();
+        let window = Window::new(memory.as_volatile_slice());
+        let op = |addr, len| ReadOp {
+            file: FileNo::IMAGE,
+            offset: 0,
+            addr,
+            len,
+        };
+        for (addr, len) in [(HEAP, 1), (HEAP, 0), (END - 5, 5)] {
+            let found = window.buffer(&op(addr, len)).map(|buffer| buffer.len());
+            assert_eq!(found, Ok(len as usize));
+        }
+        for (addr, len) in [(HEAP - 1, 1), (END - 5, 6), (0, 1), (u64::MAX, u32::MAX)] {
+            let found = window.buffer(&op(addr, len)).map(|buffer| buffer.len());
+            assert_eq!(found, Err(SandboxError::ReadOutside { addr, len }));
+        }
+    }
+}

@@ -65,6 +65,11 @@ impl Vm {
         Ok(())
     }
 
+    /// Makes the VM small while it waits for its next image.
+    pub(super) fn park(&self) -> Result<(), SandboxError> {
+        self.memory.release()
+    }
+
     /// Completes the port write that the vCPU stopped in, so that nothing of it
     /// is left to happen after a reset.
     fn settle(&mut self) -> Result<(), SandboxError> {

@@ -91,6 +91,10 @@ fn arm(budget: Duration) -> Result<(), Errno> {
         {
             return Ok(());
         }
+        // Whatever signals the caller has blocked on its threads.
+        let mut ours = SigSet::empty();
+        ours.add(SIGNAL);
+        ours.thread_unblock()?;
         let event = SigEvent::new(SigevNotify::SigevThreadId {
             signal: SIGNAL,
             thread_id: gettid().as_raw(),
