@@ -159,7 +159,10 @@ impl Catalog {
     ) -> bool {
         let namings: Vec<(FileId, PathBuf, String)> = lock(&self.namings)
             .iter()
-            .filter_map(|(id, naming)| Some((*id, naming.path.clone(), field(naming)?.to_string())))
+            .filter_map(|(id, naming)| {
+                let name = field(naming)?.to_string();
+                Some((*id, naming.path.clone(), name))
+            })
             .collect();
         namings.iter().any(|(namer, path, name)| {
             *namer != file

@@ -9,6 +9,7 @@ use super::nodes::{Node, NodeId, Nodes};
 use super::open::{Context, Handle, OpenFile};
 use super::source::{FileId, Kind, NewTime, Source, Stat};
 use super::sync::{lock, read, write};
+use crate::image::Access;
 use instar_guest::proto::Preallocation;
 use nix::errno::Errno;
 use nix::sys::statvfs::Statvfs;
@@ -185,10 +186,29 @@ impl Filesystem {
             self.source.chmod(&node.path, perm)?;
         }
         if changes.atime.is_some() || changes.mtime.is_some() {
-            self.source
-                .utimens(&node.path, changes.atime, changes.mtime)?;
+            self.set_times(&node, changes)?;
         }
         self.getattr(id)
+    }
+
+    /// Sets times. Where the image is open but not locked, its next user takes
+    /// a new time of modification for somebody else's change: so it is locked
+    /// meanwhile, if it can be.
+    fn set_times(&self, node: &Node, changes: &Changes) -> Result<()> {
+        let set = || {
+            self.source
+                .utimens(&node.path, changes.atime, changes.mtime)
+        };
+        let open = lock(&self.files).get(&node.id).cloned();
+        let Some(file) = open else {
+            return set();
+        };
+        let done = file.with(self.context(), Access::Read, |_| Ok(set()));
+        let settled = file.settle();
+        match done {
+            Ok(done) => done.and(settled),
+            Err(_) => set(),
+        }
     }
 
     /// Lists a directory: what is in it now.

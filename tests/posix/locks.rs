@@ -38,6 +38,11 @@ pub const CLAIMS: &[Claim] = &[
         &["qemu-io"],
         a_writer_notices_that_the_image_changed,
     ),
+    claim(
+        "a_touch_is_no_change_of_the_image",
+        &["touch"],
+        a_touch_is_no_change_of_the_image,
+    ),
 ];
 
 /// `qemu-io` holding the image open for writing.
@@ -212,4 +217,16 @@ fn a_writer_notices_that_the_image_changed(rig: &Rig) {
         "qemu-io",
         &[&["-r", "-f", format][..], &reads[..], &[image][..]].concat(),
     );
+}
+
+fn a_touch_is_no_change_of_the_image(rig: &Rig) {
+    let mount = rig.mount();
+    let disk = File::options().write(true).open(&mount.disk).unwrap();
+    disk.write_all_at(&[1; 512], 0).unwrap();
+    drop(disk.try_clone().unwrap());
+    run("touch", &["-d2001-02-03", mount.disk.to_str().unwrap()]);
+    disk.write_all_at(&[2; 512], 512).unwrap();
+    drop(disk);
+    mount.unmount();
+    rig.check();
 }
