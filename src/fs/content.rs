@@ -161,7 +161,7 @@ impl Filesystem {
             })
         };
         let settled = file.settle();
-        self.drop_unused(&file);
+        self.leave(&file);
         resized.and(settled)
     }
 

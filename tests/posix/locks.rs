@@ -9,6 +9,7 @@ use std::fs::File;
 use std::io::{Read as _, Write as _};
 use std::os::unix::fs::FileExt as _;
 use std::process::{Child, ChildStdin, Command, Stdio};
+use std::thread;
 
 /// What is proven here, for the plainest image of each format.
 pub const CLAIMS: &[Claim] = &[
@@ -26,6 +27,11 @@ pub const CLAIMS: &[Claim] = &[
         "is_free_the_moment_it_is_closed",
         &["qemu-io"],
         is_free_the_moment_it_is_closed,
+    ),
+    claim(
+        "its_users_never_lock_each_other_out",
+        &[],
+        its_users_never_lock_each_other_out,
     ),
     claim("stat_needs_no_lock", &["qemu-io"], stat_needs_no_lock),
     claim(
@@ -166,6 +172,48 @@ fn is_free_the_moment_it_is_closed(rig: &Rig) {
         drop(disk);
         assert!(qemu_writes(rig), "after reading, round {round}");
     }
+}
+
+fn its_users_never_lock_each_other_out(rig: &Rig) {
+    const ROUNDS: u64 = 40;
+    let mount = rig.mount();
+    let path = &mount.disk;
+    thread::scope(|scope| {
+        for writer in 0..3 {
+            scope.spawn(move || {
+                for round in 0..ROUNDS {
+                    let disk = File::options().write(true).open(path).unwrap();
+                    let at = (writer * ROUNDS + round) * 512;
+                    disk.write_all_at(&[u8::try_from(writer).unwrap() + 1; 512], at)
+                        .unwrap();
+                }
+            });
+        }
+        scope.spawn(move || {
+            for round in 1..=ROUNDS {
+                let size = i64::try_from(DISK + round * 4096).unwrap();
+                nix::unistd::truncate(path, size).unwrap();
+            }
+        });
+        scope.spawn(move || {
+            for _ in 0..ROUNDS {
+                let disk = File::open(path).unwrap();
+                disk.read_exact_at(&mut [0; 512], DISK - 512).unwrap();
+            }
+        });
+    });
+    let disk = File::open(path).unwrap();
+    for writer in 0..3 {
+        let mut seen = vec![0; usize::try_from(ROUNDS).unwrap() * 512];
+        disk.read_exact_at(&mut seen, writer * ROUNDS * 512)
+            .unwrap();
+        let mark = u8::try_from(writer).unwrap() + 1;
+        assert!(seen.iter().all(|&byte| byte == mark));
+    }
+    drop(disk);
+    mount.unmount();
+    rig.check();
+    assert_eq!(rig.virtual_size(), DISK + ROUNDS * 4096);
 }
 
 fn stat_needs_no_lock(rig: &Rig) {
