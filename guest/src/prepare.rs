@@ -10,6 +10,7 @@ use crate::engine::Host;
 use crate::error::Failure;
 use crate::plan::{Plan, Purpose, Stage, Step};
 use crate::proto::FileNo;
+use crate::units::HostOffset;
 use alloc::vec;
 use alloc::vec::Vec;
 
@@ -104,6 +105,24 @@ impl<'h> Prepare<'h> {
         steps.extend(self.inside);
         steps
     }
+}
+
+/// Writes to the image file, neighbours together. The pieces come in order.
+pub fn writes<'a>(pieces: impl Iterator<Item = (HostOffset, &'a [u8])>) -> Vec<Step> {
+    let mut steps: Vec<Step> = Vec::new();
+    for (at, piece) in pieces {
+        match steps.last_mut() {
+            Some(Step::Write { offset, data, .. }) if *offset + data.len() as u64 == at.0 => {
+                data.extend_from_slice(piece);
+            }
+            _ => steps.push(Step::Write {
+                file: FileNo::IMAGE,
+                offset: at.0,
+                data: piece.to_vec(),
+            }),
+        }
+    }
+    steps
 }
 
 /// The write of `data` at `at` in the image file, without the zeroes around it;

@@ -250,7 +250,8 @@ fn facts_only(pool: &Arc<Pool>) -> Outcome {
         .map(|named| named.name.clone());
     equal(named, Some("gone".to_string()), "backing file")?;
     equal(image.counters().exits, 1, "exits")?;
-    let message = "Could not open backing file 'gone': No such file or directory".to_string();
+    let message =
+        "Could not open backing file: Could not open 'gone': No such file or directory".to_string();
     let found = refusal(pool, &OpenOptions::new(Access::Read), &disk)?;
     equal(found, (ErrorKind::Os(libc::ENOENT), message), "error")
 }

@@ -102,7 +102,7 @@ pub fn preallocation(pool: &Arc<Pool>, variant: &'static Variant) -> Outcome {
     let lab = Lab::new(variant)?;
     let image = lab.open(pool, Access::Write)?;
     let size = image.virtual_size();
-    image.preallocate(1000, size - 1000).map_err(text)?;
+    image.preallocate(100, size - 100).map_err(text)?;
     same(&content(&image)?, &lab.content, "read")?;
     let segments = image.segments(0, size).map_err(text)?;
     let placed = |kind| matches!(kind, SegmentKind::Data | SegmentKind::Hole);

@@ -88,14 +88,8 @@ pub enum Fill {
 }
 
 impl Fill {
-    /// Writes the entry of the `index`-th cluster of the run at `place`.
-    pub fn put(
-        self,
-        geometry: Geometry,
-        index: u64,
-        table: &mut [u8],
-        place: usize,
-    ) -> Result<(), Failure> {
+    /// Writes the entry of the `index`-th cluster of the run.
+    fn put(self, geometry: Geometry, index: u64, slot: &mut [u8]) -> Result<(), Failure> {
         let data = |at: u64| at.saturating_add(geometry.host_offset(index)) | entry::COPIED;
         let (word, subclusters) = match self {
             Self::Data { at } => (data(at), u64::from(u32::MAX)),
@@ -103,9 +97,9 @@ impl Fill {
             Self::Zero if geometry.extended_l2() => (0, u64::from(u32::MAX) << 32),
             Self::Zero => (entry::ZERO, 0),
         };
-        bytes::put_be64(table, place, word)?;
+        bytes::put_be64(slot, 0, word)?;
         if geometry.extended_l2() {
-            bytes::put_be64(table, place + 8, subclusters)?;
+            bytes::put_be64(slot, 8, subclusters)?;
         }
         Ok(())
     }
@@ -136,10 +130,12 @@ impl FillRange {
         let end = start + window.len() as u64 / entry_len;
         let first = self.clusters.start.clamp(start, end);
         let last = self.clusters.end.clamp(first, end);
-        for cluster in first..last {
-            let place = ((cluster - start) * entry_len) as usize;
+        let slots = window
+            .chunks_exact_mut(entry_len as usize)
+            .skip((first - start) as usize);
+        for (cluster, slot) in (first..last).zip(slots) {
             self.fill
-                .put(geometry, cluster - self.clusters.start, window, place)?;
+                .put(geometry, cluster - self.clusters.start, slot)?;
         }
         Ok(())
     }

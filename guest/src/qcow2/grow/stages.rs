@@ -15,9 +15,10 @@ use crate::bytes;
 use crate::engine::{Host, Read};
 use crate::error::Failure;
 use crate::plan::{Plan, Purpose, SECTOR, Stage, Step};
-use crate::prepare::Prepare;
+use crate::prepare::{Prepare, writes};
 use crate::proto::{FileNo, Preallocation};
 use crate::resize::Wish;
+use crate::units::HostOffset;
 use alloc::vec;
 use alloc::vec::Vec;
 
@@ -61,14 +62,14 @@ impl Grow<'_> {
         if let (Some(boundary), Some(new)) = (&self.survey.boundary, &new_boundary)
             && !self.placement.boundary_moves
         {
-            let writes = changed_sectors(boundary, new);
+            let sectors = changed_sectors(boundary, new);
             match self.survey.boundary_refers_to_new(self.per_table()) {
-                true => link.extend(writes),
-                false => writes.for_each(|step| prepare.inside(step)),
+                true => link.extend(sectors),
+                false => sectors.into_iter().for_each(|step| prepare.inside(step)),
             }
         }
         link.extend(self.link_l1()?);
-        let commit = self.header(directory).commit(self.image, prepare.host())?;
+        let commit = self.header(directory).commit(self.image)?;
         if commit.directory.is_some() {
             for step in BitmapNeeds::mark_in_use(self.image)? {
                 prepare.inside(step);
@@ -255,7 +256,9 @@ impl Grow<'_> {
                 refcounts.set_ones(prepare.host(), run)?;
             }
         }
-        count_writes(refcounts).for_each(|step| prepare.inside(step));
+        count_writes(refcounts)
+            .into_iter()
+            .for_each(|step| prepare.inside(step));
         refcounts.tables.mark_clean(Kind::RefcountBlock);
         Ok(())
     }
@@ -465,7 +468,7 @@ impl Grow<'_> {
         for run in runs {
             refcounts.release(host, run)?;
         }
-        Ok(count_writes(refcounts).collect())
+        Ok(count_writes(refcounts))
     }
 }
 
@@ -487,31 +490,20 @@ impl Survey {
 }
 
 /// The changed counts in refcount blocks that exist, as writes.
-fn count_writes(refcounts: &Refcounts<'_>) -> impl Iterator<Item = Step> {
-    refcounts
-        .tables
-        .dirty(Kind::RefcountBlock)
-        .map(|(at, data)| Step::Write {
-            file: FileNo::IMAGE,
-            offset: at.0,
-            data: data.to_vec(),
-        })
+fn count_writes(refcounts: &Refcounts<'_>) -> Vec<Step> {
+    writes(refcounts.tables.dirty(Kind::RefcountBlock))
 }
 
 /// The sectors of a boundary table that differ, as writes.
-fn changed_sectors(boundary: &Boundary, new: &[u8]) -> impl Iterator<Item = Step> {
+fn changed_sectors(boundary: &Boundary, new: &[u8]) -> Vec<Step> {
     let sectors = |table| <[u8]>::chunks(table, SECTOR as usize);
-    sectors(&boundary.old)
+    let places = (boundary.table.0..).step_by(SECTOR as usize);
+    let changed = sectors(&boundary.old)
         .zip(sectors(new))
-        .enumerate()
-        .filter(|(_, (old, new))| old != new)
-        .map(|(number, (_, new))| Step::Write {
-            file: FileNo::IMAGE,
-            offset: boundary.table.0 + number as u64 * SECTOR,
-            data: new.to_vec(),
-        })
-        .collect::<Vec<_>>()
-        .into_iter()
+        .zip(places)
+        .filter(|((old, new), _)| old != new)
+        .map(|((_, new), at)| (HostOffset(at), new));
+    writes(changed)
 }
 
 const _: () = assert!(entry::LEN == refcount::ENTRY_LEN);
