@@ -1,6 +1,6 @@
 //! Files that images name: through the gate or not at all.
 
-use crate::lab::{content, equal, run, text};
+use crate::lab::{Case, content, equal, run, text};
 use crate::machine::Outcome;
 use instar::image::{Access, BackingPolicy, ErrorKind, OpenOptions};
 use instar::sandbox::Pool;
@@ -9,7 +9,7 @@ use std::os::unix::fs::{PermissionsExt, chown, symlink};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-pub const CASES: &[(&str, fn(&Arc<Pool>) -> Outcome)] = &[
+pub const CASES: &[Case] = &[
     ("a backing file outside the directory is refused", outside),
     ("an allowed directory opens the way", allowed),
     ("a link that leads outside is refused", link),
@@ -30,8 +30,7 @@ pub const CASES: &[(&str, fn(&Arc<Pool>) -> Outcome)] = &[
 ];
 
 /// What gives a file away.
-pub const AS_ROOT: &[(&str, fn(&Arc<Pool>) -> Outcome)] =
-    &[("another user's private file is refused", foreign)];
+pub const AS_ROOT: &[Case] = &[("another user's private file is refused", foreign)];
 
 struct Field {
     dir: tempfile::TempDir,

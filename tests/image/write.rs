@@ -1,20 +1,19 @@
 //! Writing through the whole stack.
 
-use crate::lab::{Lab, Random, Variant, content, equal, open, run, same, text};
+use crate::lab::{Case, Lab, Random, Variant, content, equal, open, run, same, text};
 use crate::machine::Outcome;
 use instar::image::{Access, Image, ResizeOptions, SegmentKind};
 use instar::sandbox::Pool;
 use std::sync::Arc;
 use std::thread;
 
-pub const CASES: &[(&str, fn(&Arc<Pool>) -> Outcome)] = &[
+pub const CASES: &[Case] = &[
     ("writes cost what they must", costs),
     ("what is not flushed is not in the file", unflushed),
 ];
 
 /// What mounts a filesystem.
-pub const AS_ROOT: &[(&str, fn(&Arc<Pool>) -> Outcome)] =
-    &[("a full disk stops a write and nothing else", full_disk)];
+pub const AS_ROOT: &[Case] = &[("a full disk stops a write and nothing else", full_disk)];
 
 /// Writes of all lengths, some of them zeroes, flushes and a resize in between.
 pub fn random_writes(pool: &Arc<Pool>, variant: &'static Variant) -> Outcome {
