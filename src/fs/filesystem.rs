@@ -9,6 +9,7 @@ use super::nodes::{Node, NodeId, Nodes};
 use super::open::{Context, Handle, OpenFile};
 use super::source::{FileId, Kind, NewTime, Source, Stat};
 use super::sync::{lock, read, write};
+use crate::image::Access;
 use instar_guest::proto::Preallocation;
 use nix::errno::Errno;
 use nix::sys::statvfs::Statvfs;
@@ -185,10 +186,29 @@ impl Filesystem {
             self.source.chmod(&node.path, perm)?;
         }
         if changes.atime.is_some() || changes.mtime.is_some() {
-            self.source
-                .utimens(&node.path, changes.atime, changes.mtime)?;
+            self.set_times(&node, changes)?;
         }
         self.getattr(id)
+    }
+
+    /// Sets times. Where the image is open but not locked, its next user takes
+    /// a new time of modification for somebody else's change: so it is locked
+    /// meanwhile, if it can be.
+    fn set_times(&self, node: &Node, changes: &Changes) -> Result<()> {
+        let set = || {
+            self.source
+                .utimens(&node.path, changes.atime, changes.mtime)
+        };
+        let Some(file) = self.file_if_open(node.id) else {
+            return set();
+        };
+        let done = file.with(self.context(), Access::Read, |_| Ok(set()));
+        let settled = file.settle();
+        self.leave(&file);
+        match done {
+            Ok(done) => done.and(settled),
+            Err(_) => set(),
+        }
     }
 
     /// Lists a directory: what is in it now.
@@ -258,7 +278,7 @@ impl Filesystem {
         let file = self.file(node);
         let handle = file.handle(self.context(), writable);
         if handle.is_err() {
-            self.drop_unused(&file);
+            self.leave(&file);
         }
         handle
     }
@@ -269,13 +289,11 @@ impl Filesystem {
             return;
         };
         let file = &handle.file;
-        let last = file.release(&handle);
+        handle.rest();
         if let Err(error) = file.settle() {
             self.report(&file.node, &error);
         }
-        if last {
-            self.drop_unused(file);
-        }
+        self.leave(file);
     }
 
     /// A handle by its number.
@@ -285,23 +303,30 @@ impl Filesystem {
         Ok(Arc::clone(handle))
     }
 
-    /// The open file behind a node, made if there is none.
+    /// The open file behind a node, made if there is none. There is one per
+    /// image at a time, so it must be left when it is done with.
     pub(super) fn file(&self, node: &Arc<Node>) -> Arc<OpenFile> {
         let mut files = lock(&self.files);
         let file = files
             .entry(node.id)
             .or_insert_with(|| OpenFile::new(Arc::clone(node)));
+        file.join();
         Arc::clone(file)
     }
 
-    /// Forgets an open file without handles, and with it its image.
-    pub(super) fn drop_unused(&self, file: &Arc<OpenFile>) {
+    /// The same, if there is one.
+    fn file_if_open(&self, id: NodeId) -> Option<Arc<OpenFile>> {
+        let files = lock(&self.files);
+        let file = files.get(&id)?;
+        file.join();
+        Some(Arc::clone(file))
+    }
+
+    /// Says that an open file is done with. After its last user it is gone, and
+    /// with it its image.
+    pub(super) fn leave(&self, file: &Arc<OpenFile>) {
         let mut files = lock(&self.files);
-        if !file.has_handles()
-            && files
-                .get(&file.node.id)
-                .is_some_and(|known| Arc::ptr_eq(known, file))
-        {
+        if file.leave() {
             files.remove(&file.node.id);
         }
     }

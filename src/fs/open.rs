@@ -51,7 +51,7 @@ struct Opened {
 
 #[derive(Default)]
 struct Uses {
-    handles: usize,
+    users: usize,
     busy: usize,
     busy_writers: usize,
 }
@@ -79,11 +79,7 @@ impl OpenFile {
     /// Opens a handle. The image is opened and locked for what the handle may
     /// do, so that an image that cannot be used fails here.
     pub fn handle(self: &Arc<Self>, context: Context<'_>, writable: bool) -> Result<Handle> {
-        {
-            let mut uses = lock(&self.uses);
-            uses.handles += 1;
-            uses.begin(writable);
-        }
+        lock(&self.uses).begin(writable);
         let mut handle = Handle {
             file: Arc::clone(self),
             writable,
@@ -99,23 +95,22 @@ impl OpenFile {
         match secured {
             Ok(()) => Ok(handle),
             Err(error) => {
-                self.release(&handle);
+                handle.rest();
                 Err(error)
             }
         }
     }
 
-    /// Takes a handle out of the count; whether it was the last one.
-    pub fn release(&self, handle: &Handle) -> bool {
-        handle.rest();
-        let mut uses = lock(&self.uses);
-        uses.handles -= 1;
-        uses.handles == 0
+    /// Counts one more user: a handle, or a call that needs none.
+    pub fn join(&self) {
+        lock(&self.uses).users += 1;
     }
 
-    /// Whether any handle is left.
-    pub fn has_handles(&self) -> bool {
-        lock(&self.uses).handles > 0
+    /// Counts one user less; whether it was the last one.
+    pub fn leave(&self) -> bool {
+        let mut uses = lock(&self.uses);
+        uses.users -= 1;
+        uses.users == 0
     }
 
     /// Works with the image outside of any handle.

@@ -9,6 +9,7 @@ use std::fs::File;
 use std::io::{Read as _, Write as _};
 use std::os::unix::fs::FileExt as _;
 use std::process::{Child, ChildStdin, Command, Stdio};
+use std::thread;
 
 /// What is proven here, for the plainest image of each format.
 pub const CLAIMS: &[Claim] = &[
@@ -27,6 +28,11 @@ pub const CLAIMS: &[Claim] = &[
         &["qemu-io"],
         is_free_the_moment_it_is_closed,
     ),
+    claim(
+        "its_users_never_lock_each_other_out",
+        &[],
+        its_users_never_lock_each_other_out,
+    ),
     claim("stat_needs_no_lock", &["qemu-io"], stat_needs_no_lock),
     claim(
         "a_loop_device_writes_after_its_opener_closed",
@@ -37,6 +43,11 @@ pub const CLAIMS: &[Claim] = &[
         "a_writer_notices_that_the_image_changed",
         &["qemu-io"],
         a_writer_notices_that_the_image_changed,
+    ),
+    claim(
+        "a_touch_is_no_change_of_the_image",
+        &["touch"],
+        a_touch_is_no_change_of_the_image,
     ),
 ];
 
@@ -163,6 +174,48 @@ fn is_free_the_moment_it_is_closed(rig: &Rig) {
     }
 }
 
+fn its_users_never_lock_each_other_out(rig: &Rig) {
+    const ROUNDS: u64 = 40;
+    let mount = rig.mount();
+    let path = &mount.disk;
+    thread::scope(|scope| {
+        for writer in 0..3 {
+            scope.spawn(move || {
+                for round in 0..ROUNDS {
+                    let disk = File::options().write(true).open(path).unwrap();
+                    let at = (writer * ROUNDS + round) * 512;
+                    disk.write_all_at(&[u8::try_from(writer).unwrap() + 1; 512], at)
+                        .unwrap();
+                }
+            });
+        }
+        scope.spawn(move || {
+            for round in 1..=ROUNDS {
+                let size = i64::try_from(DISK + round * 4096).unwrap();
+                nix::unistd::truncate(path, size).unwrap();
+            }
+        });
+        scope.spawn(move || {
+            for _ in 0..ROUNDS {
+                let disk = File::open(path).unwrap();
+                disk.read_exact_at(&mut [0; 512], DISK - 512).unwrap();
+            }
+        });
+    });
+    let disk = File::open(path).unwrap();
+    for writer in 0..3 {
+        let mut seen = vec![0; usize::try_from(ROUNDS).unwrap() * 512];
+        disk.read_exact_at(&mut seen, writer * ROUNDS * 512)
+            .unwrap();
+        let mark = u8::try_from(writer).unwrap() + 1;
+        assert!(seen.iter().all(|&byte| byte == mark));
+    }
+    drop(disk);
+    mount.unmount();
+    rig.check();
+    assert_eq!(rig.virtual_size(), DISK + ROUNDS * 4096);
+}
+
 fn stat_needs_no_lock(rig: &Rig) {
     let qemu = Holder::new(rig);
     let mount = rig.mount();
@@ -212,4 +265,16 @@ fn a_writer_notices_that_the_image_changed(rig: &Rig) {
         "qemu-io",
         &[&["-r", "-f", format][..], &reads[..], &[image][..]].concat(),
     );
+}
+
+fn a_touch_is_no_change_of_the_image(rig: &Rig) {
+    let mount = rig.mount();
+    let disk = File::options().write(true).open(&mount.disk).unwrap();
+    disk.write_all_at(&[1; 512], 0).unwrap();
+    drop(disk.try_clone().unwrap());
+    run("touch", &["-d2001-02-03", mount.disk.to_str().unwrap()]);
+    disk.write_all_at(&[2; 512], 512).unwrap();
+    drop(disk);
+    mount.unmount();
+    rig.check();
 }
