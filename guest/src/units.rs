@@ -22,13 +22,6 @@ impl fmt::Display for HostOffset {
     }
 }
 
-impl GuestOffset {
-    /// The offset `len` bytes further on, at most the largest number.
-    pub fn plus(self, len: u64) -> Self {
-        Self(self.0.saturating_add(len))
-    }
-}
-
 impl HostOffset {
     /// The offset `len` bytes further on, at most the largest number (which
     /// every bounds check refuses).

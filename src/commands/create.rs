@@ -15,6 +15,8 @@ const SECTOR: u64 = 512;
 
 /// Arguments of `create`.
 #[derive(Debug, clap::Args)]
+#[command(override_usage = "instar create [OPTIONS] <FILE> [SIZE]")]
+#[command(after_help = "'instar create -f FMT -o help' lists the options of a format.")]
 pub struct Args {
     /// Format of the new image
     #[arg(short, long, value_name = "FMT", default_value = "raw")]
@@ -38,20 +40,35 @@ pub struct Args {
     elsewhere: Elsewhere,
     /// Image file; what it held before is lost
     #[arg(value_name = "FILE")]
-    file: PathBuf,
+    file: Option<PathBuf>,
     /// Size of the disk; that of the backing image if left out
     #[arg(value_name = "SIZE", allow_hyphen_values = true)]
     size: Option<String>,
 }
 
+/// What is said where FILE is missing.
+const NO_FILE: &str = "Expecting image file name\nTry 'instar create --help' for more info";
+
 /// Runs `create`.
 pub fn run(args: &Args, global: &Global) -> Result<(), Error> {
     args.elsewhere.refuse()?;
+    let given: Vec<(String, String)> = args
+        .options
+        .iter()
+        .flat_map(|text| options::parse(text))
+        .collect();
+    if options::wants_help(&given) {
+        let format = new_format(&args.format).map_err(Error::Refused)?;
+        return say(&options::help(format));
+    }
+    let Some(path) = &args.file else {
+        return Err(Error::refused(NO_FILE));
+    };
     let size = args.size.as_deref().map(image_size).transpose()?;
-    let file = args.file.to_string_lossy();
+    let file = path.to_string_lossy();
     // Every refusal from here on begins with the file's name.
     let refuse = |text: String| Error::Refused(format!("{file}: {text}"));
-    let wanted = Wanted::read(args, size).map_err(refuse)?;
+    let wanted = Wanted::read(args, given, size).map_err(refuse)?;
     let pool = global.pool()?;
     let backing = Backing {
         pool: &pool,
@@ -72,7 +89,7 @@ pub fn run(args: &Args, global: &Global) -> Result<(), Error> {
         backing: wanted.backing,
         backing_size,
     };
-    let created = image::create(&pool, &args.file, &request)?;
+    let created = image::create(&pool, path, &request)?;
     created.warnings.iter().for_each(|warning| warn(warning));
     match args.quiet {
         true => Ok(()),
@@ -114,13 +131,12 @@ struct Wanted {
 impl Wanted {
     /// Puts arguments and `-o` options together. The error is the text behind
     /// the file's name.
-    fn read(args: &Args, size: Option<u64>) -> Result<Self, String> {
+    fn read(
+        args: &Args,
+        mut given: Vec<(String, String)>,
+        size: Option<u64>,
+    ) -> Result<Self, String> {
         let format = new_format(&args.format)?;
-        let mut given: Vec<(String, String)> = args
-            .options
-            .iter()
-            .flat_map(|text| options::parse(text))
-            .collect();
         let size = match (size, options::take(&mut given, "size")) {
             (Some(_), Some(_)) => {
                 return Err("The image size must be specified only once".to_owned());

@@ -13,7 +13,7 @@ use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -55,7 +55,7 @@ pub fn run(_args: &Args, global: &Global) -> Result<(), Error> {
         .folder
         .close()
         .map_err(Error::system(format!("Could not remove {folder}")))?;
-    say(&format!("\nUnmounted, and {folder} is gone.\n"))
+    say(&format!("\n{folder} is gone.\n"))
 }
 
 /// The temporary directory with the images.
@@ -152,9 +152,8 @@ impl Mount {
     }
 
     fn wait_for_files(&mut self) -> io::Result<()> {
-        let first = self.at.join(SAMPLES[0].0);
         let start = Instant::now();
-        while !first.exists() {
+        while !self.is_mounted() {
             if self.daemon.try_wait()?.is_some() || start.elapsed() > PATIENCE {
                 return Err(io::ErrorKind::TimedOut.into());
             }
@@ -165,7 +164,17 @@ impl Mount {
 
     /// Unmounts and waits until the daemon has released everything.
     fn stop(mut self) -> Result<(), Error> {
-        match self.end() {
+        let program = std::env::current_exe().map_err(Error::system("Could not find instar"))?;
+        let unmounted = Command::new(program)
+            .arg("umount")
+            .arg(&self.at)
+            .status()
+            .map_err(Error::system("Could not start 'instar umount'"))?;
+        if !unmounted.success() {
+            return Err(Error::refused("'instar umount' failed"));
+        }
+        say("$ instar umount disks\n")?;
+        match self.wait() {
             Some(status) if status.success() => Ok(()),
             Some(status) => Err(Error::Refused(format!(
                 "'instar mount' ended with {status}"
@@ -174,12 +183,12 @@ impl Mount {
         }
     }
 
-    fn end(&mut self) -> Option<std::process::ExitStatus> {
-        let id = i32::try_from(self.daemon.id()).ok()?;
-        if let Ok(Some(status)) = self.daemon.try_wait() {
-            return Some(status);
-        }
-        kill(Pid::from_raw(id), Signal::SIGTERM).ok()?;
+    fn is_mounted(&self) -> bool {
+        self.at.join(SAMPLES[0].0).exists()
+    }
+
+    /// Waits for the daemon to end.
+    fn wait(&mut self) -> Option<ExitStatus> {
         let start = Instant::now();
         while start.elapsed() < PATIENCE {
             match self.daemon.try_wait() {
@@ -193,9 +202,16 @@ impl Mount {
 }
 
 impl Drop for Mount {
+    /// After a failure: the daemon must not outlive the demo.
     fn drop(&mut self) {
-        if self.end().is_none() {
-            // A daemon that does not react must not outlive the demo.
+        if !matches!(self.daemon.try_wait(), Ok(None)) {
+            return;
+        }
+        if let Ok(id) = i32::try_from(self.daemon.id()) {
+            // It may have ended in this moment.
+            let _ = kill(Pid::from_raw(id), Signal::SIGTERM);
+        }
+        if self.wait().is_none() {
             let _ = self.daemon.kill();
             let _ = self.daemon.wait();
         }
@@ -226,7 +242,7 @@ fn tell(stage: &Stage) -> Result<(), Error> {
     for (name, _, size) in SAMPLES {
         verify(&stage.disks().join(name), name, size).map_err(failed())?;
     }
-    say("\nOld content unchanged, the new space reads as zeroes.\n")
+    say("\nOld content unchanged, the new space reads as zeroes.\n\n")
 }
 
 /// What truncate(1) does.

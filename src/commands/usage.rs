@@ -101,7 +101,6 @@ fn in_qemus_words(error: &clap::Error, command: Option<&str>) -> Option<String> 
         (ErrorKind::MissingRequiredArgument, _) => {
             let missing = match command? {
                 "resize" => "Expecting image file name and size",
-                "create" => "Expecting image file name",
                 "info" | "map" => "Expecting one image file name",
                 _ => return None,
             };

@@ -303,3 +303,80 @@ fn write_line(out: &mut String, label: &str, value: &Value, level: usize) -> fmt
         value => writeln!(out, " {value}"),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn fact(depth: u8, key: &str, value: FactValue) -> Fact {
+        Fact {
+            depth,
+            key: key.to_owned(),
+            value,
+        }
+    }
+
+    fn tree(facts: &[Fact]) -> Value {
+        Value::Object(members(&mut facts.iter().peekable(), 0))
+    }
+
+    #[test]
+    fn flattened_facts_become_a_tree_again() {
+        let facts = [
+            fact(0, "compat", FactValue::Text("1.1".to_owned())),
+            fact(0, "bitmaps", FactValue::List),
+            fact(1, "", FactValue::Object),
+            fact(2, "flags", FactValue::List),
+            fact(3, "", FactValue::Text("auto".to_owned())),
+            fact(2, "name", FactValue::Text("b0".to_owned())),
+            fact(1, "", FactValue::Object),
+            fact(2, "granularity", FactValue::Number(512)),
+            fact(0, "corrupt", FactValue::Bool(false)),
+        ];
+        assert_eq!(
+            tree(&facts),
+            json!({
+                "compat": "1.1",
+                "bitmaps": [{"flags": ["auto"], "name": "b0"}, {"granularity": 512}],
+                "corrupt": false
+            })
+        );
+    }
+
+    #[test]
+    fn a_tree_of_any_depth_is_bounded_work() {
+        let deepest = |depth| fact(depth, "k", FactValue::Object);
+        let mut facts: Vec<Fact> = (0..=u8::MAX).map(deepest).collect();
+        facts.extend((0..1000).map(|_| deepest(u8::MAX)));
+        let mut levels = 0;
+        let mut value = &tree(&facts);
+        while let Some(inside) = value.get("k") {
+            value = inside;
+            levels += 1;
+        }
+        assert_eq!(levels, 256);
+    }
+
+    #[test]
+    fn facts_that_belong_nowhere_do_not_get_lost() {
+        let facts = [fact(7, "a", FactValue::Bool(true)), deep("b")];
+        assert_eq!(tree(&facts), json!({"a": true, "b": false}));
+    }
+
+    fn deep(key: &str) -> Fact {
+        fact(3, key, FactValue::Bool(false))
+    }
+
+    #[test]
+    fn a_guests_clock_has_hours_as_wide_as_they_are() {
+        assert_eq!(clock(0), "0000:00:00.000");
+        assert_eq!(clock(61_234_999_999), "0000:01:01.234");
+        assert_eq!(clock(12_345 * 3_600_000_000_000), "12345:00:00.000");
+    }
+
+    #[test]
+    fn names_are_padded_by_bytes() {
+        assert_eq!(padded("äÖ", 6), "äÖ  ");
+        assert_eq!(padded("longer", 3), "longer");
+    }
+}

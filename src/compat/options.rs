@@ -1,6 +1,8 @@
 //! Lists of `key=value` options: how `-o` writes them and how the `Formatting`
 //! line shows them.
 
+use instar_guest::Format;
+
 /// Splits what `-o` gave: elements between commas, `,,` for a comma inside one,
 /// and `on` for a key without a value.
 pub fn parse(text: &str) -> Vec<(String, String)> {
@@ -33,6 +35,54 @@ pub fn take(options: &mut Vec<(String, String)>, key: &str) -> Option<String> {
         .extract_if(.., |(name, _)| name == key)
         .last()
         .map(|(_, value)| value)
+}
+
+/// Whether the list of options is asked for, not an image.
+pub fn wants_help(options: &[(String, String)]) -> bool {
+    options.iter().any(|(key, _)| key == "help" || key == "?")
+}
+
+/// The list of a format's options.
+pub fn help(format: Format) -> String {
+    const SIZE: (&str, &str) = ("size=<size>", "Size of the disk");
+    let options: &[(&str, &str)] = match format {
+        Format::Raw => &[
+            (
+                "preallocation=<str>",
+                "What is allocated at once: off, falloc",
+            ),
+            SIZE,
+        ],
+        Format::Qcow2 => &[
+            (
+                "backing_file=<str>",
+                "Image that holds what this one does not",
+            ),
+            ("backing_fmt=<str>", "Format of that image"),
+            ("cluster_size=<size>", "Unit of allocation: 512 to 2M"),
+            ("compat=<str>", "Version of the format: v2 (0.10), v3 (1.1)"),
+            (
+                "compression_type=<str>",
+                "How clusters are compressed: zlib, zstd",
+            ),
+            ("extended_l2=<bool>", "Allocate in 32nds of a cluster"),
+            (
+                "lazy_refcounts=<bool>",
+                "Bring reference counts up to date later",
+            ),
+            (
+                "preallocation=<str>",
+                "What is allocated at once: off, falloc",
+            ),
+            ("refcount_bits=<num>", "Width of a reference count: 1 to 64"),
+            SIZE,
+        ],
+    };
+    let mut text = format!("Supported {} options:\n", format.name());
+    for (option, meaning) in options {
+        text.push_str(&format!("  {option:<22} - {meaning}\n"));
+    }
+    text
 }
 
 /// The line that `create` prints.

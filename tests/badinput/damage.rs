@@ -520,7 +520,7 @@ pub const TABLES: &[Damage] = &[
     ),
     damage(
         "refcount block past the end",
-        "plain",
+        "small",
         Refused::Resizing,
         "refcount",
         |i| {
@@ -530,7 +530,7 @@ pub const TABLES: &[Damage] = &[
     ),
     damage(
         "refcount block misaligned",
-        "plain",
+        "small",
         Refused::Resizing,
         "refcount",
         |i| {
@@ -541,7 +541,7 @@ pub const TABLES: &[Damage] = &[
     ),
     damage(
         "refcount block that is the refcount table",
-        "plain",
+        "small",
         Refused::Resizing,
         "refcount",
         |i| {

@@ -9,7 +9,7 @@ use crate::tools::{qemu_img, read, scratch, write};
 use std::path::Path;
 
 /// Damaged images per kind.
-const ROUNDS: u64 = 24;
+const ROUNDS: u64 = 12;
 /// The damaged file.
 const IMAGE: &str = "image.qcow2";
 
@@ -22,7 +22,7 @@ pub fn check(kind: &'static Kind, isolation: &str, seed: u64) -> Result<Vec<Stri
     let mut notes = Vec::new();
     for round in 0..ROUNDS {
         let mut image = sound.clone();
-        let hits = hurt(&mut image, &mut Random(seed ^ round << 32));
+        let hits = hurt(&mut image, &mut kind.random(seed, round));
         let round = format!("{}, round {round}: {hits}", kind.name);
         let note = commands(dir.path(), isolation, &image)
             .map_err(|fault| format!("{round} (seed {seed}): {fault}"))?;

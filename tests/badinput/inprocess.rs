@@ -4,7 +4,6 @@
 use crate::damage::{Damage, Refused};
 use crate::flips::hurt;
 use crate::pool::{self, Kind};
-use crate::random::Random;
 use crate::tools::{qemu_img, read, scratch, write};
 use instar_guest::plan::Plan;
 use instar_guest::proto::{FileNo, MAX_INFLATE, Preallocation};
@@ -69,7 +68,7 @@ impl<'a> Session<'a> {
 
     fn grow(&mut self) -> Result<Plan, Failure> {
         let reply = self.ask(Request::Resize {
-            size: self.size.saturating_add(1 << 20),
+            size: self.size.max(pool::LARGE),
             preallocation: Preallocation::Off,
             shrink: false,
             backing_size: None,
@@ -171,7 +170,7 @@ pub fn answers_whatever_is_hit(kind: &Kind, seed: u64) -> Result<(), String> {
     let sound = pool::make(kind, dir.path())?;
     for round in 0..ROUNDS {
         let mut image = sound.clone();
-        let hits = hurt(&mut image, &mut Random(seed ^ round << 32));
+        let hits = hurt(&mut image, &mut kind.random(seed, round));
         let used = catch_unwind(AssertUnwindSafe(|| use_all(&image)));
         let fault = match used {
             Ok(Ok(())) => continue,
@@ -241,7 +240,7 @@ pub fn reads_like_qemu(kind: &Kind, seed: u64) -> Result<Vec<String>, String> {
     let mut notes = Vec::new();
     for round in 0..COMPARED {
         let mut image = sound.clone();
-        let hits = hurt(&mut image, &mut Random(seed ^ round << 40));
+        let hits = hurt(&mut image, &mut kind.random(seed, ROUNDS + round));
         write(&dir.path().join("hurt.qcow2"), &image)?;
         let info = qemu_img(dir.path(), &["info", "-f", "qcow2", "hurt.qcow2"])?;
         let ours = Session::open(&image).and_then(|mut session| match session.size {

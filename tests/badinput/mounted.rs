@@ -148,7 +148,7 @@ fn use_damaged(path: &Path, damage: &Damage) -> Option<String> {
         Refused::Mapping | Refused::Reading => refused(read, &[libc::EIO]),
         Refused::Resizing => {
             let opened = OpenOptions::new().write(true).open(path);
-            let grown = opened.and_then(|file| file.set_len(pool::SIZE + ADDED));
+            let grown = opened.and_then(|file| file.set_len(pool::LARGE));
             read.err()
                 .map(|error| format!("reading: {error}"))
                 .or_else(|| {

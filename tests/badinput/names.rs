@@ -1,6 +1,6 @@
 //! Images that name files which are not theirs to have.
 
-use crate::refusals::refused_name;
+use crate::refusals::{IMAGE, refused_name};
 use crate::tools::{must, scratch, write};
 use std::os::unix::fs::{PermissionsExt, chown, symlink};
 use std::path::Path;
@@ -74,23 +74,26 @@ pub const NAMES: &[Name] = &[
         make: |dir| {
             base(dir, "base", 0o600)?;
             overlay(dir, "base")?;
-            chown(dir.join("image.qcow2"), Some(TENANT), Some(TENANT))
-                .map_err(|error| error.to_string())
+            chown(dir.join(IMAGE), Some(TENANT), Some(TENANT)).map_err(|error| error.to_string())
         },
         says: "belongs to another user",
     },
     Name {
         name: "itself",
-        make: |dir| overlay_on(dir, "image.qcow2", "image.qcow2", "qcow2"),
-        says: "image.qcow2",
+        make: |dir| {
+            overlay_on(dir, "new.qcow2", IMAGE, "qcow2")?;
+            std::fs::rename(dir.join("new.qcow2"), dir.join(IMAGE))
+                .map_err(|error| error.to_string())
+        },
+        says: "is an image of the chain that names it",
     },
     Name {
         name: "a cycle of two",
         make: |dir| {
-            overlay_on(dir, "other.qcow2", "image.qcow2", "qcow2")?;
-            overlay_on(dir, "image.qcow2", "other.qcow2", "qcow2")
+            overlay_on(dir, "other.qcow2", IMAGE, "qcow2")?;
+            overlay_on(dir, IMAGE, "other.qcow2", "qcow2")
         },
-        says: "image.qcow2",
+        says: "is an image of the chain that names it",
     },
     Name {
         name: "a missing file",
@@ -116,11 +119,18 @@ pub fn check(name: &Name, isolation: &str) -> Result<(), String> {
     }
     let dir = scratch()?;
     (name.make)(dir.path())?;
-    refused_name(dir.path(), isolation, "image.qcow2", name.says)
+    // The facts need a backing file, where the chain is asked for; a data file
+    // they do not need.
+    let all: [&[&str]; 3] = [&["map"], &["resize", "+1M"], &["info", "--backing-chain"]];
+    let commands = match name.name.contains("data file") {
+        true => &all[..2],
+        false => &all,
+    };
+    refused_name(dir.path(), isolation, commands, name.says)
 }
 
 fn overlay(dir: &Path, backing: &str) -> Result<(), String> {
-    overlay_on(dir, "image.qcow2", backing, "raw")
+    overlay_on(dir, IMAGE, backing, "raw")
 }
 
 fn overlay_on(dir: &Path, image: &str, backing: &str, format: &str) -> Result<(), String> {
@@ -141,18 +151,9 @@ fn base(dir: &Path, name: &str, mode: u32) -> Result<(), String> {
 fn data_file(dir: &Path, name: &str) -> Result<(), String> {
     let own = "x".repeat(name.len());
     let option = format!("data_file={own}");
-    let arguments = [
-        "create",
-        "-q",
-        "-f",
-        "qcow2",
-        "-o",
-        &option,
-        "image.qcow2",
-        "1M",
-    ];
+    let arguments = ["create", "-q", "-f", "qcow2", "-o", &option, IMAGE, "1M"];
     must(dir, "qemu-img", &arguments)?;
-    let path = dir.join("image.qcow2");
+    let path = dir.join(IMAGE);
     let mut image = crate::tools::read(&path)?;
     let at = image
         .windows(own.len())

@@ -1,5 +1,6 @@
 //! Sound images of every kind, made by qemu's tools, to be damaged.
 
+use crate::random::Random;
 use crate::tools::must;
 use std::path::Path;
 
@@ -17,6 +18,8 @@ pub struct Kind {
 
 /// Virtual size of every kind, in bytes.
 pub const SIZE: u64 = 8 << 20;
+/// A size for which the L1 table of kind `small` has to move, in bytes.
+pub const LARGE: u64 = 4 << 30;
 
 const PLAIN: Kind = Kind {
     name: "plain",
@@ -70,6 +73,17 @@ pub const KINDS: &[Kind] = &[
         ..PLAIN
     },
 ];
+
+impl Kind {
+    /// The generator for one round of damage: different for every kind.
+    pub fn random(&self, seed: u64, round: u64) -> Random {
+        let name = self
+            .name
+            .bytes()
+            .fold(0, |sum: u64, byte| sum * 31 + u64::from(byte));
+        Random(seed ^ name << 32 ^ round)
+    }
+}
 
 /// Makes the image of a kind.
 pub fn make(kind: &Kind, dir: &Path) -> Result<Vec<u8>, String> {

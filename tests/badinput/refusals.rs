@@ -7,7 +7,7 @@ use crate::tools::{read, scratch, write};
 use std::path::Path;
 
 /// The damaged file.
-const IMAGE: &str = "image.qcow2";
+pub const IMAGE: &str = "image.qcow2";
 
 /// One damaged image: the uses that it spoils are refused with exit status 1
 /// and a text that says what is wrong, and no command changes a byte of it
@@ -16,7 +16,7 @@ pub fn damaged(damage: &Damage, isolation: &str) -> Result<(), String> {
     let dir = scratch()?;
     let mut image = pool::named(damage.kind, dir.path())?;
     (damage.edit)(&mut image);
-    let larger = (pool::SIZE + (1 << 20)).to_string();
+    let larger = pool::LARGE.to_string();
     let commands: [(&[&str], bool); 4] = [
         (
             &["info", "-f", "qcow2", IMAGE],
@@ -59,14 +59,17 @@ pub fn damaged(damage: &Damage, isolation: &str) -> Result<(), String> {
 
 /// Commands on an image that names what it may not have: refused with exit
 /// status 1 and a text that says so, byte-identical.
-pub fn refused_name(dir: &Path, isolation: &str, image: &str, says: &str) -> Result<(), String> {
-    let before = read(&dir.join(image))?;
-    for arguments in [
-        &["map", "-f", "qcow2", image][..],
-        &["resize", "-f", "qcow2", image, "+1M"],
-        &["info", "--backing-chain", "-f", "qcow2", image],
-    ] {
-        let outcome = instar(dir, isolation, arguments)?;
+pub fn refused_name(
+    dir: &Path,
+    isolation: &str,
+    commands: &[&[&str]],
+    says: &str,
+) -> Result<(), String> {
+    let before = read(&dir.join(IMAGE))?;
+    for command in commands {
+        let mut arguments = command.to_vec();
+        arguments.splice(1..1, ["-f", "qcow2", IMAGE]);
+        let outcome = instar(dir, isolation, &arguments)?;
         let what = format!("{arguments:?}: {}", outcome.brief());
         if outcome.code != 1 {
             return Err(format!("{what}; exit 1 was expected"));
@@ -74,7 +77,7 @@ pub fn refused_name(dir: &Path, isolation: &str, image: &str, says: &str) -> Res
         if !outcome.text.contains(says) {
             return Err(format!("{what}; the text has to say {says:?}"));
         }
-        if read(&dir.join(image))? != before {
+        if read(&dir.join(IMAGE))? != before {
             return Err(format!("{what}; the image has changed"));
         }
     }

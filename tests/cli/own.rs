@@ -246,6 +246,8 @@ fn generated(sandbox: &'static str) -> Outcome {
     for (line, wanted) in [
         ("--help", "Change the size of a disk image"),
         ("resize --help", "Print the plan"),
+        ("create -f qcow2 -o help", "  cluster_size=<size>    - "),
+        ("create -f raw -o ? disk", "Supported raw options:\n"),
         ("completions bash", "--preallocation"),
         ("completions fish", "dry-run"),
         ("man", "instar\\-resize"),

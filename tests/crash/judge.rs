@@ -24,6 +24,16 @@ pub enum Content {
     Mixed,
 }
 
+/// How much of a state is judged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Depth {
+    /// What a reader finds.
+    Present,
+    /// And what becomes of it: the same request again, a repair, a grow by
+    /// another program.
+    AndFuture,
+}
+
 /// What was found out about a state.
 #[derive(Clone, Debug)]
 pub struct Verdict {
@@ -48,6 +58,7 @@ struct Seen {
 pub struct Judge<'a> {
     case: &'a Case,
     setup: &'a Setup,
+    depth: Depth,
     dir: tempfile::TempDir,
     /// What the same request on files came to that were met before: repairs
     /// turn many states into the same one.
@@ -56,12 +67,13 @@ pub struct Judge<'a> {
 
 impl<'a> Judge<'a> {
     /// A judge with its own copy of what the images refer to.
-    pub fn new(case: &'a Case, setup: &'a Setup) -> Result<Self, String> {
+    pub fn new(case: &'a Case, setup: &'a Setup, depth: Depth) -> Result<Self, String> {
         let dir = crate::tools::scratch()?;
         setup.link_backing(dir.path())?;
         Ok(Self {
             case,
             setup,
+            depth,
             dir,
             reruns: RefCell::default(),
         })
@@ -82,7 +94,7 @@ impl<'a> Judge<'a> {
             faults.push(self.describe_disk(&seen.disk));
         }
         faults.extend(self.compare_kept(&seen));
-        if faults.is_empty() {
+        if faults.is_empty() && self.depth == Depth::AndFuture {
             let disk = seen.disk.as_deref().unwrap_or_default();
             faults.extend(self.rerun(&state.files, disk)?);
             if seen.leaks {

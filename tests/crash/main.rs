@@ -24,6 +24,7 @@ mod setup;
 mod tools;
 
 use cases::Case;
+use judge::Depth;
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
 use report::Row;
 use setup::Setup;
@@ -49,6 +50,9 @@ fn main() -> ExitCode {
         let rows = Arc::clone(&table);
         trials.push(with_oracle(format!("state/{}", case.name), move || {
             every_state_is_old_or_new(case, seed, &rows)
+        }));
+        trials.push(with_oracle(format!("executor/{}", case.name), move || {
+            recorded::is_as_good_as_the_plan(case, seed)
         }));
         trials.extend(orders::trials(case, seed));
     }
@@ -82,7 +86,7 @@ fn with_oracle(name: String, body: impl FnOnce() -> Result<(), String> + Send + 
 fn every_state_is_old_or_new(case: &'static Case, seed: u64, table: &Table) -> Result<(), String> {
     let setup = Setup::build(case)?;
     let planned = orders::plan(case, &setup)?;
-    let row = report::explore(case, &setup, &planned.epochs, seed, false)?;
+    let row = report::explore(case, &setup, &planned.epochs, seed, Depth::AndFuture)?;
     let examples = row.examples.join("\n");
     let (bad, old, new) = (row.bad, row.old, row.new);
     if let Ok(mut table) = table.lock() {

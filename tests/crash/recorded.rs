@@ -5,6 +5,9 @@
 use crate::cases::Case;
 use crate::disk::{Epoch, Event};
 use crate::engine::Change;
+use crate::explore::State;
+use crate::judge::{Content, Depth, Judge};
+use crate::report::explore;
 use crate::setup::Setup;
 use instar::image::{Access, Effects, Image, OpenOptions, ResizeOptions};
 use instar::sandbox::{Config, Pool};
@@ -124,9 +127,45 @@ impl Effects for Recorder {
     }
 }
 
+/// What the executor does is what the plan says, epoch for epoch, or at least
+/// as safe: then every state that it can leave is judged.
+pub fn is_as_good_as_the_plan(case: &'static Case, seed: u64) -> Result<(), String> {
+    let setup = Setup::build(case)?;
+    let planned = crate::orders::plan(case, &setup)?.epochs;
+    let done = epochs(case, &setup)?;
+    let mut finished = setup.files.clone();
+    finished.apply_all(&done);
+    let state = State {
+        cause: "the executor's result".to_owned(),
+        files: finished,
+    };
+    let verdict = Judge::new(case, &setup, Depth::Present)?.verdict(&state)?;
+    if verdict.content != Some(Content::New) || verdict.leaks || !verdict.faults.is_empty() {
+        return Err(format!("the executor's result: {verdict:?}"));
+    }
+    if pieces(&planned) == pieces(&done) {
+        return Ok(());
+    }
+    let row = explore(case, &setup, &done, seed, Depth::Present)?;
+    match row.bad {
+        0 => Ok(()),
+        _ => Err(format!("(seed {seed})\n{}", row.examples.join("\n"))),
+    }
+}
+
+/// Epochs in a form in which the order and the splitting of events inside an
+/// epoch make no difference.
+fn pieces(epochs: &[Epoch]) -> Vec<BTreeSet<String>> {
+    let pieces = |epoch: &Epoch| {
+        let split = epoch.iter().flat_map(Event::split);
+        split.map(|piece| format!("{piece:?}")).collect()
+    };
+    epochs.iter().map(pieces).collect()
+}
+
 /// Makes the case's change through an open image, and answers what reached its
 /// files.
-pub fn epochs(case: &Case, setup: &Setup) -> Result<Vec<Epoch>, String> {
+fn epochs(case: &Case, setup: &Setup) -> Result<Vec<Epoch>, String> {
     let dir = crate::tools::scratch()?;
     setup.link_backing(dir.path())?;
     setup.store(&setup.files, dir.path())?;

@@ -3,7 +3,7 @@
 use crate::cases::Case;
 use crate::disk::Epoch;
 use crate::explore::{State, states};
-use crate::judge::{Content, Judge, Verdict};
+use crate::judge::{Content, Depth, Judge, Verdict};
 use crate::setup::Setup;
 use std::fmt;
 use std::sync::Mutex;
@@ -82,14 +82,14 @@ impl fmt::Display for Row {
     }
 }
 
-/// Judges every state that a crash during `epochs` can leave. Stops after the
-/// first bad one where `first_bad` says so.
+/// Judges every state that a crash during `epochs` can leave. With
+/// [`Depth::Present`], stops after the first bad one.
 pub fn explore(
     case: &Case,
     setup: &Setup,
     epochs: &[Epoch],
     seed: u64,
-    first_bad: bool,
+    depth: Depth,
 ) -> Result<Row, String> {
     let row = Mutex::new(Row {
         name: case.name.to_owned(),
@@ -100,9 +100,9 @@ pub fn explore(
     let receive = Mutex::new(receive);
     std::thread::scope(|scope| {
         let judges: Vec<_> = (0..JUDGES)
-            .map(|_| scope.spawn(|| judge(case, setup, &receive, &row)))
+            .map(|_| scope.spawn(|| judge(case, setup, depth, &receive, &row)))
             .collect();
-        let enough = || first_bad && row.lock().is_ok_and(|row| row.bad > 0);
+        let enough = || depth == Depth::Present && row.lock().is_ok_and(|row| row.bad > 0);
         states(&setup.files, epochs, seed, |state| {
             if !enough() {
                 let _ = send.send(state);
@@ -120,10 +120,11 @@ pub fn explore(
 fn judge(
     case: &Case,
     setup: &Setup,
+    depth: Depth,
     states: &Mutex<Receiver<State>>,
     row: &Mutex<Row>,
 ) -> Result<(), String> {
-    let judge = Judge::new(case, setup)?;
+    let judge = Judge::new(case, setup, depth)?;
     loop {
         let next = states.lock().map_err(|_| "poisoned")?.recv();
         let Ok(state) = next else { return Ok(()) };

@@ -47,9 +47,6 @@ pub struct CryptoRef {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Extensions {
     list: Vec<Extension>,
-    /// Offset in the file behind the last extension, where the end marker is
-    /// or would be.
-    end: usize,
 }
 
 impl Extensions {
@@ -97,7 +94,7 @@ impl Extensions {
             });
             at = next(at, len);
         }
-        let extensions = Self { list, end: at };
+        let extensions = Self { list };
         extensions.check_duplicates()?;
         extensions.check_texts()?;
         Ok(extensions)
@@ -145,11 +142,6 @@ impl Extensions {
     /// All extensions, unknown ones included.
     pub fn iter(&self) -> impl Iterator<Item = &Extension> {
         self.list.iter()
-    }
-
-    /// Offset in the file of the end marker.
-    pub fn end(&self) -> usize {
-        self.end
     }
 
     /// The extension of a type.

@@ -189,6 +189,10 @@ fn unzstd(
                 return Err("the zstd data is longer than the cluster");
             }
         }
+        let stored = decoder.get_checksum_from_data();
+        if stored.is_some() && stored != decoder.get_calculated_checksum() {
+            return Err("the checksum of the zstd data is wrong");
+        }
     }
     Ok(())
 }
@@ -199,6 +203,8 @@ mod tests {
     use miniz_oxide::deflate::compress_to_vec;
 
     const CLUSTER: usize = 4096;
+    /// The low half of XXH64, seed 0, as zstd frames have it.
+    const XXH64_OF_4096_ONES: u32 = 0x68da1f79;
 
     fn unpack(compression: Compression, packed: &[u8]) -> Result<Vec<u8>, &'static str> {
         let mut cluster = vec![0; CLUSTER];
@@ -287,6 +293,19 @@ mod tests {
         assert_eq!(
             unpack(Compression::Zstd, &frame(0x18, &[(1, 4095)])),
             Err("invalid zstd frame")
+        );
+    }
+
+    #[test]
+    fn a_zstd_frame_with_a_checksum_is_checked() {
+        let mut packed = frame(0x18, &[(1, CLUSTER as u32)]);
+        packed[4] |= 1 << 2;
+        packed.extend(XXH64_OF_4096_ONES.to_le_bytes());
+        unpacks(Compression::Zstd, &packed, &[1; CLUSTER]);
+        packed[10] = 2;
+        assert_eq!(
+            unpack(Compression::Zstd, &packed),
+            Err("the checksum of the zstd data is wrong")
         );
     }
 

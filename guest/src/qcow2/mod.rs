@@ -29,6 +29,7 @@ mod open;
 mod options;
 mod refcount;
 mod snapshots;
+mod table_refs;
 mod width;
 mod write;
 

@@ -4,7 +4,7 @@
 use crate::lab::Lab;
 use instar_guest::proto::Preallocation;
 use instar_guest::testing::Session;
-use instar_guest::{Failure, FailureKind, Request};
+use instar_guest::{Failure, FailureKind, Reply, Request};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, RngSeed, TestCaseError, TestRunner};
 use std::cell::Cell;
@@ -97,22 +97,37 @@ fn hot_bytes(image: &[u8]) -> Vec<usize> {
 fn exercise(image: Vec<u8>) -> Result<bool, TestCaseError> {
     let before = image.clone();
     let mut session = Session::new(image);
-    let refused = match session.open(None) {
-        Err(failure) => judge::<()>(Err(failure))?,
-        Ok(facts) => {
-            let len = facts.virtual_size.min(4 << 20);
-            let read = session.read(0, len);
-            let grown = session.call(Request::Resize {
-                size: facts.virtual_size + (8 << 20),
-                preallocation: Preallocation::Off,
-                shrink: false,
-                backing_size: None,
-            });
-            judge(read)? | judge(grown)?
-        }
+    let facts = match session.open(None) {
+        Err(failure) => return judge::<()>(Err(failure)),
+        Ok(facts) => facts,
     };
+    let size = facts.virtual_size;
+    let read = judge(session.read(0, size.min(4 << 20)))?;
+    let grown = judge(session.call(Request::Resize {
+        size: size + (8 << 20),
+        preallocation: Preallocation::Off,
+        shrink: false,
+        backing_size: None,
+    }))?;
+    let mut placed = false;
+    if facts.no_write.is_none() && size > 0 {
+        for offset in [0, 128 << 10, 304 << 10] {
+            let offset = offset % size / facts.write_unit * facts.write_unit;
+            let len = facts.write_unit.min(size - offset);
+            placed |= judge(place(&mut session, offset, len))?;
+        }
+        placed |= judge(session.call(Request::Flush))?;
+    }
     prop_assert!(session.host.image == before, "the image has changed");
-    Ok(refused)
+    Ok(read | grown | placed)
+}
+
+/// Asks for a place, and again for a wider one where that is the answer.
+fn place(session: &mut Session, offset: u64, len: u64) -> Result<Reply, Failure> {
+    match session.call(Request::Allocate { offset, len })? {
+        Reply::Wider { offset, len } => session.call(Request::Allocate { offset, len }),
+        reply => Ok(reply),
+    }
 }
 
 /// A refusal has a reason that is about the image.

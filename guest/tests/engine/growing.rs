@@ -122,12 +122,49 @@ fn compressed_tail(lab: &Lab, case: &Case) {
     lab.qemu_img(&format!("resize -q --shrink disk.qcow2 {}", case.old));
 }
 
+/// What a shrink that stopped after the header leaves: the size alone is less.
+fn stopped_shrink(lab: &Lab, case: &Case) {
+    let longer = case.old + 6 * M;
+    lab.qemu_img(&format!("resize -q disk.qcow2 {longer}"));
+    let whole = format!("write -P 0x79 0 {longer}");
+    let zeroes = format!("write -z {} 64k", case.old + 128 * K);
+    lab.qemu_io("disk.qcow2", &[&whole, &zeroes]);
+    let mut image = lab.bytes("disk.qcow2");
+    image[24..32].copy_from_slice(&case.old.to_be_bytes());
+    lab.write("disk.qcow2", &image);
+}
+
+/// The same, with a snapshot that shares everything.
+fn stopped_shrink_snapshot(lab: &Lab, case: &Case) {
+    stopped_shrink(lab, case);
+    let mut image = lab.bytes("disk.qcow2");
+    image[24..32].copy_from_slice(&(case.old + 6 * M).to_be_bytes());
+    lab.write("disk.qcow2", &image);
+    lab.qemu_img("snapshot -c first disk.qcow2");
+    let mut image = lab.bytes("disk.qcow2");
+    image[24..32].copy_from_slice(&case.old.to_be_bytes());
+    lab.write("disk.qcow2", &image);
+}
+
 fn bitmaps(lab: &Lab, case: &Case) {
     lab.qemu_img("bitmap --add -g 512 disk.qcow2 fine");
     lab.qemu_img("bitmap --add -g 65536 disk.qcow2 coarse");
     lab.qemu_img("bitmap --add -g 512 disk.qcow2 off");
     scribble(lab, case);
     lab.qemu_img("bitmap --disable disk.qcow2 off");
+}
+
+/// Header extensions that leave no room for the bitmaps' in the first sector.
+fn crowded_bitmaps(lab: &Lab, case: &Case) {
+    bitmaps(lab, case);
+    let mut image = lab.bytes("disk.qcow2");
+    assert_eq!(
+        image[112..116],
+        [0x68, 0x03, 0xf8, 0x57],
+        "the feature names"
+    );
+    image[112..116].copy_from_slice(b"what");
+    lab.write("disk.qcow2", &image);
 }
 
 fn cases() -> Vec<Case> {
@@ -164,9 +201,19 @@ fn cases() -> Vec<Case> {
         case("shared_stale_tail_ext", "extended_l2=on", M + 24 * K, 8 * M).then(shared_stale_tail),
         case("compressed_tail", "compat=1.1", M + 24 * K, 8 * M).then(compressed_tail),
         case("compressed_tail_ext", "extended_l2=on", M + 24 * K, 8 * M).then(compressed_tail),
+        case("stopped_shrink", "compat=1.1", M, 8 * M).then(stopped_shrink),
+        case("stopped_shrink_512", "cluster_size=512", M, 3 * M).then(stopped_shrink),
+        case("stopped_shrink_512_far", "cluster_size=512", M, 20 * M).then(stopped_shrink),
+        case("stopped_shrink_odd", "cluster_size=4k", M + K, 8 * M).then(stopped_shrink),
+        case("stopped_shrink_ext", "extended_l2=on", M, 8 * M).then(stopped_shrink),
+        case("stopped_shrink_snapshot", "cluster_size=4k", M, 8 * M).then(stopped_shrink_snapshot),
+        case("stopped_shrink_over", "cluster_size=4k", M, 8 * M)
+            .over(3 * M)
+            .then(stopped_shrink),
         case("bitmaps", "compat=1.1", 64 * M, G).then(bitmaps),
         case("bitmaps_far", "compat=1.1", 64 * M, 100 * G).then(bitmaps),
         case("bitmaps_4k", "cluster_size=4k", 64 * M, G).then(bitmaps),
+        case("bitmaps_crowded", "compat=1.1", 64 * M, 100 * G).then(crowded_bitmaps),
         case("bitmaps_same", "compat=1.1", M, 2 * M).then(bitmaps),
         case("over_longer", "compat=1.1", M, 64 * M).over(8 * M),
         case("over_longer_same_table", "compat=1.1", M, 2 * M)
@@ -239,6 +286,15 @@ fn cases() -> Vec<Case> {
         case("compressed_tail", "cluster_size=16k", M + 24 * K, 8 * M)
             .falloc()
             .then(compressed_tail),
+        case("stopped_shrink", "compat=1.1", M, 8 * M)
+            .falloc()
+            .then(stopped_shrink),
+        case("stopped_shrink_512", "cluster_size=512", M, 9 * M)
+            .falloc()
+            .then(stopped_shrink),
+        case("stopped_shrink_snapshot", "cluster_size=4k", M, 8 * M)
+            .falloc()
+            .then(stopped_shrink_snapshot),
         case("data_file", "data_file=disk.data", M, 64 * M).falloc(),
         case(
             "raw_data_file",
@@ -301,6 +357,7 @@ fn check(case: &Case) {
         "resize -q -f raw old.raw",
     ];
     lab.qemu_img(raw[0]);
+    let bitmaps = bitmaps_of(&lab);
     let old_len = session.host.image.len();
     let reply = resize(&mut session, case).expect("a plan");
     check_shape(&reply, old_len as u64, &session, case);
@@ -312,6 +369,7 @@ fn check(case: &Case) {
         lab.write("disk.data", data);
     }
     lab.qemu_img("check -f qcow2 disk.qcow2");
+    assert_eq!(bitmaps_of(&lab), bitmaps);
     lab.qemu_img(&format!("{} {}", raw[1], case.new));
     lab.qemu_img("compare -f qcow2 -F raw disk.qcow2 old.raw");
     if case.preallocation == Preallocation::Falloc {
@@ -326,6 +384,12 @@ fn check(case: &Case) {
     let end = case.new - 512;
     lab.qemu_io("disk.qcow2", &[&format!("write -P 0x7e {end} 512")]);
     lab.qemu_img("check -f qcow2 disk.qcow2");
+}
+
+/// What qemu-img says about persistent bitmaps.
+fn bitmaps_of(lab: &Lab) -> serde_json::Value {
+    let info = lab.json("info -f qcow2 --output=json disk.qcow2");
+    info["format-specific"]["data"]["bitmaps"].clone()
 }
 
 /// One commit, one write of at most a sector; streamed parts past the old end.

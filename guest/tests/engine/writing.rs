@@ -5,9 +5,7 @@ use crate::lab::{Check, Lab};
 use instar_guest::plan::{Plan, Purpose};
 use instar_guest::proto::{Content, Place, PlanReply};
 use instar_guest::testing::Session;
-use instar_guest::{
-    ExtentKind, Failure, FailureKind, FileNo, Format, Host, Read, Reply, Request, Step,
-};
+use instar_guest::{ExtentKind, Failure, FailureKind, FileNo, Host, Read, Reply, Request, Step};
 
 /// An image to make and to write to.
 struct Case {
@@ -277,7 +275,7 @@ impl Disk {
                 self.fill(place, false);
             }
             assert_eq!(self.session.call(Request::Undo), Ok(Reply::Done));
-            if lens.0 % 3 == 0 {
+            if lens.0.is_multiple_of(3) {
                 self.session.host.image.truncate(lens.0);
                 if let (Some(data), Some(len)) = (&mut self.session.host.data, lens.1) {
                     data.truncate(len);
@@ -501,13 +499,13 @@ fn table_moves() {
         "cluster_size=512",
         "cluster_size=512,refcount_bits=1",
         "cluster_size=512,refcount_bits=64",
-        "cluster_size=1k,refcount_bits=64",
+        "cluster_size=512,refcount_bits=32",
     ] {
-        let (lab, mut disk) = created(options, 60 * M);
+        let (lab, mut disk) = created(options, 16 * M);
         let mut moves = 0;
-        for round in 0..30 {
-            let data = vec![round as u8 + 1; 2 << 20];
-            while let Err(failure) = disk.write(round * 2 * M, &data, false) {
+        for round in 0..15 {
+            let data = vec![round as u8 + 1; 1 << 20];
+            while let Err(failure) = disk.write(round * M, &data, false) {
                 assert_eq!(failure.kind, FailureKind::FlushFirst);
                 moves += count_moves(&disk.flush().plan);
             }
@@ -528,9 +526,14 @@ fn count_moves(plan: &Plan) -> usize {
 }
 
 fn flush_first() {
-    let (_lab, mut disk) = created("cluster_size=2M", 4 << 40);
-    let refused = (0..100).find_map(|n| disk.allocate(n << 39 >> 3, 2 * M).err());
+    let lab = Lab::new();
+    lab.qemu_img("create -q -f qcow2 -o cluster_size=2M disk.qcow2 16T");
+    let mut session = Session::new(lab.bytes("disk.qcow2"));
+    session.open(None).unwrap();
+    let mut allocate = |offset| session.call(Request::Allocate { offset, len: 2 * M });
+    let refused = (0..32).find_map(|table| allocate(table << 39).err());
     assert_eq!(refused.unwrap().kind, FailureKind::FlushFirst);
-    disk.flush();
-    assert!(disk.allocate(0, 2 * M).is_ok());
+    assert!(matches!(session.call(Request::Flush), Ok(Reply::Plan(_))));
+    let mut allocate = |offset| session.call(Request::Allocate { offset, len: 2 * M });
+    assert!(matches!(allocate(31 << 39), Ok(Reply::Placed(_))));
 }

@@ -104,6 +104,25 @@ impl BitmapNeeds {
         Ok(at)
     }
 
+    /// The writes that mark every bitmap of the present directory as in use:
+    /// whoever finds it after a crash will not trust them.
+    pub fn mark_in_use(image: &Qcow2) -> Result<Vec<Step>, Failure> {
+        let Some(place) = image.header.extensions.bitmaps()? else {
+            return Ok(Vec::new());
+        };
+        let mut entry_at = place.directory.0;
+        let mut steps = Vec::new();
+        for bitmap in &image.bitmaps {
+            steps.push(Step::Write {
+                file: FileNo::IMAGE,
+                offset: entry_at + bitmap::FLAGS as u64,
+                data: (bitmap.flags | bitmap::IN_USE).to_be_bytes().to_vec(),
+            });
+            entry_at += bitmap.raw.len().next_multiple_of(8) as u64;
+        }
+        Ok(steps)
+    }
+
     /// The clusters that are not used any more: old tables that moved and the
     /// old directory.
     pub fn released(&self, image: &Qcow2) -> Result<Vec<Run>, Failure> {

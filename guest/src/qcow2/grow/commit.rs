@@ -1,11 +1,16 @@
 //! The commit: one write inside the file's first sector.
+//!
+//! Size, L1 table, refcount table and, where its header extension can be moved
+//! there, the bitmap directory lie in that sector. Where the extension cannot,
+//! the bitmaps are marked as in use before the commit and the extension is
+//! changed after it: a crash in between costs the bitmaps, not the disk.
 
 use super::super::Qcow2;
 use super::super::format::{autoclear, extension, header};
 use super::super::header::Header;
 use crate::bytes;
 use crate::engine::{Host, Read};
-use crate::error::{Failure, FailureKind};
+use crate::error::Failure;
 use crate::plan::{SECTOR, Step};
 use crate::proto::FileNo;
 use alloc::vec;
@@ -24,25 +29,40 @@ pub struct NewHeader {
     pub bitmap_directory: Option<u64>,
 }
 
+/// The writes that make the change.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Commit {
+    /// The commit.
+    pub step: Step,
+    /// The switch to the new bitmap directory, where it is not part of the
+    /// commit.
+    pub directory: Option<Step>,
+}
+
 impl NewHeader {
     /// The write that turns the first sector into this header. It covers only
     /// the bytes that change.
-    pub fn commit(&self, image: &Qcow2, host: &mut dyn Host) -> Result<Step, Failure> {
+    pub fn commit(&self, image: &Qcow2, host: &mut dyn Host) -> Result<Commit, Failure> {
         let mut old = vec![0; SECTOR as usize];
         host.read(&mut [Read {
             file: FileNo::IMAGE,
             offset: 0,
             buf: &mut old,
         }])?;
-        let new = self.sector(&image.header, &old)?;
+        let mut new = self.sector(&image.header, &old)?;
+        let directory = match self.bitmap_directory {
+            Some(directory) => put_directory(&image.header, &mut new, directory)?,
+            None => None,
+        };
         let differs = |(a, b): (&u8, &u8)| a != b;
         let first = old.iter().zip(&new).position(differs).unwrap_or(0);
         let last = old.iter().zip(&new).rposition(differs).unwrap_or(0);
-        Ok(Step::Write {
+        let step = Step::Write {
             file: FileNo::IMAGE,
             offset: first as u64,
             data: bytes::slice(&new, first, last + 1 - first)?.to_vec(),
-        })
+        };
+        Ok(Commit { step, directory })
     }
 
     fn sector(&self, old: &Header, sector: &[u8]) -> Result<Vec<u8>, Failure> {
@@ -61,57 +81,59 @@ impl NewHeader {
             let known = old.autoclear & autoclear::KNOWN;
             bytes::put_be64(&mut new, header::AUTOCLEAR, known)?;
         }
-        if let Some(directory) = self.bitmap_directory {
-            put_directory(old, &mut new, directory)?;
-        }
         Ok(new)
     }
 }
 
-/// Puts the place of the bitmap directory into the sector.
-fn put_directory(old: &Header, sector: &mut [u8], directory: u64) -> Result<(), Failure> {
+/// Puts the place of the bitmap directory into the sector. Where it does not
+/// fit, answers the write that changes it elsewhere.
+fn put_directory(old: &Header, sector: &mut [u8], directory: u64) -> Result<Option<Step>, Failure> {
     let Some(present) = old.extensions.find(extension::BITMAPS) else {
-        return Ok(());
+        return Ok(None);
     };
     let mut data = present.data.clone();
     bytes::put_be64(&mut data, DIRECTORY_OFFSET, directory)?;
     let at = present.at + extension::HEADER_LEN;
     if at + data.len() <= SECTOR as usize {
-        return Ok(bytes::put(sector, at, &data)?);
+        bytes::put(sector, at, &data)?;
+        return Ok(None);
     }
-    // The names of feature bits are optional. Without them the extensions that
-    // matter move into the first sector.
+    let area = compact(old, &data);
     let start = old.header_length as usize;
-    let mut area = sector.get(..start).unwrap_or_default().to_vec();
-    for extension in old.extensions.iter() {
-        match extension.kind {
-            extension::FEATURE_NAMES => {}
-            extension::BITMAPS => push(&mut area, extension::BITMAPS, &data),
-            kind => push(&mut area, kind, &extension.data),
-        }
+    if start + area.len() <= SECTOR as usize {
+        bytes::put(sector, start, &area)?;
+        return Ok(None);
     }
-    area.extend_from_slice(&[0; extension::HEADER_LEN]);
-    if area.len() > SECTOR as usize {
-        return Err(no_room());
-    }
-    Ok(bytes::put(sector, 0, &area)?)
+    // Header and extensions are multiples of 8 long: the number lies in one
+    // sector.
+    Ok(Some(Step::Write {
+        file: FileNo::IMAGE,
+        offset: (at + DIRECTORY_OFFSET) as u64,
+        data: directory.to_be_bytes().to_vec(),
+    }))
 }
 
 /// Offset of the directory's place in the bitmaps extension's data.
 const DIRECTORY_OFFSET: usize = 16;
+
+/// The extensions without the names of feature bits, which are optional, and
+/// with new data for the bitmaps.
+fn compact(old: &Header, bitmaps: &[u8]) -> Vec<u8> {
+    let mut area = Vec::new();
+    for ext in old.extensions.iter() {
+        match ext.kind {
+            extension::FEATURE_NAMES => {}
+            extension::BITMAPS => push(&mut area, ext.kind, bitmaps),
+            kind => push(&mut area, kind, &ext.data),
+        }
+    }
+    area.extend_from_slice(&[0; extension::HEADER_LEN]);
+    area
+}
 
 fn push(area: &mut Vec<u8>, kind: u32, data: &[u8]) {
     area.extend_from_slice(&kind.to_be_bytes());
     area.extend_from_slice(&(data.len() as u32).to_be_bytes());
     area.extend_from_slice(data);
     area.resize(area.len().next_multiple_of(8), 0);
-}
-
-fn no_room() -> Failure {
-    Failure::new(
-        FailureKind::Unsupported,
-        "the image's persistent bitmaps must change together with its size, but its header \
-         extensions do not fit into one sector; remove the bitmaps with `qemu-img bitmap --remove`, \
-         or use `qemu-img resize`",
-    )
 }

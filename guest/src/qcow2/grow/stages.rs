@@ -69,11 +69,17 @@ impl Grow<'_> {
         }
         link.extend(self.link_l1()?);
         let commit = self.header(directory).commit(self.image, prepare.host())?;
+        if commit.directory.is_some() {
+            for step in BitmapNeeds::mark_in_use(self.image)? {
+                prepare.inside(step);
+            }
+        }
         let release = self.release(prepare.host(), refcounts)?;
         let stages = [
             (Purpose::Prepare, prepare.finish()),
             (Purpose::Link, link),
-            (Purpose::Commit, vec![commit]),
+            (Purpose::Commit, vec![commit.step]),
+            (Purpose::Release, commit.directory.into_iter().collect()),
             (Purpose::Release, release),
         ];
         Ok(Plan {

@@ -1,0 +1,202 @@
+//! Growing disks through the whole stack.
+
+use crate::lab::{Lab, Variant, content, equal, open, run, same, text};
+use crate::machine::Outcome;
+use instar::image::{Access, Effects, EffectsHook, ErrorKind, OpenOptions, ResizeOptions};
+use instar::sandbox::Pool;
+use instar_guest::FileNo;
+use instar_guest::proto::Preallocation;
+use std::fs;
+use std::io;
+use std::sync::Arc;
+
+pub const CASES: &[(&str, fn(&Arc<Pool>) -> Outcome)] = &[
+    (
+        "a dry run touches nothing and shows what a resize does",
+        dry_run,
+    ),
+    ("a refused resize leaves every byte", refused),
+    ("growing to the same size costs nothing", no_op),
+    (
+        "a full disk before the commit leaves every byte of the disk",
+        full_disk,
+    ),
+];
+
+pub fn grows(pool: &Arc<Pool>, variant: &'static Variant) -> Outcome {
+    let lab = Lab::new(variant)?;
+    let image = lab.open(pool, Access::Write)?;
+    let mut expected = lab.content.clone();
+    for size in [expected.len() + 512, 9 << 20, 20 << 20] {
+        image
+            .resize(size as u64, &ResizeOptions::default())
+            .map_err(text)?;
+        expected.resize(size, 0);
+        equal(image.virtual_size(), size as u64, "virtual size")?;
+        same(&content(&image)?, &expected, "read after growing")?;
+    }
+    drop(image);
+    lab.judge(&expected)
+}
+
+fn qcow2(name: &str) -> Result<(tempfile::TempDir, std::path::PathBuf), String> {
+    let dir = tempfile::tempdir().map_err(text)?;
+    let path = dir.path().join(name);
+    run(
+        "qemu-img",
+        &[
+            "create",
+            "-q",
+            "-f",
+            "qcow2",
+            &path.to_string_lossy(),
+            "64M",
+        ],
+    )?;
+    run(
+        "qemu-io",
+        &["-c", "write -P 5 1M 3M", &path.to_string_lossy()],
+    )?;
+    Ok((dir, path))
+}
+
+fn dry_run(pool: &Arc<Pool>) -> Outcome {
+    let (_dir, path) = qcow2("disk")?;
+    let before = fs::read(&path).map_err(text)?;
+    let image = open(pool, &path, "qcow2", Access::Write)?;
+    let how = ResizeOptions::default();
+    let shown = image.plan_resize(1 << 40, &how).map_err(text)?;
+    equal(fs::read(&path).map_err(text)?, before, "file")?;
+    equal(
+        image.plan_resize(1 << 40, &how).map_err(text)?,
+        shown,
+        "second plan",
+    )?;
+    image.resize(1 << 40, &how).map_err(text)?;
+    equal(image.virtual_size(), 1 << 40, "size")
+}
+
+fn refused(pool: &Arc<Pool>) -> Outcome {
+    let (_dir, path) = qcow2("disk")?;
+    let before = fs::read(&path).map_err(text)?;
+    let image = open(pool, &path, "qcow2", Access::Write)?;
+    let plain = ResizeOptions::default();
+    let falloc = ResizeOptions {
+        preallocation: Preallocation::Falloc,
+        ..plain
+    };
+    let cases = [
+        ((64 << 20) + 1, plain, ErrorKind::InvalidRequest),
+        (32 << 20, plain, ErrorKind::NotPermitted),
+        (64 << 20, falloc, ErrorKind::InvalidRequest),
+        (1 << 62, plain, ErrorKind::TooLarge),
+    ];
+    for (size, how, kind) in cases {
+        let error = image
+            .resize(size, &how)
+            .err()
+            .ok_or(format!("{size} was accepted"))?;
+        equal(error.kind(), kind, &format!("{size}: {error}"))?;
+        equal(fs::read(&path).map_err(text)?, before.clone(), "file")?;
+        same(
+            &content(&image)?[1 << 20..4 << 20],
+            &vec![5; 3 << 20],
+            "read",
+        )?;
+    }
+    Ok(())
+}
+
+fn no_op(pool: &Arc<Pool>) -> Outcome {
+    let (_dir, path) = qcow2("disk")?;
+    let image = open(pool, &path, "qcow2", Access::Write)?;
+    image
+        .resize(64 << 20, &ResizeOptions::default())
+        .map_err(text)?;
+    let counters = image.counters();
+    equal(
+        (counters.writes, counters.fdatasyncs),
+        (0, 0),
+        "writes and syncs",
+    )
+}
+
+/// Effects on a disk that has no more space for anything new.
+struct Full(Box<dyn Effects>);
+
+fn no_space() -> io::Result<()> {
+    Err(io::Error::from_raw_os_error(libc::ENOSPC))
+}
+
+impl Effects for Full {
+    fn write(&self, file: FileNo, offset: u64, data: &[u8]) -> io::Result<()> {
+        match offset >= 4 << 20 {
+            true => no_space(),
+            false => self.0.write(file, offset, data),
+        }
+    }
+
+    fn zero(&self, _file: FileNo, _offset: u64, _len: u64) -> io::Result<()> {
+        no_space()
+    }
+
+    fn copy(&self, _file: FileNo, _from: u64, _to: u64, _len: u64) -> io::Result<()> {
+        no_space()
+    }
+
+    fn reserve(&self, _file: FileNo, _offset: u64, _len: u64) -> io::Result<()> {
+        no_space()
+    }
+
+    fn punch(&self, file: FileNo, offset: u64, len: u64) -> io::Result<()> {
+        self.0.punch(file, offset, len)
+    }
+
+    fn set_len(&self, file: FileNo, len: u64) -> io::Result<()> {
+        self.0.set_len(file, len)
+    }
+
+    fn sync(&self, file: FileNo) -> io::Result<()> {
+        self.0.sync(file)
+    }
+}
+
+fn full_disk(pool: &Arc<Pool>) -> Outcome {
+    for preallocation in [Preallocation::Off, Preallocation::Falloc] {
+        let (_dir, path) = qcow2("disk")?;
+        let len = fs::metadata(&path).map_err(text)?.len();
+        let mut options = OpenOptions::new(Access::Write);
+        options.effects = EffectsHook(Some(Arc::new(|real| Box::new(Full(real)))));
+        let image = options.open(pool, &path).map_err(text)?;
+        let how = ResizeOptions {
+            preallocation,
+            shrink: false,
+        };
+        // Falloc has data to place; without it only a new L1 table needs space.
+        let size = match preallocation {
+            Preallocation::Falloc => 128 << 20,
+            _ => 1 << 50,
+        };
+        let error = image.resize(size, &how).err().ok_or("it grew")?;
+        equal(
+            error.kind(),
+            ErrorKind::Os(libc::ENOSPC),
+            &error.to_string(),
+        )?;
+        equal(
+            error.message().ends_with("the image is unchanged"),
+            true,
+            error.message(),
+        )?;
+        equal(fs::metadata(&path).map_err(text)?.len(), len, "file length")?;
+        same(
+            &content(&image)?[1 << 20..4 << 20],
+            &vec![5; 3 << 20],
+            "read",
+        )?;
+        equal(image.virtual_size(), 64 << 20, "virtual size")?;
+        drop(image);
+        run("qemu-img", &["check", &path.to_string_lossy()])?;
+    }
+    Ok(())
+}

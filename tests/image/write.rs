@@ -1,0 +1,181 @@
+//! Writing through the whole stack.
+
+use crate::lab::{Lab, Random, Variant, content, equal, open, run, same, text};
+use crate::machine::Outcome;
+use instar::image::{Access, Image, ResizeOptions, SegmentKind};
+use instar::sandbox::Pool;
+use std::sync::Arc;
+use std::thread;
+
+pub const CASES: &[(&str, fn(&Arc<Pool>) -> Outcome)] = &[
+    ("writes cost what they must", costs),
+    ("what is not flushed is not in the file", unflushed),
+];
+
+/// Writes of all lengths, some of them zeroes, flushes and a resize in between.
+pub fn random_writes(pool: &Arc<Pool>, variant: &'static Variant) -> Outcome {
+    let lab = Lab::new(variant)?;
+    let mut model = lab.content.clone();
+    let image = lab.open(pool, Access::Write)?;
+    let mut random = Random(0x5eed);
+    for round in 0..80 {
+        let len = match random.below(4) {
+            0 => 1 + random.below(200),
+            1 => 512 * (1 + random.below(8)),
+            2 => 4096,
+            _ => 1 + random.below(300_000),
+        };
+        let offset = random.below(model.len() as u64 - len);
+        let data = match random.below(5) {
+            0 => vec![0; len as usize],
+            _ => random.bytes(len as usize),
+        };
+        image.write_at(&data, offset).map_err(text)?;
+        model[offset as usize..][..data.len()].copy_from_slice(&data);
+        match round {
+            40 => {
+                same(&content(&image)?, &model, "read before a flush")?;
+            }
+            60 => {
+                let size = model.len() + (3 << 20);
+                image
+                    .resize(size as u64, &ResizeOptions::default())
+                    .map_err(text)?;
+                model.resize(size, 0);
+            }
+            _ if random.below(8) == 0 => image.flush().map_err(text)?,
+            _ => {}
+        }
+    }
+    same(&content(&image)?, &model, "read at the end")?;
+    image.flush().map_err(text)?;
+    drop(image);
+    lab.judge(&model)
+}
+
+/// Threads write the parts of one range that are theirs, at once.
+pub fn concurrent_writers(pool: &Arc<Pool>, variant: &'static Variant) -> Outcome {
+    const THREADS: u64 = 4;
+    const STRIPE: u64 = 3000;
+    let lab = Lab::new(variant)?;
+    let mut model = lab.content.clone();
+    let image = lab.open(pool, Access::Write)?;
+    let stripes = model.len() as u64 / STRIPE;
+    let wrote: Result<Vec<()>, String> = thread::scope(|scope| {
+        let threads: Vec<_> = (0..THREADS)
+            .map(|thread| {
+                let image = &image;
+                scope.spawn(move || write_stripes(image, thread, THREADS, stripes, STRIPE))
+            })
+            .collect();
+        threads
+            .into_iter()
+            .map(|thread| thread.join().map_err(text)?)
+            .collect()
+    });
+    wrote?;
+    for stripe in 0..stripes {
+        let at = (stripe * STRIPE) as usize;
+        model[at..at + STRIPE as usize].fill(1 + (stripe % THREADS) as u8);
+    }
+    same(&content(&image)?, &model, "read at the end")?;
+    image.flush().map_err(text)?;
+    drop(image);
+    lab.judge(&model)
+}
+
+fn write_stripes(image: &Image, first: u64, step: u64, stripes: u64, len: u64) -> Outcome {
+    let data = vec![1 + first as u8; len as usize];
+    let mut buf = data.clone();
+    for stripe in (first..stripes).step_by(step as usize) {
+        image.write_at(&data, stripe * len).map_err(text)?;
+        image.read_at(&mut buf, stripe * len).map_err(text)?;
+        same(&buf, &data, "read after write")?;
+        if stripe % 97 == first {
+            image.flush().map_err(text)?;
+        }
+    }
+    Ok(())
+}
+
+pub fn preallocation(pool: &Arc<Pool>, variant: &'static Variant) -> Outcome {
+    let lab = Lab::new(variant)?;
+    let image = lab.open(pool, Access::Write)?;
+    let size = image.virtual_size();
+    image.preallocate(1000, size - 1000).map_err(text)?;
+    same(&content(&image)?, &lab.content, "read")?;
+    let segments = image.segments(0, size).map_err(text)?;
+    let placed = |kind| matches!(kind, SegmentKind::Data | SegmentKind::Hole);
+    let mut outside = segments.iter().filter(|segment| !placed(segment.kind));
+    equal(outside.next(), None, "a segment without a place")?;
+    let allocated = image.allocated_bytes().map_err(text)?;
+    equal(
+        allocated >= size,
+        true,
+        &format!("{allocated} bytes are allocated"),
+    )?;
+    drop(image);
+    lab.judge(&lab.content)
+}
+
+fn blank() -> Result<(tempfile::TempDir, std::path::PathBuf), String> {
+    let dir = tempfile::tempdir().map_err(text)?;
+    let path = dir.path().join("disk");
+    run(
+        "qemu-img",
+        &[
+            "create",
+            "-q",
+            "-f",
+            "qcow2",
+            &path.to_string_lossy(),
+            "64M",
+        ],
+    )?;
+    Ok((dir, path))
+}
+
+fn costs(pool: &Arc<Pool>) -> Outcome {
+    let (_dir, path) = blank()?;
+    let image = open(pool, &path, "qcow2", Access::Write)?;
+    let data = vec![7; 65536];
+    image.write_at(&data, 0).map_err(text)?;
+    image.flush().map_err(text)?;
+    // The first flush wrote a new table; a flush into one takes two barriers.
+    let before = image.counters();
+    image.write_at(&data, 65536).map_err(text)?;
+    image.flush().map_err(text)?;
+    let after = image.counters();
+    equal(
+        after.fdatasyncs - before.fdatasyncs,
+        2,
+        "fdatasyncs of an allocating write",
+    )?;
+    // In place: no exit, one write, one sync, and nothing for a second flush.
+    let before = image.counters();
+    image.write_at(&data[..4096], 65536).map_err(text)?;
+    image.flush().map_err(text)?;
+    image.flush().map_err(text)?;
+    let after = image.counters();
+    let cost = (
+        after.exits - before.exits,
+        after.writes - before.writes,
+        after.fdatasyncs - before.fdatasyncs,
+    );
+    equal(
+        cost,
+        (0, 1, 1),
+        "exits, writes and fdatasyncs of a write in place",
+    )
+}
+
+fn unflushed(pool: &Arc<Pool>) -> Outcome {
+    let (_dir, path) = blank()?;
+    let image = open(pool, &path, "qcow2", Access::Write)?;
+    image.write_at(&[7; 65536], 0).map_err(text)?;
+    equal(image.is_dirty(), true, "dirty")?;
+    drop(image);
+    run("qemu-img", &["check", &path.to_string_lossy()])?;
+    let image = open(pool, &path, "qcow2", Access::Read)?;
+    same(&content(&image)?, &vec![0; 64 << 20], "read")
+}
