@@ -88,6 +88,8 @@ struct Layers {
     files: Vec<String>,
     /// How a hole in the file below mapped data is shown.
     holes: Vec<Hole>,
+    /// Whether what lies in the file is not what the disk holds.
+    encrypted: Vec<bool>,
     /// Where each disk ends. The rest of a last sector counts as a hole.
     ends: Vec<u64>,
 }
@@ -108,6 +110,7 @@ impl Layers {
         let mut layers = Self {
             files: Vec::new(),
             holes: Vec::new(),
+            encrypted: Vec::new(),
             ends: Vec::new(),
         };
         let mut file = file.to_owned();
@@ -118,6 +121,7 @@ impl Layers {
                 None => file.clone(),
             });
             layers.holes.push(holes(image, &facts)?);
+            layers.encrypted.push(facts.encrypted);
             layers.ends.push(facts.virtual_size);
             if let Some(backing) = &facts.backing {
                 file = names::combine(&file, &backing.name);
@@ -256,6 +260,9 @@ fn entry(segment: &Segment, layers: &Layers) -> Entry {
         zero,
         data,
         compressed: segment.kind == SegmentKind::Compressed,
-        offset: segment.at.map(|(_, offset)| offset),
+        offset: match layers.encrypted.get(depth) {
+            Some(true) => None,
+            _ => segment.at.map(|(_, offset)| offset),
+        },
     }
 }
