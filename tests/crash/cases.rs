@@ -30,8 +30,8 @@ pub struct Case {
     /// nothing stale lies beyond the old end. Not where qemu-img itself exposes
     /// what was there before.
     pub foreign_grow: bool,
-    /// Whether the commit refers to something that the plan lays down first.
-    pub moves_tables: bool,
+    /// Whether the commit makes visible what stages before it lay down.
+    pub commit_depends: bool,
     /// Whether the change hooks new refcount blocks into the live table.
     pub hooks: bool,
     /// Barriers, counted from 0, that can go without a bad state.
@@ -58,7 +58,7 @@ const BASIC: Case = Case {
     snapshots: &[],
     bitmaps: false,
     foreign_grow: false,
-    moves_tables: false,
+    commit_depends: false,
     hooks: false,
     harmless_barriers: &[],
     ask: Ask::Grow(4 * M, Off),
@@ -72,24 +72,35 @@ const fn patch(offset: u64, len: u64, value: u8) -> Patch {
 pub const GROWS: &[Case] = &[
     Case {
         name: "grow/L1 slack, 512",
+        harmless_barriers: &[0],
         ask: Ask::Grow(2 * M, Off),
         ..BASIC
     },
     Case {
         name: "grow/L1 slack, 4K",
         options: "cluster_size=4096",
+        harmless_barriers: &[0],
         ask: Ask::Grow(3 * M, Off),
+        ..BASIC
+    },
+    Case {
+        name: "grow/L1 slack that holds garbage",
+        prepare: &["io write -P 1 0 64k", "slack 165"],
+        commit_depends: true,
+        ask: Ask::Grow(2 * M, Off),
         ..BASIC
     },
     Case {
         name: "grow/L1 moves",
         foreign_grow: true,
+        commit_depends: true,
         ..BASIC
     },
     Case {
         name: "grow/new refblock, 64-bit counts",
         options: "cluster_size=512,refcount_bits=64",
         prepare: &["io write -P 1 0 300k"],
+        commit_depends: true,
         ask: Ask::Grow(8 * M, Off),
         ..BASIC
     },
@@ -98,6 +109,7 @@ pub const GROWS: &[Case] = &[
         options: "cluster_size=512,refcount_bits=64",
         size: 2 * M,
         prepare: &["io write -P 1 0 1982k"],
+        commit_depends: true,
         ask: Ask::Grow(8 * M, Off),
         ..BASIC
     },
@@ -105,13 +117,52 @@ pub const GROWS: &[Case] = &[
         name: "grow/1-bit counts",
         options: "cluster_size=512,refcount_bits=1",
         prepare: &["io write -P 1 0 300k"],
+        commit_depends: true,
         ask: Ask::Grow(8 * M, Off),
+        ..BASIC
+    },
+    Case {
+        name: "grow/2-bit counts",
+        options: "cluster_size=512,refcount_bits=2",
+        prepare: &["io write -P 1 0 300k"],
+        commit_depends: true,
+        ..BASIC
+    },
+    Case {
+        name: "grow/4-bit counts",
+        options: "cluster_size=512,refcount_bits=4",
+        prepare: &["io write -P 1 0 300k"],
+        commit_depends: true,
+        ..BASIC
+    },
+    Case {
+        name: "grow/8-bit counts",
+        options: "cluster_size=512,refcount_bits=8",
+        prepare: &["io write -P 1 0 300k"],
+        commit_depends: true,
+        ..BASIC
+    },
+    Case {
+        name: "grow/32-bit counts",
+        options: "cluster_size=512,refcount_bits=32",
+        prepare: &["io write -P 1 0 300k"],
+        commit_depends: true,
+        ..BASIC
+    },
+    Case {
+        name: "grow/4K, 64-bit counts, falloc over a refblock",
+        options: "cluster_size=4096,refcount_bits=64",
+        size: 2 * M,
+        prepare: &["io write -P 1 0 1900k"],
+        commit_depends: true,
+        ask: Ask::Grow(3 * M, Falloc),
         ..BASIC
     },
     Case {
         name: "grow/version 2",
         options: "cluster_size=512,compat=0.10",
         prepare: &["io write -P 1 0 300k"],
+        commit_depends: true,
         ask: Ask::Grow(8 * M, Off),
         ..BASIC
     },
@@ -130,6 +181,7 @@ pub const GROWS: &[Case] = &[
             "io write -P 2 100k 100k",
         ],
         snapshots: &["s1"],
+        commit_depends: true,
         ..BASIC
     },
     Case {
@@ -143,6 +195,7 @@ pub const GROWS: &[Case] = &[
             "img bitmap --disable @ b1",
         ],
         bitmaps: true,
+        commit_depends: true,
         ask: Ask::Grow(8 * M, Off),
         ..BASIC
     },
@@ -155,18 +208,21 @@ pub const GROWS: &[Case] = &[
             "img bitmap --disable @ b0",
         ],
         bitmaps: true,
+        commit_depends: true,
         ask: Ask::Grow(24 * M, Off),
         ..BASIC
     },
     Case {
         name: "grow/data file",
         options: "cluster_size=4096,data_file=data.raw",
+        harmless_barriers: &[0],
         ask: Ask::Grow(3 * M, Off),
         ..BASIC
     },
     Case {
         name: "grow/data file, L1 moves",
         options: "cluster_size=512,data_file=data.raw",
+        commit_depends: true,
         ..BASIC
     },
 ];
@@ -177,6 +233,7 @@ pub const ENDS: &[Case] = &[
         name: "tail/stale bytes in the last cluster",
         options: "cluster_size=4096",
         prepare: &["io write -P 5 0 1M", "img resize -q --shrink @ 1047040"],
+        commit_depends: true,
         ask: Ask::Grow(3 * M, Off),
         ..BASIC
     },
@@ -189,6 +246,8 @@ pub const ENDS: &[Case] = &[
             "img snapshot -c s1 @",
         ],
         snapshots: &["s1"],
+        commit_depends: true,
+        harmless_barriers: &[2],
         ask: Ask::Grow(3 * M, Off),
         ..BASIC
     },
@@ -196,6 +255,7 @@ pub const ENDS: &[Case] = &[
         name: "tail/extended L2",
         options: "cluster_size=16384,extended_l2=on",
         prepare: &["io write -P 5 0 1M", "img resize -q --shrink @ 1047040"],
+        commit_depends: true,
         ask: Ask::Grow(3 * M, Off),
         ..BASIC
     },
@@ -206,6 +266,8 @@ pub const ENDS: &[Case] = &[
             "io write -c -P 5 960k 64k",
             "img resize -q --shrink @ 1047040",
         ],
+        commit_depends: true,
+        harmless_barriers: &[2],
         ask: Ask::Grow(3 * M, Off),
         ..BASIC
     },
@@ -218,6 +280,8 @@ pub const ENDS: &[Case] = &[
             "io write -P 5 1040k 64k",
             "size 1048576",
         ],
+        commit_depends: true,
+        harmless_barriers: &[1],
         ask: Ask::Grow(3 * M, Off),
         ..BASIC
     },
@@ -228,6 +292,7 @@ pub const ENDS: &[Case] = &[
         backing: Some((2 * M, &["io write -P 9 0 2M"])),
         prepare: &["io write -P 1 0 64k"],
         foreign_grow: true,
+        commit_depends: true,
         ask: Ask::Grow(3 * M, Off),
         ..BASIC
     },
@@ -236,6 +301,7 @@ pub const ENDS: &[Case] = &[
         size: 100 * K + 512,
         backing: Some((300 * K, &["io write -P 9 0 300k"])),
         prepare: &["io write -P 1 0 10k"],
+        commit_depends: true,
         ask: Ask::Grow(2 * M, Off),
         ..BASIC
     },
@@ -245,7 +311,19 @@ pub const ENDS: &[Case] = &[
         size: 500 * K + 1536,
         backing: Some((2 * M, &["io write -P 9 0 2M"])),
         prepare: &["io write -P 1 0 64k"],
+        commit_depends: true,
         ask: Ask::Grow(3 * M, Off),
+        ..BASIC
+    },
+    Case {
+        name: "backing/longer, falloc",
+        options: "cluster_size=4096",
+        size: 500 * K,
+        backing: Some((M, &["io write -P 9 0 1M"])),
+        prepare: &["io write -P 1 0 64k"],
+        foreign_grow: true,
+        commit_depends: true,
+        ask: Ask::Grow(700 * K, Falloc),
         ..BASIC
     },
     Case {
@@ -253,12 +331,14 @@ pub const ENDS: &[Case] = &[
         size: 333 * 512,
         prepare: &["io write -P 1 0 100k", "io write -P 3 160k 5k"],
         foreign_grow: true,
+        commit_depends: true,
         ask: Ask::Grow(1500 * K, Falloc),
         ..BASIC
     },
     Case {
         name: "falloc/4K",
         options: "cluster_size=4096",
+        harmless_barriers: &[1],
         ask: Ask::Grow(3 * M, Falloc),
         ..BASIC
     },
@@ -267,12 +347,14 @@ pub const ENDS: &[Case] = &[
         options: "cluster_size=512,refcount_bits=64",
         size: 600 * K,
         prepare: &["io write -P 1 0 300k"],
+        commit_depends: true,
         ask: Ask::Grow(2600 * K, Falloc),
         ..BASIC
     },
     Case {
         name: "falloc/extended L2",
         options: "cluster_size=16384,extended_l2=on",
+        harmless_barriers: &[1],
         ask: Ask::Grow(3 * M, Falloc),
         ..BASIC
     },
@@ -328,6 +410,7 @@ pub const WRITES: &[Case] = &[
         name: "write/new refblocks",
         options: "cluster_size=512,refcount_bits=64",
         prepare: &["io write -P 1 0 100k"],
+        hooks: true,
         ask: Ask::Write(&[patch(200 * K, 90 * K, 7)]),
         ..BASIC
     },
@@ -336,6 +419,8 @@ pub const WRITES: &[Case] = &[
         options: "cluster_size=512,refcount_bits=64",
         size: 3 * M,
         prepare: &["io write -P 1 0 1980k"],
+        harmless_barriers: &[0, 3],
+        hooks: true,
         ask: Ask::Write(&[patch(2 * M, 90 * K, 7)]),
         ..BASIC
     },
@@ -383,6 +468,7 @@ pub const WRITES: &[Case] = &[
     Case {
         name: "write/data file",
         options: "cluster_size=4096,data_file=data.raw",
+        harmless_barriers: &[0],
         ask: Ask::Write(&[patch(62 * K, 6 * K, 7), patch(100 * K, K, 7)]),
         ..BASIC
     },
@@ -402,6 +488,7 @@ pub const RAW: &[Case] = &[
         format: Format::Raw,
         size: 1000,
         prepare: &["io write -P 1 0 512"],
+        harmless_barriers: &[0],
         ask: Ask::Grow(5001, Falloc),
         ..BASIC
     },

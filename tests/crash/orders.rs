@@ -10,7 +10,7 @@ use crate::judge::Depth;
 use crate::report::explore;
 use crate::setup::Setup;
 use crate::with_oracle;
-use instar_guest::plan::{Plan, Purpose};
+use instar_guest::plan::{Plan, Purpose, Stage, Step};
 use libtest_mimic::Trial;
 
 /// Asks the engine for the case's plan.
@@ -25,7 +25,7 @@ pub fn trials(case: &'static Case, seed: u64) -> Vec<Trial> {
         format!("wrong order/each barrier removed/{}", case.name),
         move || each_barrier_matters(case, seed),
     )];
-    if case.moves_tables {
+    if case.commit_depends {
         trials.push(with_oracle(
             format!("wrong order/commit first/{}", case.name),
             move || is_reported(case, seed, commit_first),
@@ -44,7 +44,7 @@ pub fn trials(case: &'static Case, seed: u64) -> Vec<Trial> {
 /// barriers that the case lists as only ordering what is harmless.
 fn each_barrier_matters(case: &'static Case, seed: u64) -> Result<(), String> {
     let setup = Setup::build(case)?;
-    let epochs = plan(case, &setup)?.epochs;
+    let Planned { plan, epochs, .. } = plan(case, &setup)?;
     let mut harmless = Vec::new();
     for barrier in 0..epochs.len().saturating_sub(1) {
         let merged = without_barrier(&epochs, barrier);
@@ -56,10 +56,30 @@ fn each_barrier_matters(case: &'static Case, seed: u64) -> Result<(), String> {
         return Ok(());
     }
     Err(format!(
-        "of {} barriers, {harmless:?} can go without a bad state; known as harmless: {:?}",
-        epochs.len(),
-        case.harmless_barriers
+        "{harmless:?} can go without a bad state; known as harmless: {:?}; the stages:\n{}",
+        case.harmless_barriers,
+        outline(&plan)
     ))
+}
+
+/// A plan in a few lines.
+fn outline(plan: &Plan) -> String {
+    let stage = |(number, stage): (usize, &Stage)| {
+        let place = |step: &Step| match *step {
+            Step::Write {
+                offset, ref data, ..
+            } => format!("write {offset:#x}+{:#x}", data.len()),
+            Step::Zero { offset, len, .. } => format!("zero {offset:#x}+{len:#x}"),
+            Step::Copy { from, to, len, .. } => format!("copy {from:#x} to {to:#x}+{len:#x}"),
+            Step::Reserve { offset, len, .. } => format!("reserve {offset:#x}+{len:#x}"),
+            Step::SetLength { len, .. } => format!("length {len:#x}"),
+            Step::Punch { offset, len, .. } => format!("punch {offset:#x}+{len:#x}"),
+        };
+        let steps: Vec<String> = stage.steps.iter().map(place).collect();
+        format!("{number} {:?}: {}", stage.purpose, steps.join(", "))
+    };
+    let stages: Vec<String> = plan.stages.iter().enumerate().map(stage).collect();
+    stages.join("\n")
 }
 
 fn without_barrier(epochs: &[Epoch], barrier: usize) -> Vec<Epoch> {

@@ -15,6 +15,10 @@ const DATA: &str = "data.raw";
 const BASE: &str = "base.qcow2";
 /// Where the virtual size stands in a qcow2 header, big endian.
 const SIZE_FIELD: std::ops::Range<usize> = 24..32;
+/// Where the lowest byte of the cluster bits stands, and the L1 table's fields.
+const CLUSTER_BITS: usize = 23;
+const L1_SIZE: usize = 36;
+const L1_OFFSET: usize = 40;
 
 /// A prepared case.
 pub struct Setup {
@@ -167,7 +171,8 @@ fn create(case: &Case, dir: &Path, image: &str) -> Result<(), String> {
 
 /// One line of preparation: `io COMMAND` for qemu-io, `img ARGUMENTS` for
 /// qemu-img with `@` for the image, or `size BYTES`, which changes the header's
-/// size alone, as an interrupted shrink leaves it.
+/// size alone, as an interrupted shrink leaves it, or `slack BYTE`, which fills
+/// the first L1 cluster behind the table.
 fn prepare(dir: &Path, image: &str, line: &str) -> Result<(), String> {
     let (tool, rest) = line.split_once(' ').ok_or("an empty line")?;
     match tool {
@@ -186,6 +191,16 @@ fn prepare(dir: &Path, image: &str, line: &str) -> Result<(), String> {
             let size: u64 = rest.parse().map_err(|_| format!("bad size {rest}"))?;
             let mut bytes = read(&dir.join(image))?;
             bytes[SIZE_FIELD].copy_from_slice(&size.to_be_bytes());
+            write(&dir.join(image), &bytes)
+        }
+        "slack" => {
+            let byte = rest.parse().map_err(|_| format!("bad byte {rest}"))?;
+            let mut bytes = read(&dir.join(image))?;
+            let entries = u32::from_be_bytes(std::array::from_fn(|at| bytes[L1_SIZE + at]));
+            let offset = u64::from_be_bytes(std::array::from_fn(|at| bytes[L1_OFFSET + at]));
+            let end = offset as usize + entries as usize * 8;
+            let cluster = 1 << bytes[CLUSTER_BITS];
+            bytes[end..end.next_multiple_of(cluster)].fill(byte);
             write(&dir.join(image), &bytes)
         }
         _ => Err(format!("unknown preparation {line}")),

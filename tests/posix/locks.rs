@@ -6,7 +6,7 @@ use crate::tools::{LoopDevice, errno, eventually, noise, run, xattr};
 use crate::{Claim, claim};
 use nix::errno::Errno;
 use std::fs::File;
-use std::io::Write as _;
+use std::io::{Read as _, Write as _};
 use std::os::unix::fs::FileExt as _;
 use std::process::{Child, ChildStdin, Command, Stdio};
 
@@ -41,28 +41,27 @@ pub const CLAIMS: &[Claim] = &[
 ];
 
 /// `qemu-io` holding the image open for writing.
-struct Qemu {
+struct Holder {
     process: Child,
     _commands: ChildStdin,
 }
 
-impl Qemu {
-    fn hold(rig: &Rig) -> Self {
-        let format = rig.image.extension().unwrap();
+impl Holder {
+    fn new(rig: &Rig) -> Self {
         let mut process = Command::new("qemu-io")
             .arg("-f")
-            .arg(format)
+            .arg(rig.image.extension().unwrap())
             .arg(&rig.image)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();
-        let mut commands = process.stdin.take().unwrap();
-        // Once it has answered, it has the lock.
-        commands.write_all(b"length\n").unwrap();
-        let mut answer = [0; 8];
+        let commands = process.stdin.take().unwrap();
+        // It asks for commands once it has the lock.
+        let mut prompt = [0; 8];
         let mut out = process.stdout.take().unwrap();
-        std::io::Read::read_exact(&mut out, &mut answer).unwrap();
+        out.read_exact(&mut prompt).unwrap();
+        assert_eq!(&prompt, b"qemu-io>");
         Self {
             process,
             _commands: commands,
@@ -70,31 +69,57 @@ impl Qemu {
     }
 }
 
-impl Drop for Qemu {
+impl Drop for Holder {
     fn drop(&mut self) {
         let _ = self.process.kill();
         let _ = self.process.wait();
     }
 }
 
-/// Has qemu-io write a pattern at the start of the image.
+/// A process that will have qemu-io write a pattern at the start of the image.
+/// It is started before it is needed: starting a process closes copies of our
+/// descriptors, which for the kernel is a close.
+struct Writer {
+    process: Child,
+    go: ChildStdin,
+}
+
+impl Writer {
+    fn new(rig: &Rig) -> Self {
+        let mut process = Command::new("sh")
+            .args([
+                "-c",
+                "read go && exec timeout 60 qemu-io \"$@\"",
+                "sh",
+                "-f",
+            ])
+            .arg(rig.image.extension().unwrap())
+            .args(["-c", "write -q -P 0x5a 0 4k"])
+            .arg(&rig.image)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let go = process.stdin.take().unwrap();
+        Self { process, go }
+    }
+
+    /// Whether the image could be written.
+    fn write(mut self) -> bool {
+        self.go.write_all(b"\n").unwrap();
+        self.process.wait().unwrap().success()
+    }
+}
+
+/// The same at once.
 fn qemu_writes(rig: &Rig) -> bool {
-    let format = rig.image.extension().unwrap();
-    Command::new("qemu-io")
-        .arg("-f")
-        .arg(format)
-        .args(["-c", "write -q -P 0x5a 0 4k"])
-        .arg(&rig.image)
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .status()
-        .unwrap()
-        .success()
+    Writer::new(rig).write()
 }
 
 fn is_busy_while_qemu_writes_it(rig: &Rig) {
     let mount = rig.mount();
-    let qemu = Qemu::hold(rig);
+    let qemu = Holder::new(rig);
     let writing = File::options().write(true).open(&mount.disk);
     assert_eq!(errno(writing), Errno::EBUSY);
     let reason = xattr(&mount.disk, "user.instar.error").unwrap();
@@ -110,11 +135,12 @@ fn is_busy_while_qemu_writes_it(rig: &Rig) {
 
 fn keeps_qemu_out_while_it_is_open(rig: &Rig) {
     let mount = rig.mount();
+    let [early, late] = [Writer::new(rig), Writer::new(rig)];
     let disk = File::options().write(true).open(&mount.disk).unwrap();
     disk.write_all_at(&noise(1, 4096), 0).unwrap();
-    assert!(!qemu_writes(rig));
+    assert!(!early.write());
     drop(disk);
-    assert!(qemu_writes(rig));
+    assert!(late.write());
 }
 
 fn is_free_the_moment_it_is_closed(rig: &Rig) {
@@ -138,7 +164,7 @@ fn is_free_the_moment_it_is_closed(rig: &Rig) {
 }
 
 fn stat_needs_no_lock(rig: &Rig) {
-    let qemu = Qemu::hold(rig);
+    let qemu = Holder::new(rig);
     let mount = rig.mount();
     assert_eq!(std::fs::metadata(&mount.disk).unwrap().len(), DISK);
     drop(qemu);

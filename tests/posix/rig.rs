@@ -131,14 +131,15 @@ impl Rig {
         value["virtual-size"].as_u64().unwrap()
     }
 
-    /// `qemu-img compare` finds exactly this content in the image.
+    /// `qemu-img` finds exactly this content, of this size, in the image.
     #[track_caller]
     pub fn compare(&self, expected: &Path) {
+        assert_eq!(self.virtual_size(), fs::metadata(expected).unwrap().len());
         let format = match self.image.extension() {
             Some(extension) => extension.to_str().unwrap(),
             None => "raw",
         };
-        let arguments = ["compare", "-s", "-f", "raw", "-F", format].map(OsString::from);
+        let arguments = ["compare", "-f", "raw", "-F", format].map(OsString::from);
         let mut words = with(&arguments, expected);
         words.push(self.image.clone().into());
         run("qemu-img", &words);

@@ -84,6 +84,16 @@ pub fn errno<T>(result: io::Result<T>) -> Errno {
     Errno::from_raw(error.raw_os_error().expect("a system call's error"))
 }
 
+/// A call that must fail because the daemon is gone.
+#[track_caller]
+pub fn assert_dead<T>(result: io::Result<T>) {
+    let errno = errno(result);
+    assert!(
+        [Errno::ENOTCONN, Errno::ECONNABORTED].contains(&errno),
+        "{errno}"
+    );
+}
+
 /// The value of an extended attribute.
 pub fn xattr(path: &Path, name: &str) -> io::Result<String> {
     let path = CString::new(path.as_os_str().as_bytes())?;
