@@ -137,7 +137,7 @@ fn in_qemus_words(error: &clap::Error, command: Option<&str>) -> Option<String> 
 
 /// The last argument on the command line is an option that wants one more.
 fn needs_argument(argument: &str) -> String {
-    let last = std::env::args().last().unwrap_or_default();
+    let last = std::env::args().next_back().unwrap_or_default();
     match last.strip_prefix('-') {
         Some(letter) if letter.len() == 1 => {
             format!("option requires an argument -- '{letter}'")
