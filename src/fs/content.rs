@@ -177,7 +177,7 @@ impl Filesystem {
     ) -> Result<()> {
         let path = self.source.display(&file.node.path);
         let unit = disk.size_unit();
-        if size % unit != 0 {
+        if !size.is_multiple_of(unit) {
             return Err(Error::new(
                 Errno::EINVAL,
                 format!(

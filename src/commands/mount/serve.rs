@@ -13,7 +13,7 @@ use instar::sandbox::{Config, Pool};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{SigSet, Signal};
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
@@ -147,7 +147,7 @@ fn block_signals() -> io::Result<SigSet> {
 fn await_signals(
     signals: &SigSet,
     filesystem: &Filesystem,
-    mountpoint: &PathBuf,
+    mountpoint: &Path,
     mounted: Option<&Mounted>,
 ) {
     let mut stopping = false;
