@@ -95,6 +95,11 @@ fn text(error: &clap::Error, kind: ContextKind) -> Option<&str> {
 fn in_qemus_words(error: &clap::Error, command: Option<&str>) -> Option<String> {
     let value = text(error, ContextKind::InvalidValue).unwrap_or_default();
     match (error.kind(), argument(error)) {
+        (ErrorKind::InvalidValue, Some(argument))
+            if value.is_empty() && argument.starts_with(['<', '[']) =>
+        {
+            Some("instar: The file name is empty".to_owned())
+        }
         (ErrorKind::InvalidValue, Some(argument)) if value.is_empty() => {
             Some(format!("instar {}: {}", command?, needs_argument(argument)))
         }
