@@ -198,6 +198,7 @@ fn fuse() -> Result<(), Problem> {
             io::ErrorKind::NotFound => {
                 "load the module (modprobe fuse); in a container, pass /dev/fuse in"
             }
+            _ if program("fusermount3").is_some() => "nothing to do: fusermount3 mounts instead",
             _ => "install fusermount3 (package fuse3), or mount as root",
         };
         Problem::new(format!("/dev/fuse: {error}"), advice)
