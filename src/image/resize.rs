@@ -11,7 +11,7 @@ use super::guest::{Serving, Stream};
 use super::open::checked_facts;
 use super::read::unexpected;
 use instar_guest::proto::{PlanReply, Preallocation};
-use instar_guest::{FileNo, Reply, Request};
+use instar_guest::{ExtentKind, FileNo, Reply, Request};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -45,8 +45,34 @@ impl Image {
     /// Changes the disk's size, durably; answers warnings for the user. The
     /// error's text says whether the image is unchanged or holds the new size.
     pub fn resize(&self, size: u64, how: &ResizeOptions) -> Result<Vec<String>, Error> {
-        self.resize_to(size, how)
+        self.own_last_unit(size)
+            .and_then(|()| self.resize_to(size, how))
             .map_err(|fault| fault.at(Operation::Resize, &self.path))
+    }
+
+    /// Where a longer backing image holds the unit that the disk ends in, a
+    /// larger disk would show more of it. Only the host has those bytes: it
+    /// writes one of them over, so that the image gets the unit for its own and
+    /// the plan can clear the rest.
+    fn own_last_unit(&self, size: u64) -> Result<(), Fault> {
+        let old = self.virtual_size();
+        let unit = shared(&self.facts).write_unit.max(1);
+        let longer = |backing: &Image| backing.virtual_size() > old;
+        let cut = size > old && !old.is_multiple_of(unit);
+        if !cut || !self.backing.as_deref().is_some_and(longer) {
+            return Ok(());
+        }
+        let facts = shared(&self.facts).clone();
+        if self.writable().is_err() || facts.no_write.is_some() || facts.no_resize.is_some() {
+            return Ok(());
+        }
+        let last = old - 1;
+        if self.look(last, 1, &mut None)?.kind != ExtentKind::Unallocated {
+            return Ok(());
+        }
+        let mut byte = [0];
+        self.fill(&mut byte, last, &mut None)?;
+        self.store(&byte, last)
     }
 
     pub(super) fn flush_all(&self) -> Result<(), Fault> {

@@ -93,6 +93,14 @@ impl Refcounts<'_> {
         Ok(self.geometry.width().get(slice, index))
     }
 
+    /// Refuses a cluster that is in use and counted 0.
+    pub fn check_counted(&mut self, host: &mut dyn Host, cluster: u64) -> Result<(), Failure> {
+        match self.count(host, cluster)? {
+            0 => Err(self.uncounted(cluster)),
+            _ => Ok(()),
+        }
+    }
+
     /// Sets the counts of a run of clusters that all have blocks to 1.
     pub fn set_ones(&mut self, host: &mut dyn Host, run: Run) -> Result<(), Failure> {
         self.change(host, run, |geometry, piece, first, end| {
