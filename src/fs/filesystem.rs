@@ -4,6 +4,7 @@
 use super::catalog::{Catalog, Face};
 use super::disk::{At, Library};
 use super::error::{Error, Result};
+use super::memory::{Invalidate, Memory};
 use super::names::FormatRules;
 use super::nodes::{Node, NodeId, Nodes};
 use super::open::{Context, Handle, OpenFile};
@@ -17,7 +18,7 @@ use std::collections::HashMap;
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, RwLock};
+use std::sync::{Arc, Mutex, RwLock};
 
 /// `st_blksize` of images without an allocation unit, in bytes.
 const BLOCK: u64 = 64 << 10;
@@ -82,8 +83,14 @@ pub struct Listed {
     pub kind: Kind,
 }
 
-/// Called with the id of a file whose attributes the kernel must ask for anew.
-pub type Invalidate = Box<dyn Fn(NodeId) + Send + Sync>;
+/// An image that was opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OpenedHandle {
+    /// Number of the handle.
+    pub handle: u64,
+    /// Whether what the kernel has cached of the content is still right.
+    pub keep_cache: bool,
+}
 
 /// The mounted filesystem, without FUSE. All methods may be called from many
 /// threads at once.
@@ -97,7 +104,7 @@ pub struct Filesystem {
     listings: RwLock<HashMap<u64, Arc<Vec<Listed>>>>,
     next: AtomicU64,
     troubles: Mutex<HashMap<FileId, Error>>,
-    pub(super) invalidate: OnceLock<Invalidate>,
+    pub(super) memory: Memory,
 }
 
 impl Filesystem {
@@ -114,7 +121,7 @@ impl Filesystem {
             listings: RwLock::default(),
             next: AtomicU64::new(1),
             troubles: Mutex::default(),
-            invalidate: OnceLock::new(),
+            memory: Memory::default(),
         })
     }
 
@@ -125,13 +132,14 @@ impl Filesystem {
 
     /// Says how to reach the kernel, once the mount is there.
     pub fn set_invalidate(&self, invalidate: Invalidate) {
-        self.invalidate.get_or_init(|| invalidate);
+        self.memory.set_invalidate(invalidate);
     }
 
     pub(super) fn context(&self) -> Context<'_> {
         Context {
             source: &self.source,
             catalog: &self.catalog,
+            memory: &self.memory,
         }
     }
 
@@ -154,7 +162,9 @@ impl Filesystem {
 
     /// Takes back references.
     pub fn forget(&self, id: NodeId, count: u64) {
-        self.nodes.forget(id, count);
+        if self.nodes.forget(id, count) {
+            self.memory.forget(id);
+        }
     }
 
     /// The attributes of a node.
@@ -203,7 +213,7 @@ impl Filesystem {
             return set();
         };
         let done = file.with(self.context(), Access::Read, |_| Ok(set()));
-        let settled = file.settle();
+        let settled = file.settle(self.context());
         self.leave(&file);
         match done {
             Ok(done) => done.and(settled),
@@ -256,18 +266,21 @@ impl Filesystem {
     }
 
     /// Opens an image. Locks are taken for what the handle may do.
-    pub fn open(&self, id: NodeId, writable: bool) -> Result<u64> {
+    pub fn open(&self, id: NodeId, writable: bool) -> Result<OpenedHandle> {
         let node = self.nodes.get(id)?;
         let stat = self.stat(&node)?;
         let opened = self.open_node(&node, &stat, writable);
         self.remember_trouble(stat.id, opened.as_ref().err());
-        let handle = opened?;
+        let (handle, keep_cache) = opened?;
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         write(&self.handles).insert(number, Arc::new(handle));
-        Ok(number)
+        Ok(OpenedHandle {
+            handle: number,
+            keep_cache,
+        })
     }
 
-    fn open_node(&self, node: &Arc<Node>, stat: &Stat, writable: bool) -> Result<Handle> {
+    fn open_node(&self, node: &Arc<Node>, stat: &Stat, writable: bool) -> Result<(Handle, bool)> {
         if writable {
             self.writable()?;
             self.no_backing_image(node, stat)?;
@@ -276,11 +289,15 @@ impl Filesystem {
             return Err(error);
         }
         let file = self.file(node);
+        let in_use = file.is_locked();
         let handle = file.handle(self.context(), writable);
         if handle.is_err() {
             self.leave(&file);
         }
-        handle
+        let handle = handle?;
+        let unchanged = |stat: &Stat| self.memory.is_current(node.id, stat);
+        let keep_cache = in_use || self.stat(node).is_ok_and(|stat| unchanged(&stat));
+        Ok((handle, keep_cache))
     }
 
     /// Closes a handle.
@@ -290,7 +307,7 @@ impl Filesystem {
         };
         let file = &handle.file;
         handle.rest();
-        if let Err(error) = file.settle() {
+        if let Err(error) = file.settle(self.context()) {
             self.report(&file.node, &error);
         }
         self.leave(file);

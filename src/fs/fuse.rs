@@ -62,7 +62,9 @@ impl fuser::Filesystem for Adapter {
         let wanted = InitFlags::FUSE_DO_READDIRPLUS
             | InitFlags::FUSE_READDIRPLUS_AUTO
             | InitFlags::FUSE_PARALLEL_DIROPS
-            | InitFlags::FUSE_AUTO_INVAL_DATA
+            // A new time of modification is no reason to drop the page cache:
+            // mostly it comes from a write through this mount.
+            | InitFlags::FUSE_EXPLICIT_INVAL_DATA
             | InitFlags::FUSE_ASYNC_DIO
             // Set-id bits mean nothing here, the mount is always nosuid; said
             // so, the kernel does not look for security.capability before
@@ -130,8 +132,12 @@ impl fuser::Filesystem for Adapter {
     fn open(&self, _req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         let writable = flags.acc_mode() != OpenAccMode::O_RDONLY;
         let opened = self.0.open(NodeId(ino.0), writable);
-        answer!(self, ino, "open", reply, opened, |handle| {
-            reply.opened(FileHandle(handle), FopenFlags::empty());
+        answer!(self, ino, "open", reply, opened, |opened| {
+            let keep = match opened.keep_cache {
+                true => FopenFlags::FOPEN_KEEP_CACHE,
+                false => FopenFlags::empty(),
+            };
+            reply.opened(FileHandle(opened.handle), keep);
         });
     }
 
