@@ -170,11 +170,13 @@ impl Engine {
     }
 
     fn flush(&mut self, host: &mut dyn Host) -> Result<Reply, Failure> {
-        match self.image()? {
+        let plan = match self.image()? {
             Image::Raw(_) => Ok(PlanReply::default()),
             Image::Qcow2(qcow2) => qcow2.flush(host),
-        }
-        .map(Reply::Plan)
+        };
+        // A plan that failed half way leaves a state that agrees with no file:
+        // nothing of it may ever be written.
+        plan.map(Reply::Plan).inspect_err(|_| self.image = None)
     }
 
     fn inflate(&mut self, host: &mut dyn Host, offset: u64, len: u64) -> Result<Reply, Failure> {

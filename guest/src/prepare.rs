@@ -10,6 +10,7 @@ use crate::engine::Host;
 use crate::error::Failure;
 use crate::plan::{Plan, Purpose, Stage, Step};
 use crate::proto::FileNo;
+use crate::units::HostOffset;
 use alloc::vec;
 use alloc::vec::Vec;
 
@@ -37,11 +38,6 @@ impl<'h> Prepare<'h> {
             weight: 0,
             inside: Vec::new(),
         }
-    }
-
-    /// The host, for reading.
-    pub fn host(&mut self) -> &mut dyn Host {
-        self.host
     }
 
     /// Adds a step that touches bytes inside the old file: it stays in the plan.
@@ -106,6 +102,24 @@ impl<'h> Prepare<'h> {
     }
 }
 
+/// Writes to the image file, neighbours together. The pieces come in order.
+pub fn writes<'a>(pieces: impl Iterator<Item = (HostOffset, &'a [u8])>) -> Vec<Step> {
+    let mut steps: Vec<Step> = Vec::new();
+    for (at, piece) in pieces {
+        match steps.last_mut() {
+            Some(Step::Write { offset, data, .. }) if *offset + data.len() as u64 == at.0 => {
+                data.extend_from_slice(piece);
+            }
+            _ => steps.push(Step::Write {
+                file: FileNo::IMAGE,
+                offset: at.0,
+                data: piece.to_vec(),
+            }),
+        }
+    }
+    steps
+}
+
 /// The write of `data` at `at` in the image file, without the zeroes around it;
 /// `None` where there is nothing else.
 fn write_of_nonzero(at: u64, mut data: Vec<u8>) -> Option<Step> {
@@ -124,5 +138,52 @@ fn weight(step: &Step) -> usize {
     match step {
         Step::Write { data, .. } => STEP_WEIGHT + data.len(),
         _ => STEP_WEIGHT,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::MemHost;
+
+    #[test]
+    fn small_plans_are_not_streamed_and_zeroes_are_left_out() {
+        let mut host = MemHost::default();
+        let mut prepare = Prepare::new(&mut host);
+        prepare.fresh_slice(100, &[0, 0, 7, 0, 8, 0]).unwrap();
+        prepare.fresh_slice(200, &[0; 6]).unwrap();
+        let inside = Step::SetLength {
+            file: FileNo::IMAGE,
+            len: 1,
+        };
+        prepare.inside(inside.clone());
+        let write = Step::Write {
+            file: FileNo::IMAGE,
+            offset: 102,
+            data: vec![7, 0, 8],
+        };
+        assert_eq!(prepare.finish(), [write, inside]);
+        assert!(host.streamed.is_empty());
+    }
+
+    #[test]
+    fn what_is_too_much_is_streamed_in_order_and_what_is_inside_never() {
+        let mut host = MemHost::default();
+        let mut prepare = Prepare::new(&mut host);
+        prepare.inside(Step::SetLength {
+            file: FileNo::IMAGE,
+            len: 1,
+        });
+        let content: Vec<u8> = (0..10u32 << 20).map(|at| (at % 251) as u8 + 1).collect();
+        prepare.fresh_slice(512, &content).unwrap();
+        let rest = prepare.finish();
+        assert_eq!(host.streamed.len(), 2);
+        assert!(matches!(rest.last(), Some(Step::SetLength { .. })));
+        rest.iter()
+            .rev()
+            .skip(1)
+            .rev()
+            .for_each(|step| host.step(step));
+        assert!(host.image[512..] == content);
     }
 }

@@ -60,6 +60,9 @@ pub(super) struct Link {
     pub guest: Box<dyn Guest>,
     /// Bytes for which places were given.
     pub placed: u64,
+    /// Whether the guest has to read the image again before it is asked
+    /// anything else.
+    pub stale: bool,
 }
 
 /// What tells that files were not changed.

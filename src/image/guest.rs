@@ -34,7 +34,7 @@ pub(crate) enum Stream {
     /// No plan was asked for: they are refused.
     Refuse,
     /// They are executed at once.
-    Execute { limits: Limits, streamed: bool },
+    Execute(Limits),
     /// They are kept, up to so many bytes, to be shown.
     Collect { stages: Vec<Stage>, room: usize },
 }
@@ -75,8 +75,7 @@ impl Files for Serving<'_> {
     fn stream(&mut self, part: Plan) -> io::Result<()> {
         match &mut self.stream {
             Stream::Refuse => self.refuse(unasked()),
-            Stream::Execute { limits, streamed } => {
-                *streamed = true;
+            Stream::Execute(limits) => {
                 let done = run_part(self.files, &part, limits);
                 done.or_else(|fault| self.refuse(fault))
             }
@@ -123,6 +122,7 @@ fn weight(part: &Plan) -> usize {
 fn run_part(files: &FileTable, part: &Plan, limits: &mut Limits) -> Result<(), Fault> {
     let filled = check(part, limits)?;
     limits.fill -= filled;
+    limits.streamed = true;
     for step in part.stages.iter().flat_map(|stage| &stage.steps) {
         files.step(step)?;
     }

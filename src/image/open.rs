@@ -245,6 +245,7 @@ impl Opening<'_> {
         let write = self.access == Access::Write;
         let wrap = self.options.effects.0.as_ref();
         let mut files = FileTable::new(file, write, wrap)?;
+        files.locked = !self.options.force_share;
         let mut guest = (self.guests)()?;
         let request = Request::Open {
             format: self.format,
@@ -285,7 +286,11 @@ impl Opening<'_> {
             extents: RwLock::default(),
             inflated: Mutex::default(),
             flushing: Mutex::default(),
-            session: Mutex::new(Link { guest, placed: 0 }),
+            session: Mutex::new(Link {
+                guest,
+                placed: 0,
+                stale: false,
+            }),
             traffic: RwLock::default(),
             unflushed: AtomicBool::new(false),
             lost: AtomicBool::new(false),
@@ -441,7 +446,10 @@ fn open_by_name(path: &Path, access: Access) -> Result<File, Fault> {
 pub(super) fn check_regular(file: &File) -> Result<(), Fault> {
     match file.metadata()?.is_file() {
         true => Ok(()),
-        false => Err(Fault::new(ErrorKind::NotAFile, "Not a regular file")),
+        false => Err(Fault::new(
+            ErrorKind::NotAFile,
+            "Not a regular file; devices are not supported",
+        )),
     }
 }
 

@@ -288,6 +288,9 @@ impl Image {
         serving: &mut Serving<'_>,
     ) -> Result<Reply, Fault> {
         self.alive()?;
+        if link.stale {
+            self.reopen(link)?;
+        }
         link.guest.call(request, serving).map_err(|error| {
             if matches!(error, CallError::Sandbox(_)) && self.unflushed.load(Ordering::Acquire) {
                 self.lose();

@@ -11,7 +11,7 @@ use super::guest::{Serving, Stream};
 use super::open::checked_facts;
 use super::read::unexpected;
 use instar_guest::proto::{PlanReply, Preallocation};
-use instar_guest::{FileNo, Plan, Reply, Request};
+use instar_guest::{ExtentKind, FileNo, Reply, Request};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -20,6 +20,13 @@ use std::sync::atomic::Ordering;
 const SLACK: u64 = 64 << 20;
 /// The most memory that the plan of a dry run takes, in bytes.
 const SHOWN: usize = 64 << 20;
+
+/// A plan that has been checked.
+struct Planned {
+    reply: PlanReply,
+    /// Whether its first parts are in the files by now.
+    streamed: bool,
+}
 
 impl Image {
     /// Makes everything written so far survive a loss of power: data and
@@ -38,8 +45,34 @@ impl Image {
     /// Changes the disk's size, durably; answers warnings for the user. The
     /// error's text says whether the image is unchanged or holds the new size.
     pub fn resize(&self, size: u64, how: &ResizeOptions) -> Result<Vec<String>, Error> {
-        self.resize_to(size, how)
+        self.own_last_unit(size)
+            .and_then(|()| self.resize_to(size, how))
             .map_err(|fault| fault.at(Operation::Resize, &self.path))
+    }
+
+    /// Where a longer backing image holds the unit that the disk ends in, a
+    /// larger disk would show more of it. Only the host has those bytes: it
+    /// writes one of them over, so that the image gets the unit for its own and
+    /// the plan can clear the rest.
+    fn own_last_unit(&self, size: u64) -> Result<(), Fault> {
+        let old = self.virtual_size();
+        let unit = shared(&self.facts).write_unit.max(1);
+        let longer = |backing: &Image| backing.virtual_size() > old;
+        let cut = size > old && !old.is_multiple_of(unit);
+        if !cut || !self.backing.as_deref().is_some_and(longer) {
+            return Ok(());
+        }
+        let facts = shared(&self.facts).clone();
+        if self.writable().is_err() || facts.no_write.is_some() || facts.no_resize.is_some() {
+            return Ok(());
+        }
+        let last = old - 1;
+        if self.look(last, 1, &mut None)?.kind != ExtentKind::Unallocated {
+            return Ok(());
+        }
+        let mut byte = [0];
+        self.fill(&mut byte, last, &mut None)?;
+        self.store(&byte, last)
     }
 
     pub(super) fn flush_all(&self) -> Result<(), Fault> {
@@ -104,7 +137,6 @@ impl Image {
             reply.plan.stages.splice(0..0, stages);
         }
         check(&reply.plan, &self.growth(size, how))?;
-        self.reopen(&mut link)?;
         Ok(reply)
     }
 
@@ -114,54 +146,49 @@ impl Image {
         self.flush_held(&mut link)?;
         let _traffic = exclusive(&self.traffic);
         let old = self.files.lens();
-        let mut limits = self.growth(size, how);
-        let stream = Stream::Execute {
-            limits: streamed_part(&limits),
-            streamed: false,
-        };
-        let mut serving = Serving::new(&self.files, stream);
-        let reply = self.ask_resize(&mut link, size, how, &mut serving);
-        let Stream::Execute {
-            limits: left,
-            streamed,
-        } = serving.stream
-        else {
-            return Err(unexpected("Resize"));
-        };
-        limits.fill = left.fill;
-        for (file, now) in limits.files.iter_mut().zip(self.files.lens()) {
-            if let Some(file) = file {
-                file.len = now;
-            }
+        let planned = self.plan_streaming(&mut link, size, how)?;
+        if let Err(fault) = self.carry_out(&planned, &old) {
+            // Old or new: only the file can tell. The failure at hand is the
+            // one to report; the next request meets the other again.
+            let _ = self.reopen(&mut link);
+            return Err(fault);
         }
-        let plan = reply.and_then(|reply| match check(&reply.plan, &limits) {
-            Ok(_) => Ok(reply),
-            Err(error) => Err(error.into()),
-        });
-        let reply = match plan {
-            Ok(reply) => reply,
-            Err(fault) if streamed => {
-                truncate_back(&self.files, &old)?;
-                self.reopen(&mut link)?;
-                return Err(fault);
-            }
-            Err(fault) => return Err(fault),
-        };
-        if reply.plan.is_empty() && !streamed {
-            return Ok(reply.warnings);
-        }
-        let done = self.carry_out(&reply.plan, streamed, &old);
-        let reopened = self.reopen(&mut link);
-        done?;
-        reopened.map_err(|fault| {
-            self.lose();
-            fault.and("the image holds the new size and has to be opened again")
-        })?;
-        Ok(reply.warnings)
+        self.take_size(size);
+        Ok(planned.reply.warnings)
     }
 
-    fn carry_out(&self, plan: &Plan, streamed: bool, old: &[u64]) -> Result<(), Fault> {
-        if streamed {
+    /// Asks for the plan of a resize, executes the parts that are streamed, and
+    /// checks the rest.
+    fn plan_streaming(
+        &self,
+        link: &mut Link,
+        size: u64,
+        how: &ResizeOptions,
+    ) -> Result<Planned, Fault> {
+        let old = self.files.lens();
+        let mut limits = self.growth(size, how);
+        let stream = Stream::Execute(streamed_part(&limits));
+        let mut serving = Serving::new(&self.files, stream);
+        let reply = self.ask_resize(link, size, how, &mut serving);
+        let streamed = match serving.stream {
+            Stream::Execute(left) => limits.go_on(&left),
+            Stream::Refuse | Stream::Collect { .. } => false,
+        };
+        let planned = reply.and_then(|reply| {
+            check(&reply.plan, &limits)?;
+            match reply.plan.is_empty() && size != self.virtual_size() {
+                false => Ok(Planned { reply, streamed }),
+                true => Err(unexpected("Resize")),
+            }
+        });
+        if planned.is_err() && streamed {
+            truncate_back(&self.files, &old)?;
+        }
+        planned
+    }
+
+    fn carry_out(&self, planned: &Planned, old: &[u64]) -> Result<(), Fault> {
+        if planned.streamed {
             // Nothing may refer to a streamed part that is not durable.
             self.files.sync().map_err(|error| {
                 let fault = Fault::os("Could not make changes durable", error);
@@ -171,7 +198,22 @@ impl Image {
                 }
             })?;
         }
+        let plan = &planned.reply.plan;
         execute(&self.files, plan, old).map_err(|aborted| aborted.fault("holds the new size"))
+    }
+
+    /// Takes the new size over. That the guest reads the image again can wait
+    /// until it is asked something.
+    fn take_size(&self, size: u64) {
+        self.forget_mapping();
+        let mut facts = exclusive(&self.facts);
+        Arc::make_mut(&mut facts).virtual_size = size;
+        self.size.store(size, Ordering::Release);
+    }
+
+    fn forget_mapping(&self) {
+        exclusive(&self.extents).clear();
+        hold(&self.inflated).clear();
     }
 
     fn ask_resize(
@@ -194,7 +236,10 @@ impl Image {
             shrink: how.shrink,
             backing_size: self.backing.as_ref().map(|backing| backing.virtual_size()),
         };
-        match self.ask_serving(link, &request, serving)? {
+        let reply = self.ask_serving(link, &request, serving);
+        // The guest may take a plan for executed, whatever becomes of it.
+        link.stale = true;
+        match reply? {
             Reply::Plan(reply) => Ok(reply),
             _ => Err(unexpected("Resize")),
         }
@@ -221,8 +266,16 @@ impl Image {
         )
     }
 
-    /// Has the guest read the image again: whatever it knew is dropped.
-    fn reopen(&self, link: &mut Link) -> Result<(), Fault> {
+    /// Has the guest read the image again: whatever it knew is dropped. Where
+    /// that fails, the next request tries again.
+    pub(super) fn reopen(&self, link: &mut Link) -> Result<(), Fault> {
+        link.stale = false;
+        let reopened = self.open_again(link);
+        link.stale = reopened.is_err();
+        reopened
+    }
+
+    fn open_again(&self, link: &mut Link) -> Result<(), Fault> {
         let old = self.facts();
         let request = Request::Open {
             format: Some(old.format),
@@ -237,8 +290,7 @@ impl Image {
         if let Some(data_len) = self.files.len(FileNo::DATA) {
             self.ask(link, &Request::Attach { data_len })?;
         }
-        exclusive(&self.extents).clear();
-        hold(&self.inflated).clear();
+        self.forget_mapping();
         self.size.store(facts.virtual_size, Ordering::Release);
         *exclusive(&self.facts) = Arc::new(facts);
         Ok(())
@@ -268,6 +320,7 @@ pub(super) fn limits(
         files: files.numbers().map(limits_of).collect(),
         commits,
         fill,
+        streamed: false,
     }
 }
 

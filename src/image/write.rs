@@ -109,7 +109,7 @@ impl Image {
         }
     }
 
-    fn store(&self, buf: &[u8], offset: u64) -> Result<(), Fault> {
+    pub(super) fn store(&self, buf: &[u8], offset: u64) -> Result<(), Fault> {
         let mut done = 0;
         while done < buf.len() {
             let (at, rest) = (offset + done as u64, &buf[done..]);

@@ -1,6 +1,6 @@
 //! Growing disks through the whole stack.
 
-use crate::lab::{Lab, Variant, content, equal, open, run, same, text};
+use crate::lab::{Case, Lab, Variant, content, equal, open, run, same, text};
 use crate::machine::Outcome;
 use instar::image::{Access, Effects, EffectsHook, ErrorKind, OpenOptions, ResizeOptions};
 use instar::sandbox::Pool;
@@ -10,13 +10,17 @@ use std::fs;
 use std::io;
 use std::sync::Arc;
 
-pub const CASES: &[(&str, fn(&Arc<Pool>) -> Outcome)] = &[
+pub const CASES: &[Case] = &[
     (
         "a dry run touches nothing and shows what a resize does",
         dry_run,
     ),
     ("a refused resize leaves every byte", refused),
     ("growing to the same size costs nothing", no_op),
+    (
+        "growing hides what a longer backing image holds behind the end",
+        over_longer_backing,
+    ),
     (
         "a full disk before the commit leaves every byte of the disk",
         full_disk,
@@ -37,6 +41,33 @@ pub fn grows(pool: &Arc<Pool>, variant: &'static Variant) -> Outcome {
     }
     drop(image);
     lab.judge(&expected)
+}
+
+fn over_longer_backing(pool: &Arc<Pool>) -> Outcome {
+    for options in ["cluster_size=64k", "cluster_size=4k", "extended_l2=on"] {
+        let dir = tempfile::tempdir().map_err(text)?;
+        let path = |name: &str| dir.path().join(name).to_string_lossy().into_owned();
+        let (base, top) = (path("base.qcow2"), path("top.qcow2"));
+        run("qemu-img", &["create", "-q", "-f", "qcow2", &base, "8M"])?;
+        run("qemu-io", &["-c", "write -P 9 0 8M", &base])?;
+        let old = (1 << 20) + 3 * 512;
+        let create = ["create", "-q", "-f", "qcow2", "-F", "qcow2", "-b"];
+        let last = [base.as_str(), "-o", options, &top, &old.to_string()];
+        run("qemu-img", &[&create[..], &last[..]].concat())?;
+        let image = open(pool, top.as_ref(), "qcow2", Access::Write)?;
+        image
+            .resize(3 << 20, &ResizeOptions::default())
+            .map_err(text)?;
+        let mut expected = vec![9; old as usize];
+        expected.resize(3 << 20, 0);
+        same(&content(&image)?, &expected, options)?;
+        drop(image);
+        run("qemu-img", &["check", "-q", "-f", "qcow2", &top])?;
+        let zeroes = format!("read -P 0 {old} {}", (3 << 20) - old);
+        let said = run("qemu-io", &["-r", "-f", "qcow2", "-c", &zeroes, &top])?;
+        equal(said.contains("failed"), false, "the added range")?;
+    }
+    Ok(())
 }
 
 fn qcow2(name: &str) -> Result<(tempfile::TempDir, std::path::PathBuf), String> {

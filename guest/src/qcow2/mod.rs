@@ -80,6 +80,9 @@ pub struct Qcow2 {
     /// Which L1 entry led to an L2 table: a second one is damage. Bounded, so
     /// that it finds the loops that would cost most, not every one.
     owners: BTreeMap<HostOffset, u64>,
+    /// The file's first sector, as it is on disk or will be after the next
+    /// flush: what a commit changes.
+    first_sector: Vec<u8>,
     /// What waits for a flush.
     pending: write::Pending,
 }

@@ -9,6 +9,7 @@ use super::write::Pending;
 use super::{Qcow2, bitmaps, snapshots};
 use crate::engine::{Host, Read};
 use crate::error::Failure;
+use crate::plan::SECTOR;
 use crate::proto::FileNo;
 use alloc::collections::BTreeMap;
 use alloc::vec;
@@ -47,6 +48,8 @@ impl Qcow2 {
         if let Some(place) = header.extensions.crypto()? {
             add(Owner::Crypto, place.offset.0, place.len)?;
         }
+        let mut first_sector: Vec<u8> = head.iter().take(SECTOR as usize).copied().collect();
+        first_sector.resize(SECTOR as usize, 0);
         Ok(Self {
             tables: Tables::new(geometry.slice_len(), file_len),
             header,
@@ -56,6 +59,7 @@ impl Qcow2 {
             snapshots,
             bitmaps,
             owners: BTreeMap::new(),
+            first_sector,
             pending: Pending::default(),
         })
     }

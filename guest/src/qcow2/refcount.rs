@@ -93,6 +93,14 @@ impl Refcounts<'_> {
         Ok(self.geometry.width().get(slice, index))
     }
 
+    /// Refuses a cluster that is in use and counted 0.
+    pub fn check_counted(&mut self, host: &mut dyn Host, cluster: u64) -> Result<(), Failure> {
+        match self.count(host, cluster)? {
+            0 => Err(self.uncounted(cluster)),
+            _ => Ok(()),
+        }
+    }
+
     /// Sets the counts of a run of clusters that all have blocks to 1.
     pub fn set_ones(&mut self, host: &mut dyn Host, run: Run) -> Result<(), Failure> {
         self.change(host, run, |geometry, piece, first, end| {
@@ -125,7 +133,11 @@ impl Refcounts<'_> {
     ) -> Result<(), Failure> {
         let width = self.geometry.width();
         let mut cluster = run.first;
+        let mut at_hand = cluster;
         while cluster < run.end() {
+            if cluster >= at_hand {
+                at_hand = self.prefetch(host, cluster, run.end())?;
+            }
             let Some(slice) = self.slice_of(host, cluster)? else {
                 return Err(self.uncounted(cluster));
             };
@@ -144,6 +156,28 @@ impl Refcounts<'_> {
             cluster += end - first;
         }
         Ok(())
+    }
+
+    /// Reads the slices that count the clusters from `cluster` on, some at once.
+    /// Returns the cluster up to which counts are at hand.
+    fn prefetch(&mut self, host: &mut dyn Host, cluster: u64, end: u64) -> Result<u64, Failure> {
+        let step = self.counts_per_slice();
+        let slices = SCAN_BATCH.div_ceil(self.tables.slice_len());
+        let first = cluster / step * step;
+        let stop = end.min(first.saturating_add(slices * step));
+        let per_block = self.geometry.refcounts_per_block();
+        let numbers = cluster / per_block..stop.div_ceil(per_block);
+        let entries: Vec<HostOffset> = numbers
+            .filter(|&number| number < self.table_entries())
+            .map(|number| self.entry_at(number))
+            .collect();
+        self.tables.prefetch(host, Kind::RefcountTable, &entries)?;
+        let mut places = Vec::new();
+        for cluster in (first..stop).step_by(step as usize) {
+            places.extend(self.slice_of(host, cluster)?);
+        }
+        self.tables.prefetch(host, Kind::RefcountBlock, &places)?;
+        Ok(stop)
     }
 
     /// Numbers of the blocks from `number` on that exist, ascending.

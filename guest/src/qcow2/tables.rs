@@ -65,8 +65,12 @@ pub struct Tables {
 /// What takes one change back.
 #[derive(Debug)]
 enum Undo {
-    /// Put these bytes back, which lie in one slice.
-    Bytes(HostOffset, Vec<u8>),
+    /// Put these bytes back, which lie in one slice that had these changes.
+    Bytes {
+        at: HostOffset,
+        old: Vec<u8>,
+        dirty: u128,
+    },
     /// Drop the slice that begins there.
     Inserted(u64),
 }
@@ -152,7 +156,11 @@ impl Tables {
         self.dirty_slices += u64::from(before == 0);
         self.dirty_sectors += u64::from(after.count_ones() - before.count_ones());
         if let Some(journal) = &mut self.journal {
-            journal.push(Undo::Bytes(at, old));
+            journal.push(Undo::Bytes {
+                at,
+                old,
+                dirty: before,
+            });
         }
         Ok(())
     }
@@ -172,20 +180,24 @@ impl Tables {
         for undo in self.journal.take().unwrap_or_default().into_iter().rev() {
             match undo {
                 Undo::Inserted(start) => self.forget(HostOffset(start), self.slice_len),
-                Undo::Bytes(at, old) => {
-                    let start = self.slice_start(at);
-                    let in_slice = (at.0 - start) as usize;
-                    // A changed slice is never dropped, so it is still there.
-                    if let Some(target) = self
-                        .slices
-                        .get_mut(&start)
-                        .and_then(|slice| slice.bytes.get_mut(in_slice..in_slice + old.len()))
-                    {
-                        target.copy_from_slice(&old);
-                    }
-                }
+                Undo::Bytes { at, old, dirty } => self.put_back(at, &old, dirty),
             }
         }
+    }
+
+    fn put_back(&mut self, at: HostOffset, old: &[u8], dirty: u128) {
+        let start = self.slice_start(at);
+        let in_slice = (at.0 - start) as usize;
+        // A changed slice is never dropped, so it is still there.
+        let Some(slice) = self.slices.get_mut(&start) else {
+            return;
+        };
+        if let Some(target) = slice.bytes.get_mut(in_slice..in_slice + old.len()) {
+            target.copy_from_slice(old);
+        }
+        self.dirty_slices -= u64::from(slice.dirty != 0 && dirty == 0);
+        self.dirty_sectors -= u64::from((slice.dirty & !dirty).count_ones());
+        slice.dirty = dirty;
     }
 
     /// The whole slice that holds `at`.

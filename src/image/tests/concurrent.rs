@@ -25,7 +25,7 @@ fn shared_disk(pairs: bool) -> (Fixture, Image) {
         .into_iter()
         .chain((0..UNITS).flat_map(words))
         .collect();
-    let shared = |unit: u64| !pairs || unit % 2 == 0;
+    let shared = |unit: u64| !pairs || unit.is_multiple_of(2);
     let units = (0..UNITS).map(|unit| Unit::At((unit + 1) * UNIT, shared(unit)));
     let toy = Toy::new(units.collect(), (UNITS + 1) * UNIT);
     {
@@ -102,7 +102,7 @@ fn readers_never_see_another_units_bytes_while_units_move() {
                 image
                     .write_at(&word, unit * UNIT + 8 * (unit % 512))
                     .unwrap();
-                if unit % 3 == 0 {
+                if unit.is_multiple_of(3) {
                     image.flush().unwrap();
                 }
             }

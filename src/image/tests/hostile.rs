@@ -201,6 +201,19 @@ fn nobody_streams_a_plan_that_was_not_asked_for() {
     assert_eq!(fixture.content(), [1; LEN]);
 }
 
+#[test]
+fn a_resize_that_plans_nothing_is_none() {
+    let (_fixture, image) = image(|_, _| Ok(planned(Vec::new())));
+    let error = image
+        .resize(2 * SIZE, &ResizeOptions::default())
+        .unwrap_err();
+    assert_eq!(
+        told(&error),
+        bad("The sandbox's reply does not answer the request (Resize)")
+    );
+    image.resize(SIZE, &ResizeOptions::default()).unwrap();
+}
+
 /// Answers mappings with "nothing is allocated", allocations with `places`.
 fn placing(places: Reply) -> (Fixture, Image) {
     image(move |request, _| match *request {

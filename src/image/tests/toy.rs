@@ -32,7 +32,7 @@ pub struct State {
     /// Units that may be used again, and those that may be after a flush.
     pub free: Vec<u64>,
     pub released: Vec<u64>,
-    before: Option<Box<(Vec<Unit>, u64, Vec<u64>, Vec<u64>)>>,
+    before: Option<Before>,
     pub flushes: u8,
     /// Allocations that are accepted before a flush is asked for.
     pub room: usize,
@@ -40,6 +40,15 @@ pub struct State {
     /// Whether a shared unit can only be placed with its neighbour, which then
     /// moves as well.
     pub pairs: bool,
+}
+
+/// What an undo brings back.
+#[derive(Debug)]
+struct Before {
+    units: Vec<Unit>,
+    end: u64,
+    free: Vec<u64>,
+    released: Vec<u64>,
 }
 
 /// The guest; clones share the state.
@@ -108,7 +117,7 @@ impl State {
     }
 
     fn allocate(&mut self, offset: u64, len: u64) -> Result<Reply, CallError> {
-        assert!(offset % UNIT == 0 && len > 0 && offset + len <= self.size);
+        assert!(offset.is_multiple_of(UNIT) && len > 0 && offset + len <= self.size);
         let (first, last) = (offset / UNIT, (offset + len).div_ceil(UNIT));
         let shared = |unit: &Unit| matches!(unit, Unit::At(_, true));
         if self.pairs && self.units[first as usize..last as usize].iter().any(shared) {
@@ -122,13 +131,12 @@ impl State {
             return Err(refused(FailureKind::FlushFirst, "flush first"));
         }
         self.allocated += 1;
-        let now = (
-            self.units.clone(),
-            self.end,
-            self.free.clone(),
-            self.released.clone(),
-        );
-        self.before = Some(Box::new(now));
+        self.before = Some(Before {
+            units: self.units.clone(),
+            end: self.end,
+            free: self.free.clone(),
+            released: self.released.clone(),
+        });
         let range = first as usize..last as usize;
         let moves = self.pairs && self.units[range].iter().any(shared);
         let places = (first..last).map(|index| self.place(index, offset + len, moves));
@@ -164,7 +172,10 @@ impl State {
 
     fn undo(&mut self) {
         if let Some(before) = self.before.take() {
-            (self.units, self.end, self.free, self.released) = *before;
+            self.units = before.units;
+            self.end = before.end;
+            self.free = before.free;
+            self.released = before.released;
         }
     }
 

@@ -9,11 +9,9 @@ use super::super::Qcow2;
 use super::super::format::{autoclear, extension, header};
 use super::super::header::Header;
 use crate::bytes;
-use crate::engine::{Host, Read};
 use crate::error::Failure;
 use crate::plan::{SECTOR, Step};
 use crate::proto::FileNo;
-use alloc::vec;
 use alloc::vec::Vec;
 
 /// What the header says after the commit.
@@ -42,14 +40,9 @@ pub struct Commit {
 impl NewHeader {
     /// The write that turns the first sector into this header. It covers only
     /// the bytes that change.
-    pub fn commit(&self, image: &Qcow2, host: &mut dyn Host) -> Result<Commit, Failure> {
-        let mut old = vec![0; SECTOR as usize];
-        host.read(&mut [Read {
-            file: FileNo::IMAGE,
-            offset: 0,
-            buf: &mut old,
-        }])?;
-        let mut new = self.sector(&image.header, &old)?;
+    pub fn commit(&self, image: &Qcow2) -> Result<Commit, Failure> {
+        let old = &image.first_sector;
+        let mut new = self.sector(&image.header, old)?;
         let directory = match self.bitmap_directory {
             Some(directory) => put_directory(&image.header, &mut new, directory)?,
             None => None,

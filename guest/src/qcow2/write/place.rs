@@ -232,7 +232,9 @@ impl Qcow2 {
                     let cluster = clusters.next().ok_or_else(out_of_step)?;
                     let at = HostOffset(self.header.geometry.host_offset(cluster));
                     self.set_entry(host, item.start, at, alloc, zero)?;
-                    self.pending.released.extend(released);
+                    if let Some(run) = released {
+                        self.release_later(host, run)?;
+                    }
                     let content = match self.space(host)?.reads_zero(cluster) {
                         true => Content::Zero,
                         false => Content::Stale,
@@ -314,6 +316,16 @@ impl Qcow2 {
         Ok(())
     }
 
+    /// Notes clusters that will be counted down. Damaged counts are found here,
+    /// while the allocation can still be refused.
+    fn release_later(&mut self, host: &mut dyn Host, run: Run) -> Result<(), Failure> {
+        for cluster in run.first..run.end() {
+            self.refcounts().check_counted(host, cluster)?;
+        }
+        self.pending.released.push(run);
+        Ok(())
+    }
+
     fn make_table_writable(&mut self, host: &mut dyn Host, index: u64) -> Result<(), Failure> {
         let geometry = self.header.geometry;
         let present = self.l1_entry(host, index)?;
@@ -327,10 +339,11 @@ impl Qcow2 {
         self.tables.insert_zeroed(Kind::L2, table, len);
         if let Some(old) = present.table {
             self.copy_table(host, Kind::L2, old, table, len)?;
-            self.pending.released.push(Run {
+            let run = Run {
                 first: old.0 / len,
                 count: 1,
-            });
+            };
+            self.release_later(host, run)?;
             self.owners.remove(&old);
         }
         self.owners.remove(&table);

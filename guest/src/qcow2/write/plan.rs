@@ -5,9 +5,11 @@ use super::super::format::{autoclear, header, refcount};
 use super::super::header::TableRef;
 use super::super::layout::Run;
 use super::super::tables::Kind;
+use crate::bytes;
 use crate::engine::Host;
 use crate::error::Failure;
 use crate::plan::{Plan, Purpose, SECTOR, Stage, Step};
+use crate::prepare::writes;
 use crate::proto::{FileNo, PlanReply};
 use crate::units::HostOffset;
 use alloc::collections::BTreeSet;
@@ -25,9 +27,11 @@ impl Qcow2 {
         if !self.has_changes() {
             return Ok(PlanReply::default());
         }
-        let mut stages = vec![stage(Purpose::Prepare, self.lay_down())];
+        let mut prepare = self.lay_down();
+        prepare.extend(self.clear_unknown_features()?);
+        let mut stages = vec![stage(Purpose::Prepare, prepare)];
         stages.extend(non_empty(Purpose::Count, self.hook_blocks(host)?));
-        stages.extend(non_empty(Purpose::Count, self.switch_table()));
+        stages.extend(non_empty(Purpose::Count, self.switch_table()?));
         stages.extend(non_empty(Purpose::Link, self.link()));
         self.settle();
         stages.extend(non_empty(Purpose::Release, self.release(host)?));
@@ -54,24 +58,28 @@ impl Qcow2 {
         if let Some(old) = self.pending.old_table {
             steps.extend(self.move_table(old));
         }
-        if self.header.autoclear & !autoclear::KNOWN != 0 {
-            let known = self.header.autoclear & autoclear::KNOWN;
-            let at = HostOffset(header::AUTOCLEAR as u64);
-            steps.push(write(at, known.to_be_bytes().to_vec()));
-        }
         let fresh = self.fresh_tables();
         let tables = self
             .tables
             .dirty(Kind::L2)
             .filter(|(at, _)| fresh.contains(&self.table_of(*at)));
         let blocks = self.tables.dirty(Kind::RefcountBlock);
-        for (at, data) in tables.chain(blocks) {
-            match self.is_untouched(at) {
-                true => steps.extend(nonzero_sectors(at, data)),
-                false => steps.push(write(at, data.to_vec())),
-            }
-        }
+        steps.extend(writes(tables.flat_map(|piece| self.needed(piece))));
+        steps.extend(writes(blocks.flat_map(|piece| self.needed(piece))));
         steps
+    }
+
+    /// The sectors of a changed piece that have to be written: where the file
+    /// reads as zeroes, those that are not.
+    fn needed<'a>(
+        &self,
+        (at, data): (HostOffset, &'a [u8]),
+    ) -> impl Iterator<Item = (HostOffset, &'a [u8])> {
+        let untouched = self.is_untouched(at);
+        let places = (at.0..).step_by(SECTOR as usize).map(HostOffset);
+        places
+            .zip(data.chunks(SECTOR as usize))
+            .filter(move |(_, sector)| !untouched || sector.iter().any(|&byte| byte != 0))
     }
 
     /// Whether a place reads as zeroes on disk.
@@ -110,32 +118,47 @@ impl Qcow2 {
     fn hook_blocks(&mut self, host: &mut dyn Host) -> Result<Vec<Step>, Failure> {
         let mut numbers = core::mem::take(&mut self.pending.new_blocks);
         numbers.sort_unstable();
-        let mut steps: Vec<Step> = Vec::new();
+        let mut entries = Vec::new();
         for number in numbers {
             let at = self.refcounts().entry_at(number);
             let entry = self.tables.read(host, Kind::RefcountTable, at)?;
-            let entry = entry.to_be_bytes();
-            match steps.last_mut() {
-                Some(Step::Write { offset, data, .. }) if *offset + data.len() as u64 == at.0 => {
-                    data.extend_from_slice(&entry);
-                }
-                _ => steps.push(write(at, entry.to_vec())),
-            }
+            entries.push((at, entry.to_be_bytes()));
         }
-        Ok(steps)
+        Ok(writes(entries.iter().map(|(at, entry)| (*at, &entry[..]))))
     }
 
     /// The switch to a refcount table that has moved: its place and length lie
     /// side by side in the first sector.
-    fn switch_table(&self) -> Vec<Step> {
+    fn switch_table(&mut self) -> Result<Vec<Step>, Failure> {
         if self.pending.old_table.is_none() {
-            return Vec::new();
+            return Ok(Vec::new());
         }
         let table = self.header.refcount_table;
         let mut data = table.offset.0.to_be_bytes().to_vec();
         data.extend_from_slice(&table.count.to_be_bytes());
-        let at = HostOffset(header::REFCOUNT_TABLE_OFFSET as u64);
-        vec![write(at, data)]
+        let step = self.change_header(header::REFCOUNT_TABLE_OFFSET, data)?;
+        Ok(vec![step])
+    }
+
+    /// A writer that does not know a feature says so by clearing its autoclear
+    /// bit.
+    fn clear_unknown_features(&mut self) -> Result<Option<Step>, Failure> {
+        let known = self.header.autoclear & autoclear::KNOWN;
+        if self.header.autoclear == known {
+            return Ok(None);
+        }
+        self.header.autoclear = known;
+        self.change_header(header::AUTOCLEAR, known.to_be_bytes().to_vec())
+            .map(Some)
+    }
+
+    fn change_header(&mut self, at: usize, data: Vec<u8>) -> Result<Step, Failure> {
+        bytes::put(&mut self.first_sector, at, &data)?;
+        Ok(Step::Write {
+            file: FileNo::IMAGE,
+            offset: at as u64,
+            data,
+        })
     }
 
     /// Entries of tables that are in use.
@@ -145,10 +168,9 @@ impl Qcow2 {
             .tables
             .dirty(Kind::L2)
             .filter(|(at, _)| !fresh.contains(&self.table_of(*at)));
-        tables
-            .chain(self.tables.dirty(Kind::L1))
-            .map(|(at, data)| write(at, data.to_vec()))
-            .collect()
+        let mut steps = writes(tables);
+        steps.extend(writes(self.tables.dirty(Kind::L1)));
+        steps
     }
 
     /// From here on the session takes its tables for what is on disk.
@@ -156,7 +178,6 @@ impl Qcow2 {
         for kind in [Kind::L1, Kind::L2, Kind::RefcountTable, Kind::RefcountBlock] {
             self.tables.mark_clean(kind);
         }
-        self.header.autoclear &= autoclear::KNOWN;
         self.pending.fresh_tables.clear();
         self.pending.flushed_len = Some(self.file_len);
         if let Some(old) = self.pending.old_table.take() {
@@ -183,11 +204,7 @@ impl Qcow2 {
                 });
             }
         }
-        let steps = self
-            .tables
-            .dirty(Kind::RefcountBlock)
-            .map(|(at, data)| write(at, data.to_vec()))
-            .collect();
+        let steps = writes(self.tables.dirty(Kind::RefcountBlock));
         self.tables.mark_clean(Kind::RefcountBlock);
         Ok(steps)
     }
@@ -208,34 +225,6 @@ fn stage(purpose: Purpose, steps: Vec<Step>) -> Stage {
 
 fn non_empty(purpose: Purpose, steps: Vec<Step>) -> Option<Stage> {
     (!steps.is_empty()).then(|| stage(purpose, steps))
-}
-
-fn write(at: HostOffset, data: Vec<u8>) -> Step {
-    Step::Write {
-        file: FileNo::IMAGE,
-        offset: at.0,
-        data,
-    }
-}
-
-/// The writes of those sectors that are not all zeroes, neighbours together.
-fn nonzero_sectors(at: HostOffset, data: &[u8]) -> Vec<Step> {
-    let mut steps: Vec<Step> = Vec::new();
-    let mut offset = at.0;
-    for sector in data.chunks(SECTOR as usize) {
-        if sector.iter().any(|&byte| byte != 0) {
-            match steps.last_mut() {
-                Some(Step::Write {
-                    offset: first,
-                    data,
-                    ..
-                }) if *first + data.len() as u64 == offset => data.extend_from_slice(sector),
-                _ => steps.push(write(HostOffset(offset), sector.to_vec())),
-            }
-        }
-        offset += SECTOR;
-    }
-    steps
 }
 
 const _: () = {

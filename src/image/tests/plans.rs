@@ -1,0 +1,346 @@
+//! Plans that break a rule: each is refused for its own reason.
+
+use crate::image::check::{Commits, FileLimits, Limits, PlanError, check};
+use instar_guest::FileNo;
+use instar_guest::plan::{Plan, Purpose, Stage, Step};
+
+const IMAGE: FileNo = FileNo::IMAGE;
+
+/// One writable file of 64 KiB that may grow to 128 KiB.
+fn limits(commits: Commits) -> Limits {
+    Limits {
+        files: vec![Some(FileLimits {
+            len: 0x10000,
+            cap: 0x20000,
+            floor: 0,
+            shortest: 0x10000,
+        })],
+        commits,
+        fill: 0x8000,
+        streamed: false,
+    }
+}
+
+fn write(offset: u64, len: usize) -> Step {
+    let data = vec![1; len];
+    Step::Write {
+        file: IMAGE,
+        offset,
+        data,
+    }
+}
+
+fn stage(purpose: Purpose, steps: &[Step]) -> Stage {
+    let steps = steps.to_vec();
+    Stage { purpose, steps }
+}
+
+fn plan(stages: &[Stage]) -> Plan {
+    let stages = stages.to_vec();
+    Plan { stages }
+}
+
+/// The verdict on steps that are no commit.
+fn steps(steps: &[Step]) -> Result<u64, PlanError> {
+    let plan = plan(&[stage(Purpose::Prepare, steps)]);
+    check(&plan, &limits(Commits::None))
+}
+
+/// The verdict on a commit stage of its own.
+fn commit(steps: &[Step]) -> Result<u64, PlanError> {
+    let plan = plan(&[stage(Purpose::Commit, steps)]);
+    check(&plan, &limits(Commits::One))
+}
+
+#[test]
+fn a_sound_plan_passes_and_its_bytes_are_counted() {
+    let plan = plan(&[
+        stage(Purpose::Prepare, &[write(0x10000, 512), write(0, 512)]),
+        stage(Purpose::Commit, &[write(0, 512)]),
+        stage(Purpose::Release, &[write(512, 8)]),
+    ]);
+    assert_eq!(check(&plan, &limits(Commits::One)), Ok(3 * 512 + 8));
+}
+
+#[test]
+fn every_step_stays_below_the_cap() {
+    let (end, cap) = (0x20001, 0x20000);
+    let file = IMAGE;
+    let past = [
+        write(0x20000, 1),
+        Step::Zero {
+            file,
+            offset: 0x1ffff,
+            len: 2,
+        },
+        Step::Reserve {
+            file,
+            offset: 0x20000,
+            len: 1,
+        },
+        Step::SetLength { file, len: 0x20001 },
+        Step::Copy {
+            file,
+            from: 0,
+            to: 0x1fff1,
+            len: 0x10,
+        },
+        Step::Punch {
+            file,
+            offset: 0x20000,
+            len: 1,
+        },
+    ];
+    for step in past {
+        let refusal = Err(PlanError::PastCap { end, cap });
+        assert_eq!(steps(std::slice::from_ref(&step)), refusal, "{step:?}");
+    }
+}
+
+#[test]
+fn no_range_wraps_around_or_passes_off_t() {
+    let (file, len) = (IMAGE, 2);
+    for offset in [u64::MAX, i64::MAX as u64 - 1] {
+        let overflow = Err(PlanError::Overflow { offset, len });
+        assert_eq!(steps(&[write(offset, 2)]), overflow);
+        assert_eq!(steps(&[Step::Zero { file, offset, len }]), overflow);
+        assert_eq!(steps(&[Step::Reserve { file, offset, len }]), overflow);
+        assert_eq!(steps(&[Step::Punch { file, offset, len }]), overflow);
+        let copy = |from, to| {
+            steps(&[Step::Copy {
+                file,
+                from,
+                to,
+                len,
+            }])
+        };
+        assert_eq!(copy(offset, 0), overflow);
+        assert_eq!(copy(0, offset), overflow);
+    }
+}
+
+#[test]
+fn a_file_that_may_not_be_changed_is_not_changed() {
+    for file in [FileNo(1), FileNo(2), FileNo(u32::MAX)] {
+        let mut limits = limits(Commits::None);
+        limits.files.push(None);
+        let step = Step::SetLength { file, len: 0 };
+        let plan = plan(&[stage(Purpose::Prepare, &[step])]);
+        assert_eq!(check(&plan, &limits), Err(PlanError::UnknownFile(file)));
+    }
+}
+
+#[test]
+fn a_file_is_not_cut_below_its_length() {
+    let (file, len, shortest) = (IMAGE, 0xffff, 0x10000);
+    let cut = [Step::SetLength { file, len }];
+    assert_eq!(steps(&cut), Err(PlanError::Shortens { len, shortest }));
+    assert_eq!(commit(&cut), Err(PlanError::Shortens { len, shortest }));
+}
+
+#[test]
+fn copies_read_inside_the_file_as_it_is_by_then() {
+    let file = IMAGE;
+    let copy = Step::Copy {
+        file,
+        from: 0x10000,
+        to: 0,
+        len: 512,
+    };
+    let refusal = PlanError::PastEnd {
+        end: 0x10200,
+        len: 0x10000,
+    };
+    assert_eq!(steps(std::slice::from_ref(&copy)), Err(refusal));
+    assert_eq!(steps(&[write(0x10000, 512), copy]), Ok(1024));
+}
+
+#[test]
+fn copies_do_not_overlap_themselves() {
+    let (file, len) = (IMAGE, 512);
+    for (from, to) in [(0, 511), (511, 0), (100, 100)] {
+        let copy = [Step::Copy {
+            file,
+            from,
+            to,
+            len,
+        }];
+        assert_eq!(steps(&copy), Err(PlanError::CopyOverlaps { from, to, len }));
+    }
+    assert_eq!(
+        steps(&[Step::Copy {
+            file,
+            from: 0,
+            to: 512,
+            len
+        }]),
+        Ok(512)
+    );
+}
+
+#[test]
+fn only_what_exists_is_punched() {
+    let punch = [Step::Punch {
+        file: IMAGE,
+        offset: 0xffff,
+        len: 2,
+    }];
+    let refusal = PlanError::PastEnd {
+        end: 0x10001,
+        len: 0x10000,
+    };
+    assert_eq!(steps(&punch), Err(refusal));
+}
+
+#[test]
+fn the_disk_space_of_a_whole_plan_is_bounded() {
+    let reserve = |len| Step::Reserve {
+        file: IMAGE,
+        offset: 0,
+        len,
+    };
+    assert_eq!(steps(&[reserve(0x7fff), write(0, 1)]), Ok(0x8000));
+    let refusal = PlanError::Fills {
+        bytes: 0x8001,
+        fill: 0x8000,
+    };
+    assert_eq!(steps(&[reserve(0x8000), write(0, 1)]), Err(refusal));
+    let zero = |len| Step::Zero {
+        file: IMAGE,
+        offset: 0,
+        len,
+    };
+    let (bytes, fill) = (u64::MAX, 0x8000);
+    assert_eq!(steps(&[zero(bytes)]), Err(PlanError::Fills { bytes, fill }));
+}
+
+#[test]
+fn a_commit_is_one_write_inside_one_sector() {
+    assert_eq!(commit(&[write(0, 512)]), Ok(512));
+    assert_eq!(commit(&[write(1000, 24)]), Ok(24));
+    for (offset, len) in [(0, 513), (511, 2), (1000, 25), (512, 1024), (0, 0)] {
+        let refusal = PlanError::CommitSpansSectors {
+            offset,
+            len: len as u64,
+        };
+        assert_eq!(commit(&[write(offset, len)]), Err(refusal));
+    }
+}
+
+#[test]
+fn or_one_set_length_and_nothing_else() {
+    let file = IMAGE;
+    assert_eq!(commit(&[Step::SetLength { file, len: 0x20000 }]), Ok(0));
+    let others = [
+        Step::Zero {
+            file,
+            offset: 0,
+            len: 1,
+        },
+        Step::Copy {
+            file,
+            from: 0,
+            to: 512,
+            len: 1,
+        },
+        Step::Reserve {
+            file,
+            offset: 0,
+            len: 1,
+        },
+        Step::Punch {
+            file,
+            offset: 0,
+            len: 1,
+        },
+    ];
+    for step in others {
+        assert_eq!(commit(&[step]), Err(PlanError::CommitNotAtomic));
+    }
+}
+
+#[test]
+fn a_commit_stands_alone_in_its_stage() {
+    assert_eq!(commit(&[]), Err(PlanError::CommitSteps(0)));
+    let two = [write(0, 8), write(8, 8)];
+    assert_eq!(commit(&two), Err(PlanError::CommitSteps(2)));
+}
+
+#[test]
+fn commits_come_exactly_where_they_are_expected() {
+    let commit = stage(Purpose::Commit, &[write(0, 8)]);
+    let other = stage(Purpose::Release, &[write(0, 8)]);
+    let verdict = |commits, stages: &[&Stage]| {
+        let stages: Vec<Stage> = stages.iter().map(|&stage| stage.clone()).collect();
+        check(&plan(&stages), &limits(commits)).map(|_| ())
+    };
+    use Commits::{Last, None, One};
+    assert_eq!(verdict(None, &[&commit]), Err(PlanError::UnexpectedCommit));
+    assert_eq!(verdict(None, &[&other]), Ok(()));
+    assert_eq!(verdict(One, &[]), Ok(()));
+    assert_eq!(verdict(One, &[&other]), Err(PlanError::CommitMissing));
+    assert_eq!(verdict(One, &[&commit, &other]), Ok(()));
+    let twice = [&commit, &other, &commit];
+    for expected in [None, One, Last] {
+        assert_eq!(verdict(expected, &twice), Err(PlanError::SecondCommit));
+    }
+    assert_eq!(verdict(Last, &[]), Err(PlanError::CommitMissing));
+    assert_eq!(
+        verdict(Last, &[&commit, &other]),
+        Err(PlanError::CommitNotLast)
+    );
+    assert_eq!(verdict(Last, &[&other, &commit]), Ok(()));
+}
+
+#[test]
+fn a_streamed_part_keeps_to_the_space_past_the_old_end() {
+    let mut limits = limits(Commits::None);
+    limits.files[0].as_mut().unwrap().floor = 0x10000;
+    let verdict = |step| check(&plan(&[stage(Purpose::Prepare, &[step])]), &limits);
+    let (file, floor, len) = (IMAGE, 0x10000, 1);
+    let below = |offset| Err(PlanError::BelowFloor { offset, floor });
+    assert_eq!(verdict(write(0x10000, 512)), Ok(512));
+    assert_eq!(verdict(write(0xffff, 512)), below(0xffff));
+    assert_eq!(
+        verdict(Step::Zero {
+            file,
+            offset: 0,
+            len
+        }),
+        below(0)
+    );
+    assert_eq!(
+        verdict(Step::Reserve {
+            file,
+            offset: 0,
+            len
+        }),
+        below(0)
+    );
+    assert_eq!(
+        verdict(Step::Punch {
+            file,
+            offset: 0,
+            len
+        }),
+        below(0)
+    );
+    assert_eq!(
+        verdict(Step::Copy {
+            file,
+            from: 512,
+            to: 0,
+            len
+        }),
+        below(0)
+    );
+    assert_eq!(
+        verdict(Step::Copy {
+            file,
+            from: 0,
+            to: 0x10000,
+            len
+        }),
+        Ok(1)
+    );
+}
