@@ -40,11 +40,6 @@ impl<'h> Prepare<'h> {
         }
     }
 
-    /// The host, for reading.
-    pub fn host(&mut self) -> &mut dyn Host {
-        self.host
-    }
-
     /// Adds a step that touches bytes inside the old file: it stays in the plan.
     pub fn inside(&mut self, step: Step) {
         self.inside.push(step);
@@ -143,5 +138,52 @@ fn weight(step: &Step) -> usize {
     match step {
         Step::Write { data, .. } => STEP_WEIGHT + data.len(),
         _ => STEP_WEIGHT,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::MemHost;
+
+    #[test]
+    fn small_plans_are_not_streamed_and_zeroes_are_left_out() {
+        let mut host = MemHost::default();
+        let mut prepare = Prepare::new(&mut host);
+        prepare.fresh_slice(100, &[0, 0, 7, 0, 8, 0]).unwrap();
+        prepare.fresh_slice(200, &[0; 6]).unwrap();
+        let inside = Step::SetLength {
+            file: FileNo::IMAGE,
+            len: 1,
+        };
+        prepare.inside(inside.clone());
+        let write = Step::Write {
+            file: FileNo::IMAGE,
+            offset: 102,
+            data: vec![7, 0, 8],
+        };
+        assert_eq!(prepare.finish(), [write, inside]);
+        assert!(host.streamed.is_empty());
+    }
+
+    #[test]
+    fn what_is_too_much_is_streamed_in_order_and_what_is_inside_never() {
+        let mut host = MemHost::default();
+        let mut prepare = Prepare::new(&mut host);
+        prepare.inside(Step::SetLength {
+            file: FileNo::IMAGE,
+            len: 1,
+        });
+        let content: Vec<u8> = (0..10u32 << 20).map(|at| (at % 251) as u8 + 1).collect();
+        prepare.fresh_slice(512, &content).unwrap();
+        let rest = prepare.finish();
+        assert_eq!(host.streamed.len(), 2);
+        assert!(matches!(rest.last(), Some(Step::SetLength { .. })));
+        rest.iter()
+            .rev()
+            .skip(1)
+            .rev()
+            .for_each(|step| host.step(step));
+        assert!(host.image[512..] == content);
     }
 }

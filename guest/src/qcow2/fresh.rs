@@ -156,3 +156,99 @@ pub fn fill_l1(
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    /// A table that is filled through windows of `step` bytes.
+    fn windows(len: u64, step: usize, mut fill: impl FnMut(u64, &mut [u8])) -> Vec<u8> {
+        let mut table = vec![0; len as usize];
+        let mut at = 0;
+        for window in table.chunks_mut(step) {
+            fill(at, window);
+            at += window.len() as u64;
+        }
+        table
+    }
+
+    proptest! {
+        #[test]
+        fn blocks_count_the_used_clusters_and_no_other(
+            order in 0u32..=6, start in 0u64..9000, len in 0u64..9000, step in 1usize..20
+        ) {
+            let geometry = Geometry::new(9, false, order);
+            let per_block = geometry.refcounts_per_block();
+            let numbers = [0, 1, 3];
+            let used = start..start + len;
+            let blocks = windows(3 * 512, step * 64, |at, window| {
+                fill_blocks(geometry, &numbers, &used, at, window);
+            });
+            for (block, number) in blocks.chunks(512).zip(numbers) {
+                for index in 0..per_block {
+                    let cluster = number * per_block + index;
+                    let count = geometry.width().get(block, index);
+                    prop_assert_eq!(count, u64::from(used.contains(&cluster)));
+                }
+            }
+        }
+
+        #[test]
+        fn l2_tables_map_the_range_and_nothing_else(
+            extended: bool, start in 0u64..100, len in 0u64..3000, step in 1usize..9
+        ) {
+            let geometry = Geometry::new(14, extended, 4);
+            let per_table = geometry.l2_entries();
+            let table = start / per_table;
+            let range = FillRange {
+                clusters: start..start + len,
+                fill: Fill::Data { at: 1 << 30 },
+            };
+            let tables = windows(3 * 16384, step * 512, |at, window| {
+                range.fill_l2(geometry, table, at, window).unwrap();
+            });
+            let entry_len = geometry.l2_entry_len() as usize;
+            for (cluster, slot) in (table * per_table..).zip(tables.chunks(entry_len)) {
+                let expected = match range.clusters.contains(&cluster) {
+                    true => ((1 << 30) + (cluster - start) * 16384) | entry::COPIED,
+                    false => 0,
+                };
+                prop_assert_eq!(bytes::be64(slot, 0).unwrap(), expected);
+                if extended {
+                    let bits = if expected == 0 { 0 } else { 0xffff_ffff };
+                    prop_assert_eq!(bytes::be64(slot, 8).unwrap(), bits);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_zero_range_refers_to_nothing() {
+        for (extended, entry) in [(false, [1, 0]), (true, [0, u64::from(u32::MAX) << 32])] {
+            let geometry = Geometry::new(14, extended, 4);
+            let range = FillRange {
+                clusters: 0..1,
+                fill: Fill::Zero,
+            };
+            let mut table = vec![0; 16384];
+            range.fill_l2(geometry, 0, 0, &mut table).unwrap();
+            let found = [0, 8].map(|at| bytes::be64(&table, at).unwrap());
+            assert_eq!(found, entry);
+        }
+    }
+
+    #[test]
+    fn table_entries_and_l1_entries_lead_to_consecutive_clusters() {
+        let geometry = Geometry::new(9, false, 4);
+        let mut table = vec![0; 512];
+        fill_table(geometry, &[2, 65, 70], 10, 512, &mut table).unwrap();
+        assert_eq!(bytes::be64(&table, 8), Ok(11 * 512));
+        assert_eq!(bytes::be64(&table, 6 * 8), Ok(12 * 512));
+        assert_eq!(table.iter().filter(|&&byte| byte != 0).count(), 2);
+        let mut l1 = vec![0; 16];
+        fill_l1(geometry, 10, 8, &mut l1).unwrap();
+        assert_eq!(bytes::be64(&l1, 0), Ok((11 * 512) | entry::COPIED));
+        assert_eq!(bytes::be64(&l1, 8), Ok((12 * 512) | entry::COPIED));
+    }
+}

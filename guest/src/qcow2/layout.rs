@@ -141,3 +141,67 @@ fn absent(range: Range<u64>, present: &[u64]) -> Vec<u64> {
         })
         .collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn clusters_in_counted_ranges_need_nothing() {
+        let geometry = Geometry::new(16, false, 4);
+        assert_eq!(
+            counting(geometry, 4, 100, &[0], 1),
+            Some(Counting::default())
+        );
+        assert_eq!(counting(geometry, 4, 0, &[], 1), Some(Counting::default()));
+    }
+
+    #[test]
+    fn a_new_block_brings_a_new_table_and_both_are_counted() {
+        // 256 counts a block: 10 clusters from 250 on, a block and a table.
+        let geometry = Geometry::new(9, false, 4);
+        let needs = counting(geometry, 250, 10, &[0], 1).unwrap();
+        assert_eq!((needs.blocks, needs.table), (vec![1], 1));
+        // The block itself is what does not fit into the present range.
+        let needs = counting(geometry, 250, 6, &[0], 1).unwrap();
+        assert_eq!((needs.blocks, needs.table), (vec![], 0));
+    }
+
+    #[test]
+    fn counts_beyond_the_largest_table_are_refused() {
+        let geometry = Geometry::new(9, false, 6);
+        // 8 MiB of table: 1 Mi blocks of 64 counts.
+        let most = (1 << 20) * 64;
+        assert_eq!(counting(geometry, 0, most, &[], 0), None);
+        assert!(counting(geometry, 0, most - (2 << 20), &[], 0).is_some());
+    }
+
+    proptest! {
+        #[test]
+        fn every_new_cluster_is_counted_by_one_block(
+            cluster_bits in 9u32..=12,
+            order in 0u32..=6,
+            first in 0u64..5000,
+            base in 1u64..20000,
+            present in prop::collection::btree_set(0u64..200, 0..20),
+            table in 1u64..4,
+        ) {
+            let geometry = Geometry::new(cluster_bits, false, order);
+            let per_block = geometry.refcounts_per_block();
+            let from = first / per_block;
+            let present: Vec<u64> = present.into_iter().filter(|&n| n >= from).collect();
+            let needs = counting(geometry, first, base, &present, table).unwrap();
+            let end = first + base + needs.blocks.len() as u64 + needs.table;
+            for number in from..end.div_ceil(per_block) {
+                prop_assert!(present.contains(&number) != needs.blocks.contains(&number));
+            }
+            prop_assert_eq!(needs.blocks.is_empty(), needs.table == 0);
+            if let Some(last) = needs.blocks.last() {
+                prop_assert!(needs.table >= table);
+                prop_assert!(last * 8 < geometry.host_offset(needs.table));
+                prop_assert!(*last < end.div_ceil(per_block));
+            }
+        }
+    }
+}

@@ -66,7 +66,7 @@ const EQUAL: &[(&str, &str)] = &[
 /// Images whose layout is our own.
 const SOUND: &[(&str, &str)] = &[
     ("64M", "preallocation=falloc"),
-    ("64M", "preallocation=falloc,cluster_size=512"),
+    ("20M", "preallocation=falloc,cluster_size=512"),
     (
         "16M",
         "preallocation=falloc,cluster_size=512,refcount_bits=64",

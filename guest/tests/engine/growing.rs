@@ -1,24 +1,11 @@
 //! Growing: old content, then zeroes, and qemu-img finds nothing wrong.
 
+use crate::grow_cases::{Case, M, case, cases};
 use crate::lab::{Check, Lab};
 use instar_guest::plan::Purpose;
 use instar_guest::proto::{PlanReply, Preallocation};
 use instar_guest::testing::Session;
 use instar_guest::{Failure, FailureKind, FileNo, Reply, Request, Step};
-
-/// An image to make and to grow.
-#[derive(Clone)]
-struct Case {
-    name: String,
-    options: &'static str,
-    old: u64,
-    new: u64,
-    preallocation: Preallocation,
-    backing: Option<u64>,
-    then: fn(&Lab, &Case),
-    /// Most barriers that the plan may take.
-    stages: usize,
-}
 
 /// All checks by name.
 pub fn trials() -> Vec<(String, Check)> {
@@ -26,289 +13,20 @@ pub fn trials() -> Vec<(String, Check)> {
         let name = format!("grows::{}", case.name);
         (name, Box::new(move || check(&case)) as Check)
     });
-    grow.collect()
-}
-
-const K: u64 = 1 << 10;
-const M: u64 = 1 << 20;
-const G: u64 = 1 << 30;
-
-fn case(name: &str, options: &'static str, old: u64, new: u64) -> Case {
-    Case {
-        name: name.to_string(),
-        options,
-        old,
-        new,
-        preallocation: Preallocation::Off,
-        backing: None,
-        then: scribble,
-        stages: 4,
-    }
-}
-
-impl Case {
-    fn falloc(self) -> Self {
-        Self {
-            name: format!("{}_falloc", self.name),
-            preallocation: Preallocation::Falloc,
-            ..self
-        }
-    }
-
-    fn over(self, backing: u64) -> Self {
-        Self {
-            backing: Some(backing),
-            ..self
-        }
-    }
-
-    fn then(self, then: fn(&Lab, &Case)) -> Self {
-        Self { then, ..self }
-    }
-
-    fn stages(self, stages: usize) -> Self {
-        Self { stages, ..self }
-    }
-}
-
-/// Writes here and there, to the last byte.
-fn scribble(lab: &Lab, case: &Case) {
-    let size = case.old;
-    let mut commands = vec!["write -P 0x11 0 64k".to_string()];
-    for (pattern, part) in [(0x22, 3), (0x33, 5), (0x44, 7)] {
-        let at = size / 8 * part / 512 * 512;
-        let len = (20 * K).min(size - at) / 512 * 512;
-        commands.push(format!("write -P {pattern} {at} {len}"));
-    }
-    commands.push(format!("write -P 0x55 {} 512", size - 512));
-    let commands: Vec<&str> = commands.iter().map(String::as_str).collect();
-    lab.qemu_io("disk.qcow2", &commands);
-}
-
-fn snapshots(lab: &Lab, case: &Case) {
-    scribble(lab, case);
-    lab.qemu_img("snapshot -c first disk.qcow2");
-    lab.qemu_io("disk.qcow2", &["write -P 0x66 64k 64k"]);
-}
-
-/// The last cluster is shared with a snapshot, and was longer once.
-fn shared_stale_tail(lab: &Lab, case: &Case) {
-    stale_tail(lab, case);
-    lab.qemu_img("snapshot -c first disk.qcow2");
-}
-
-/// Data behind the end, in the last cluster.
-fn stale_tail(lab: &Lab, case: &Case) {
-    let longer = case.old + 40 * K;
-    lab.qemu_img(&format!("resize -q disk.qcow2 {longer}"));
-    lab.qemu_io("disk.qcow2", &["write -P 0x77 0 1M"]);
-    let last = format!("write -P 0x78 {} 64k", case.old - 24 * K);
-    lab.qemu_io("disk.qcow2", &[&last]);
-    lab.qemu_img(&format!("resize -q --shrink disk.qcow2 {}", case.old));
-}
-
-/// The same, compressed.
-fn compressed_tail(lab: &Lab, case: &Case) {
-    let longer = case.old + 40 * K;
-    lab.qemu_img(&format!("resize -q disk.qcow2 {longer}"));
-    let last = format!("write -P 0x78 {} 64k", case.old - 24 * K);
-    lab.qemu_io("disk.qcow2", &[&last]);
-    lab.qemu_img(&format!(
-        "convert -c -O qcow2 -o {} disk.qcow2 packed.qcow2",
-        case.options
-    ));
-    lab.qemu_img("convert -O raw disk.qcow2 unpacked.raw");
-    std::fs::rename(lab.path("packed.qcow2"), lab.path("disk.qcow2")).unwrap();
-    lab.qemu_img(&format!("resize -q --shrink disk.qcow2 {}", case.old));
-}
-
-/// What a shrink that stopped after the header leaves: the size alone is less.
-fn stopped_shrink(lab: &Lab, case: &Case) {
-    let longer = case.old + 6 * M;
-    lab.qemu_img(&format!("resize -q disk.qcow2 {longer}"));
-    let whole = format!("write -P 0x79 0 {longer}");
-    let zeroes = format!("write -z {} 64k", case.old + 128 * K);
-    lab.qemu_io("disk.qcow2", &[&whole, &zeroes]);
-    let mut image = lab.bytes("disk.qcow2");
-    image[24..32].copy_from_slice(&case.old.to_be_bytes());
-    lab.write("disk.qcow2", &image);
-}
-
-/// The same, with a snapshot that shares everything.
-fn stopped_shrink_snapshot(lab: &Lab, case: &Case) {
-    stopped_shrink(lab, case);
-    let mut image = lab.bytes("disk.qcow2");
-    image[24..32].copy_from_slice(&(case.old + 6 * M).to_be_bytes());
-    lab.write("disk.qcow2", &image);
-    lab.qemu_img("snapshot -c first disk.qcow2");
-    let mut image = lab.bytes("disk.qcow2");
-    image[24..32].copy_from_slice(&case.old.to_be_bytes());
-    lab.write("disk.qcow2", &image);
-}
-
-fn bitmaps(lab: &Lab, case: &Case) {
-    lab.qemu_img("bitmap --add -g 512 disk.qcow2 fine");
-    lab.qemu_img("bitmap --add -g 65536 disk.qcow2 coarse");
-    lab.qemu_img("bitmap --add -g 512 disk.qcow2 off");
-    scribble(lab, case);
-    lab.qemu_img("bitmap --disable disk.qcow2 off");
-}
-
-/// Header extensions that leave no room for the bitmaps' in the first sector.
-fn crowded_bitmaps(lab: &Lab, case: &Case) {
-    bitmaps(lab, case);
-    let mut image = lab.bytes("disk.qcow2");
-    assert_eq!(
-        image[112..116],
-        [0x68, 0x03, 0xf8, 0x57],
-        "the feature names"
-    );
-    image[112..116].copy_from_slice(b"what");
-    lab.write("disk.qcow2", &image);
-}
-
-fn cases() -> Vec<Case> {
-    let mut cases = vec![
-        case("in_place", "compat=1.1", M, 64 * M).stages(1),
-        case("in_place_v2", "compat=0.10", M, 64 * M).stages(1),
-        case("l1_slack", "compat=1.1", M, G).stages(2),
-        case("l1_slack_4k", "cluster_size=4k", M, 64 * M).stages(2),
-        case("l1_moves", "cluster_size=512", M, 64 * M).stages(3),
-        case("l1_moves_v2", "cluster_size=512,compat=0.10", M, 64 * M).stages(3),
-        case("from_nothing", "compat=1.1", 0, M)
-            .then(|_, _| {})
-            .stages(2),
-        case("to_1_tib", "compat=1.1", G, 1 << 40).stages(2),
-        case("1_tib_to_2", "compat=1.1", 1 << 40, 2 << 40)
-            .then(|_, _| {})
-            .stages(2),
-        case("512_to_8_gib", "cluster_size=512", 64 * M, 8 * G).stages(3),
-        case("2m_clusters", "cluster_size=2M", 5 * M, 50 * M).stages(2),
-        case("odd_sizes", "compat=1.1", M + 512, 3 * M + 1024).stages(2),
-        case("odd_sizes_ext", "extended_l2=on", M + 512, 3 * M + 1024).stages(2),
-        case("sector_more", "compat=1.1", M + 512, M + 1024).stages(2),
-        case("extended_l2", "extended_l2=on", M, 300 * M).stages(2),
-        case("snapshots", "compat=1.1", M, 64 * M)
-            .then(snapshots)
-            .stages(1),
-        case("snapshots_moves", "cluster_size=512", M, 64 * M).then(snapshots),
-        case("stale_tail", "compat=1.1", M + 24 * K, 8 * M)
-            .then(stale_tail)
-            .stages(2),
-        case("stale_tail_ext", "extended_l2=on", M + 24 * K, 8 * M).then(stale_tail),
-        case("stale_tail_4k", "cluster_size=4k", M + 512, 8 * M).then(stale_tail),
-        case("shared_stale_tail", "compat=1.1", M + 24 * K, 8 * M).then(shared_stale_tail),
-        case("shared_stale_tail_ext", "extended_l2=on", M + 24 * K, 8 * M).then(shared_stale_tail),
-        case("compressed_tail", "compat=1.1", M + 24 * K, 8 * M).then(compressed_tail),
-        case("compressed_tail_ext", "extended_l2=on", M + 24 * K, 8 * M).then(compressed_tail),
-        case("stopped_shrink", "compat=1.1", M, 8 * M).then(stopped_shrink),
-        case("stopped_shrink_512", "cluster_size=512", M, 3 * M).then(stopped_shrink),
-        case("stopped_shrink_512_far", "cluster_size=512", M, 20 * M).then(stopped_shrink),
-        case("stopped_shrink_odd", "cluster_size=4k", M + K, 8 * M).then(stopped_shrink),
-        case("stopped_shrink_ext", "extended_l2=on", M, 8 * M).then(stopped_shrink),
-        case("stopped_shrink_snapshot", "cluster_size=4k", M, 8 * M).then(stopped_shrink_snapshot),
-        case("stopped_shrink_over", "cluster_size=4k", M, 8 * M)
-            .over(3 * M)
-            .then(stopped_shrink),
-        case("bitmaps", "compat=1.1", 64 * M, G).then(bitmaps),
-        case("bitmaps_far", "compat=1.1", 64 * M, 100 * G).then(bitmaps),
-        case("bitmaps_4k", "cluster_size=4k", 64 * M, G).then(bitmaps),
-        case("bitmaps_crowded", "compat=1.1", 64 * M, 100 * G).then(crowded_bitmaps),
-        case("bitmaps_same", "compat=1.1", M, 2 * M).then(bitmaps),
-        case("over_longer", "compat=1.1", M, 64 * M).over(8 * M),
-        case("over_longer_same_table", "compat=1.1", M, 2 * M)
-            .over(8 * M)
-            .stages(2),
-        case("over_longer_4k", "cluster_size=4k", M, 64 * M).over(8 * M),
-        case("over_longer_512", "cluster_size=512", M, 4 * M).over(8 * M),
-        case("over_longer_ext", "extended_l2=on", M, 64 * M).over(8 * M),
-        case("over_longer_odd", "compat=1.1", M + 512, 64 * M).over(8 * M),
-        case("over_longer_odd_ext", "extended_l2=on", M + 2 * K, 64 * M).over(8 * M),
-        case("over_shorter", "compat=0.10", M, 64 * M).over(512 * K),
-        case("over_longer_snapshot", "compat=1.1", M, 64 * M)
-            .over(8 * M)
-            .then(snapshots),
-        case("over_longer_snapshot_4k", "cluster_size=4k", M, 64 * M)
-            .over(8 * M)
-            .then(snapshots),
-        case("data_file", "data_file=disk.data", M, 64 * M),
-        case("data_file_odd", "data_file=disk.data", M + 512, 64 * M),
-        case(
-            "raw_data_file",
-            "data_file=disk.data,data_file_raw=on",
-            M,
-            64 * M,
-        ),
-    ];
-    for (bits, name) in [
-        ("cluster_size=512,refcount_bits=1", "1"),
-        ("cluster_size=512,refcount_bits=2", "2"),
-        ("cluster_size=512,refcount_bits=4", "4"),
-        ("cluster_size=512,refcount_bits=8", "8"),
-        ("cluster_size=512,refcount_bits=16", "16"),
-        ("cluster_size=512,refcount_bits=32", "32"),
-        ("cluster_size=512,refcount_bits=64", "64"),
-    ] {
-        cases.push(case(&format!("refcount_bits_{name}"), bits, M, 40 * M));
-        cases.push(case(&format!("refcount_bits_{name}"), bits, 3 * M, 9 * M).falloc());
-    }
-    cases.extend([
-        case("v3", "compat=1.1", M, 4 * M).falloc().stages(3),
-        case("v2", "compat=0.10", M, 4 * M).falloc(),
-        case("l1_slack", "compat=1.1", M, G).falloc(),
-        case("4k", "cluster_size=4k", M, 64 * M).falloc(),
-        case("512", "cluster_size=512", M, 16 * M).falloc(),
-        case("512_small", "cluster_size=512", 333 * 512, 1500 * K).falloc(),
-        case("2m", "cluster_size=2M", 5 * M, 50 * M).falloc(),
-        case("odd", "compat=1.1", M + 512, 3 * M + 1024).falloc(),
-        case("odd_unwritten", "compat=1.1", M + 512, 3 * M)
-            .falloc()
-            .then(|_, _| {}),
-        case("ext", "extended_l2=on", M, 300 * M).falloc(),
-        case("over_longer", "compat=1.1", M, 64 * M)
-            .falloc()
-            .over(8 * M),
-        case("over_longer_ext", "extended_l2=on", M, 64 * M)
-            .falloc()
-            .over(8 * M),
-        case("snapshots", "compat=1.1", M, 64 * M)
-            .falloc()
-            .then(snapshots),
-        case("snapshots_512", "cluster_size=512", M, 16 * M)
-            .falloc()
-            .then(snapshots),
-        case("bitmaps", "compat=1.1", 64 * M, G)
-            .falloc()
-            .then(bitmaps),
-        case("shared_tail", "compat=1.1", M + 24 * K, 8 * M)
-            .falloc()
-            .then(shared_stale_tail),
-        case("compressed_tail", "cluster_size=16k", M + 24 * K, 8 * M)
-            .falloc()
-            .then(compressed_tail),
-        case("stopped_shrink", "compat=1.1", M, 8 * M)
-            .falloc()
-            .then(stopped_shrink),
-        case("stopped_shrink_512", "cluster_size=512", M, 9 * M)
-            .falloc()
-            .then(stopped_shrink),
-        case("stopped_shrink_snapshot", "cluster_size=4k", M, 8 * M)
-            .falloc()
-            .then(stopped_shrink_snapshot),
-        case("data_file", "data_file=disk.data", M, 64 * M).falloc(),
-        case(
-            "raw_data_file",
-            "data_file=disk.data,data_file_raw=on",
-            M,
-            64 * M,
-        )
-        .falloc(),
-        case("data_file_odd", "data_file=disk.data", M + 512, 64 * M)
-            .falloc()
-            .then(|_, _| {}),
-        case("streamed", "cluster_size=512", M, 512 * M).falloc(),
-    ]);
-    cases
+    let lengths = LENGTHS.iter().map(|&(options, old, new, preallocation)| {
+        let name = format!("grows_no_longer_than_qemu_img::{options}_{preallocation}");
+        let check = move || no_longer_than_qemu(options, old, new, preallocation);
+        (name, Box::new(check) as Check)
+    });
+    grow.chain(lengths)
+        .chain([
+            ("refuses_to_grow".to_string(), Box::new(refusals) as Check),
+            (
+                "refuses_damaged_counts_before_anything".to_string(),
+                Box::new(damaged_counts) as Check,
+            ),
+        ])
+        .collect()
 }
 
 fn made(lab: &Lab, case: &Case) -> Session {
@@ -411,6 +129,8 @@ fn check_shape(reply: &PlanReply, old_len: u64, session: &Session, case: &Case) 
         matches!(&commit.steps[..], [Step::Write { file: FileNo::IMAGE, offset, data }]
             if *offset as usize + data.len() <= 512)
     );
+    let streams = !session.host.streamed.is_empty();
+    assert_eq!(streams, case.name.starts_with("streamed"));
     for step in session
         .host
         .streamed
@@ -439,4 +159,96 @@ fn check_allocated(lab: &Lab, case: &Case) {
             assert_eq!(extent["depth"], 0);
         }
     }
+}
+
+/// Options, old and new size, preallocation of images whose file may not get
+/// longer than QEMU makes it.
+const LENGTHS: &[(&str, u64, u64, &str)] = &[
+    ("compat=1.1", M, 64 * M, "off"),
+    ("compat=1.1", M, 4 * M, "falloc"),
+    ("compat=0.10", M, 4 * M, "falloc"),
+    ("cluster_size=512", M, 64 * M, "off"),
+    ("cluster_size=4k", M, 64 * M, "off"),
+    ("cluster_size=4k", M, 4 * M, "falloc"),
+    ("extended_l2=on", M, 4 * M, "falloc"),
+    ("refcount_bits=64", M, 4 * M, "falloc"),
+];
+
+fn no_longer_than_qemu(options: &'static str, old: u64, new: u64, preallocation: &str) {
+    let lab = Lab::new();
+    let mut case = case("", options, old, new).then(|_, _| {});
+    if preallocation == "falloc" {
+        case = case.falloc();
+    }
+    let mut session = made(&lab, &case);
+    let reply = resize(&mut session, &case).unwrap();
+    session.host.apply(&reply.plan);
+    lab.qemu_img(&format!(
+        "resize -q -f qcow2 --preallocation={preallocation} disk.qcow2 {new}"
+    ));
+    let (ours, theirs) = (session.host.image.len(), lab.bytes("disk.qcow2").len());
+    assert!(ours <= theirs, "{ours} bytes, QEMU makes {theirs}");
+}
+
+/// Requests that are refused, and with which words.
+fn refusals() {
+    use FailureKind::{InvalidRequest, NotPermitted, TooLarge, Unsupported};
+    use Preallocation::{Falloc, Full, Metadata, Off};
+    let refused = |options: &str, size: u64, preallocation, shrink, kind, words: &str| {
+        let lab = Lab::new();
+        lab.qemu_img(&format!("create -q -f qcow2 -o {options} disk.qcow2 64M"));
+        let mut session = opened(&lab);
+        let failure = session
+            .call(Request::Resize {
+                size,
+                preallocation,
+                shrink,
+                backing_size: None,
+            })
+            .unwrap_err();
+        assert_eq!(failure.kind, kind, "{failure}");
+        assert!(failure.message.starts_with(words), "{failure}");
+        assert!(session.host.image == lab.bytes("disk.qcow2"));
+        assert!(session.host.streamed.is_empty());
+    };
+    let v3 = "compat=1.1";
+    let multiple = "The new size must be a multiple of 512";
+    refused(v3, 64 * M + 1, Off, false, InvalidRequest, multiple);
+    let too_large = "Failed to grow the L1 table: File too large";
+    refused(v3, 3 << 50, Off, false, TooLarge, too_large);
+    refused("cluster_size=512", 1 << 40, Off, false, TooLarge, too_large);
+    refused(v3, u64::MAX - 511, Off, false, TooLarge, too_large);
+    let option = "Use the --shrink option to perform a shrink operation.";
+    refused(v3, 32 * M, Off, false, NotPermitted, option);
+    refused(v3, 32 * M, Off, true, Unsupported, "shrinking qcow2 images");
+    let growing = "Preallocation can only be used for growing images";
+    refused(v3, 64 * M, Falloc, false, InvalidRequest, growing);
+    refused(v3, 32 * M, Falloc, true, InvalidRequest, growing);
+    let mode = "preallocation mode 'metadata' is not supported for qcow2";
+    refused(v3, 65 * M, Metadata, false, Unsupported, mode);
+    let mode = "preallocation mode 'full' is not supported for qcow2";
+    refused(v3, 65 * M, Full, false, Unsupported, mode);
+}
+
+/// The L1 table that a grow replaces has reference count 0.
+fn damaged_counts() {
+    let lab = Lab::new();
+    let large = case("", "cluster_size=512", M, 256 * M).then(|_, _| {});
+    let case = large.falloc();
+    let mut session = made(&lab, &case);
+    let image = &mut session.host.image;
+    let table = u64::from_be_bytes(image[48..56].try_into().unwrap()) as usize;
+    let block = u64::from_be_bytes(image[table..table + 8].try_into().unwrap()) as usize;
+    image[block + 6..block + 8].fill(0);
+    let before = session.host.image.clone();
+    session.open(None).unwrap();
+    let refused = resize(&mut session, &case).unwrap_err();
+    assert_eq!(refused.kind, FailureKind::Damaged);
+    assert!(
+        refused
+            .message
+            .starts_with("the cluster at 0x600 is in use but has reference count 0"),
+        "{refused}"
+    );
+    assert!(session.host.image == before);
 }

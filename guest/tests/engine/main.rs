@@ -2,7 +2,9 @@
 //! mapped and read, and qemu-img says what the answer has to be.
 
 mod creating;
+mod disk;
 mod flipping;
+mod grow_cases;
 mod growing;
 mod lab;
 mod reading;

@@ -8,13 +8,14 @@
 //! one, at worst with clusters that are counted and not used.
 //!
 //! `check` refuses, `survey` reads what lies around the old end, `place`
-//! decides where new structures go, `stages` turns it into steps, `commit`
-//! makes the switch. The session's state is not changed: it opens the image
+//! decides where new structures go, `stages` and `lay_down` turn it into steps,
+//! `commit` makes the switch. The session's state is not changed: it opens the image
 //! again when the plan has been executed.
 
 mod bitmaps;
 mod check;
 mod commit;
+mod lay_down;
 mod place;
 mod stages;
 mod survey;

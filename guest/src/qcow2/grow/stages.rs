@@ -2,7 +2,7 @@
 
 use super::super::Qcow2;
 use super::super::format::{entry, refcount};
-use super::super::fresh::{self, Fill, FillRange};
+use super::super::fresh::{Fill, FillRange};
 use super::super::geometry::Geometry;
 use super::super::layout::Run;
 use super::super::refcount::Refcounts;
@@ -10,13 +10,13 @@ use super::super::tables::Kind;
 use super::bitmaps::BitmapNeeds;
 use super::commit::NewHeader;
 use super::place::Placement;
-use super::survey::{Boundary, Content, Kept, Survey, Tail};
+use super::survey::{Boundary, Content, Survey, Tail};
 use crate::bytes;
-use crate::engine::{Host, Read};
+use crate::engine::Host;
 use crate::error::Failure;
 use crate::plan::{Plan, Purpose, SECTOR, Stage, Step};
 use crate::prepare::{Prepare, writes};
-use crate::proto::{FileNo, Preallocation};
+use crate::proto::FileNo;
 use crate::resize::Wish;
 use crate::units::HostOffset;
 use alloc::vec;
@@ -44,9 +44,16 @@ impl Grow<'_> {
         refcounts: &mut Refcounts<'_>,
     ) -> Result<Plan, Failure> {
         let new_boundary = self.new_boundary()?;
+        // Whatever may still be found damaged is read before the first part of
+        // the plan can be streamed.
+        let counts = self.count_new(host, refcounts)?;
+        let release = self.release(host, refcounts)?;
         let mut prepare = Prepare::new(host);
         self.reserve(&mut prepare)?;
-        self.lay_down_counts(&mut prepare, refcounts)?;
+        self.lay_down_counts(&mut prepare)?;
+        for step in counts {
+            prepare.inside(step);
+        }
         let directory = match self.bitmaps.clusters {
             0 => None,
             _ => Some(
@@ -58,24 +65,14 @@ impl Grow<'_> {
         self.lay_down_l2(&mut prepare, new_boundary.as_deref())?;
         self.settle_tail(&mut prepare)?;
         self.settle_l1(&mut prepare);
-        let mut link = Vec::new();
-        if let (Some(boundary), Some(new)) = (&self.survey.boundary, &new_boundary)
-            && !self.placement.boundary_moves
-        {
-            let sectors = changed_sectors(boundary, new);
-            match self.survey.boundary_refers_to_new(self.per_table()) {
-                true => link.extend(sectors),
-                false => sectors.into_iter().for_each(|step| prepare.inside(step)),
-            }
-        }
-        link.extend(self.link_l1()?);
+        let mut link = self.change_boundary(&mut prepare, new_boundary.as_deref());
+        link.extend(self.link_l1());
         let commit = self.header(directory).commit(self.image)?;
         if commit.directory.is_some() {
             for step in BitmapNeeds::mark_in_use(self.image)? {
                 prepare.inside(step);
             }
         }
-        let release = self.release(prepare.host(), refcounts)?;
         let stages = [
             (Purpose::Prepare, prepare.finish()),
             (Purpose::Link, link),
@@ -92,7 +89,7 @@ impl Grow<'_> {
         })
     }
 
-    fn geometry(&self) -> Geometry {
+    pub(super) fn geometry(&self) -> Geometry {
         self.image.header.geometry
     }
 
@@ -101,7 +98,7 @@ impl Grow<'_> {
     }
 
     /// What the new entries are to say, now that places are known.
-    fn fill(&self) -> FillRange {
+    pub(super) fn fill(&self) -> FillRange {
         let cluster = self.geometry().cluster_size();
         let fill = match self.survey.content {
             Content::Zero => Fill::Zero,
@@ -147,200 +144,45 @@ impl Grow<'_> {
         Ok(Some(new))
     }
 
-    /// Space first, then the length: a full disk is found before anything else
-    /// happens.
-    fn reserve(&self, prepare: &mut Prepare<'_>) -> Result<(), Failure> {
-        let geometry = self.geometry();
-        let falloc = self.wish.preallocation == Preallocation::Falloc;
-        let data = self.placement.data;
-        if falloc && !data.is_empty() {
-            prepare.fresh(Step::Reserve {
-                file: FileNo::IMAGE,
-                offset: geometry.host_offset(data.first),
-                len: geometry.host_offset(data.count),
-            })?;
+    /// A boundary table that stays. Entries that refer to new clusters wait for
+    /// the counts of those to be durable: they are returned.
+    fn change_boundary(&self, prepare: &mut Prepare<'_>, new: Option<&[u8]>) -> Vec<Step> {
+        let (Some(boundary), Some(new)) = (&self.survey.boundary, new) else {
+            return Vec::new();
+        };
+        if self.placement.boundary_moves {
+            return Vec::new();
         }
-        let end = self.placement.end(geometry);
-        if end > self.image.file_len {
-            prepare.fresh(Step::SetLength {
-                file: FileNo::IMAGE,
-                len: end,
-            })?;
+        let sectors = changed_sectors(boundary, new);
+        if self.survey.boundary_refers_to_new(self.per_table()) {
+            return sectors;
         }
-        if let Some(data_len) = self.image.data_len {
-            self.grow_data_file(prepare, data_len, falloc)?;
+        for step in sectors {
+            prepare.inside(step);
         }
-        Ok(())
+        Vec::new()
     }
 
-    /// The external data file grows before the image says so. What it already
-    /// has behind the old end may not show.
-    fn grow_data_file(
+    /// Counts of new clusters in blocks that exist.
+    fn count_new(
         &self,
-        prepare: &mut Prepare<'_>,
-        data_len: u64,
-        falloc: bool,
-    ) -> Result<(), Failure> {
-        let (old, new) = (self.image.header.size, self.wish.size);
-        if falloc {
-            prepare.inside(Step::Reserve {
-                file: FileNo::DATA,
-                offset: old,
-                len: new - old,
-            });
-        }
-        let mapped = self.fill().clusters.start * self.geometry().cluster_size();
-        let behind = data_len.min(new).saturating_sub(mapped);
-        if behind > 0 && self.survey.content == Content::Data {
-            prepare.inside(Step::Zero {
-                file: FileNo::DATA,
-                offset: mapped,
-                len: behind,
-            });
-        }
-        if data_len < new {
-            prepare.inside(Step::SetLength {
-                file: FileNo::DATA,
-                len: new,
-            });
-        }
-        Ok(())
-    }
-
-    /// New refcount blocks and table; counts of new clusters in old blocks.
-    fn lay_down_counts(
-        &self,
-        prepare: &mut Prepare<'_>,
+        host: &mut dyn Host,
         refcounts: &mut Refcounts<'_>,
-    ) -> Result<(), Failure> {
-        let geometry = self.geometry();
+    ) -> Result<Vec<Step>, Failure> {
+        let per_block = self.geometry().refcounts_per_block();
         let all = self.placement.all();
-        let used = all.first..all.end();
-        let numbers = &self.placement.counting.blocks;
-        let blocks = self.placement.blocks;
-        prepare.fresh_bytes(
-            geometry.host_offset(blocks.first),
-            geometry.host_offset(blocks.count),
-            |_, distance, piece| {
-                fresh::fill_blocks(geometry, numbers, &used, distance, piece);
-                Ok(())
-            },
-        )?;
-        let table = self.placement.table;
-        let old = self.image.header.refcount_table;
-        let old_len = u64::from(old.count) * geometry.cluster_size();
-        prepare.fresh_bytes(
-            geometry.host_offset(table.first),
-            geometry.host_offset(table.count),
-            |host, distance, piece| {
-                let len = old_len.saturating_sub(distance).min(piece.len() as u64);
-                if let Some(buf) = piece.get_mut(..len as usize).filter(|buf| !buf.is_empty()) {
-                    host.read(&mut [Read {
-                        file: FileNo::IMAGE,
-                        offset: old.offset.0 + distance,
-                        buf,
-                    }])?;
-                }
-                fresh::fill_table(geometry, numbers, blocks.first, distance, piece)
-            },
-        )?;
-        let per_block = geometry.refcounts_per_block();
         for &number in &self.placement.present {
-            let first = used.start.max(number * per_block);
-            let end = used.end.min((number + 1) * per_block);
+            let first = all.first.max(number * per_block);
+            let end = all.end().min((number + 1) * per_block);
             if first < end {
                 let run = Run {
                     first,
                     count: end - first,
                 };
-                refcounts.set_ones(prepare.host(), run)?;
+                refcounts.set_ones(host, run)?;
             }
         }
-        count_writes(refcounts)
-            .into_iter()
-            .for_each(|step| prepare.inside(step));
-        refcounts.tables.mark_clean(Kind::RefcountBlock);
-        Ok(())
-    }
-
-    /// A new L1 table: the old one's entries up to the first that changes, then
-    /// the new ones. The rest reads as zero.
-    fn lay_down_l1(&self, prepare: &mut Prepare<'_>) -> Result<(), Failure> {
-        if !self.placement.l1_moves {
-            return Ok(());
-        }
-        let geometry = self.geometry();
-        let to = geometry.host_offset(self.placement.l1.first);
-        let from = self.image.header.l1.offset.0;
-        let fresh = &self.placement.fresh_tables;
-        let kept = match fresh.is_empty() {
-            true => geometry.l1_entries_for(self.image.header.size),
-            false => fresh.start,
-        };
-        let len = (kept * entry::LEN).min(self.image.file_len.saturating_sub(from));
-        if len > 0 {
-            prepare.fresh(Step::Copy {
-                file: FileNo::IMAGE,
-                from,
-                to,
-                len,
-            })?;
-        }
-        prepare.fresh_bytes(
-            to + fresh.start * entry::LEN,
-            (fresh.end - fresh.start) * entry::LEN,
-            |_, distance, piece| fresh::fill_l1(geometry, self.placement.l2.first, distance, piece),
-        )
-    }
-
-    fn lay_down_l2(
-        &self,
-        prepare: &mut Prepare<'_>,
-        boundary: Option<&[u8]>,
-    ) -> Result<(), Failure> {
-        let geometry = self.geometry();
-        let cluster = geometry.cluster_size();
-        let mut at = geometry.host_offset(self.placement.l2.first);
-        let mut tables = self.placement.fresh_tables.clone();
-        if let Some(content) = boundary.filter(|_| self.placement.boundary_moves) {
-            prepare.fresh_slice(at, content)?;
-            at += cluster;
-            tables.start += 1;
-        }
-        let fill = self.fill();
-        prepare.fresh_bytes(
-            at,
-            (tables.end - tables.start) * cluster,
-            |_, distance, piece| fill.fill_l2(geometry, tables.start, distance, piece),
-        )
-    }
-
-    fn settle_tail(&self, prepare: &mut Prepare<'_>) -> Result<(), Failure> {
-        let to = self.geometry().host_offset(self.placement.tail.first);
-        match &self.survey.tail {
-            Tail::Fine => Ok(()),
-            &Tail::Zero { file, at, len } => {
-                prepare.inside(Step::Zero {
-                    file,
-                    offset: at,
-                    len,
-                });
-                Ok(())
-            }
-            Tail::Move {
-                kept: Kept::At { from, len },
-                ..
-            } => prepare.fresh(Step::Copy {
-                file: FileNo::IMAGE,
-                from: *from,
-                to,
-                len: *len,
-            }),
-            Tail::Move {
-                kept: Kept::Bytes(content),
-                ..
-            } => prepare.fresh_slice(to, content),
-        }
+        Ok(take_changes(refcounts))
     }
 
     /// An L1 table that stays: what lies behind its present end, which nobody
@@ -381,14 +223,14 @@ impl Grow<'_> {
 
     /// Entries of an L1 table that stays which refer to new tables and are in
     /// use already.
-    fn link_l1(&self) -> Result<Option<Step>, Failure> {
+    fn link_l1(&self) -> Option<Step> {
         let count = u64::from(self.image.header.l1.count);
         let fresh = &self.placement.fresh_tables;
         let live = fresh.start..fresh.end.min(count);
         if self.placement.l1_moves || live.is_empty() {
-            return Ok(None);
+            return None;
         }
-        Ok(Some(self.l1_pointers(live)))
+        Some(self.l1_pointers(live))
     }
 
     /// The write of pointers to new L2 tables into the present L1 table.
@@ -468,7 +310,7 @@ impl Grow<'_> {
         for run in runs {
             refcounts.release(host, run)?;
         }
-        Ok(count_writes(refcounts))
+        Ok(take_changes(refcounts))
     }
 }
 
@@ -489,9 +331,11 @@ impl Survey {
     }
 }
 
-/// The changed counts in refcount blocks that exist, as writes.
-fn count_writes(refcounts: &Refcounts<'_>) -> Vec<Step> {
-    writes(refcounts.tables.dirty(Kind::RefcountBlock))
+/// The counts that have changed in blocks that exist, as writes.
+fn take_changes(refcounts: &mut Refcounts<'_>) -> Vec<Step> {
+    let steps = writes(refcounts.tables.dirty(Kind::RefcountBlock));
+    refcounts.tables.mark_clean(Kind::RefcountBlock);
+    steps
 }
 
 /// The sectors of a boundary table that differ, as writes.
