@@ -8,11 +8,14 @@ use instar_guest::{FileNo, Step};
 use libtest_mimic::Trial;
 use std::collections::HashSet;
 
+/// Something about the explorer that holds, or why it does not.
+type Claim = fn() -> Result<(), String>;
+
 const FILE: FileNo = FileNo::IMAGE;
 
 /// The trials.
 pub fn trials() -> Vec<Trial> {
-    let claims: [(&str, fn() -> Result<(), String>); 7] = [
+    let claims: [(&str, Claim); 7] = [
         ("a write is split at sectors", a_write_is_split_at_sectors),
         (
             "a write of two sectors can tear",

@@ -205,12 +205,10 @@ fn its_filesystem_grows_with_it(rig: &Rig) {
     run("diff", &[Path::new("-r"), &files, &inner.0]);
     let new = noise(1, 80 << 20);
     fs::write(inner.0.join("new"), &new).unwrap();
-    drop(inner);
-    let again = rig.path("inner");
-    fs::remove_dir(&again).unwrap();
-    let inner = Mounted::new(&device.0, again);
+    inner.unmount();
+    let inner = Mounted::new(&device.0, rig.path("inner"));
     assert!(fs::read(inner.0.join("new")).unwrap() == new);
-    drop(inner);
+    inner.unmount();
     device.detach();
     run("e2fsck", &[Path::new("-fn"), &mount.disk]);
     mount.unmount();

@@ -14,16 +14,16 @@ mod rig;
 mod tools;
 
 #[path = "../support/machine.rs"]
-#[allow(dead_code)]
 mod machine;
 
 use images::{Originals, VARIANTS, Variant};
 use libtest_mimic::{Arguments, Trial};
-use machine::{missing_program, sandboxes, trial};
+use machine::{sandboxes, trial};
 use rig::Rig;
 use std::fs::File;
 use std::process::ExitCode;
 use std::sync::Arc;
+use tools::missing_program;
 
 /// A claim, what it needs besides the mount, and the proof.
 pub struct Claim {

@@ -11,6 +11,14 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
+/// Why one of these programs cannot be run, if that is so.
+pub fn missing_program(programs: &[&str]) -> Option<String> {
+    programs.iter().find_map(|program| {
+        let found = Command::new(program).arg("--version").output().is_ok();
+        (!found).then(|| format!("{program} is not installed"))
+    })
+}
+
 /// Runs a program and answers what it printed; it must succeed.
 #[track_caller]
 pub fn run<A: AsRef<OsStr>>(program: &str, arguments: &[A]) -> String {
@@ -185,6 +193,19 @@ impl Mounted {
         std::fs::create_dir(&at).unwrap();
         run("mount", &[device, &at]);
         Self(at)
+    }
+}
+
+impl Mounted {
+    /// Unmounts it. Another test may be starting a process, which has a copy of
+    /// every descriptor until it runs its program.
+    #[track_caller]
+    pub fn unmount(self) {
+        eventually("the filesystem is not in use", || {
+            output("umount", &[&self.0]).status.success()
+        });
+        std::fs::remove_dir(&self.0).unwrap();
+        std::mem::forget(self);
     }
 }
 

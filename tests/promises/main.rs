@@ -2,7 +2,6 @@
 //! host believes no guest, and operations cost what the document says.
 
 mod costs;
-#[expect(dead_code, reason = "shared; not every test binary needs all of it")]
 #[path = "../support/machine.rs"]
 mod machine;
 #[expect(dead_code, reason = "shared; not every test binary needs all of it")]
