@@ -335,7 +335,7 @@ impl Survey {
 /// The counts that have changed in blocks that exist, as writes.
 fn take_changes(refcounts: &mut Refcounts<'_>) -> Vec<Step> {
     let steps = writes(refcounts.tables.dirty(Kind::RefcountBlock));
-    refcounts.tables.mark_clean(Kind::RefcountBlock);
+    refcounts.tables.mark_planned(Kind::RefcountBlock);
     steps
 }
 
