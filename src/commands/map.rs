@@ -1,14 +1,17 @@
 //! `instar map`.
 
-use super::{Elsewhere, Error, Global, OnDisk, Output, format_to_open, say};
-use instar::compat::map::{self, Entry};
+use super::{Elsewhere, Error, Global, OnDisk, Output, format_to_open};
+use instar::compat::map::{self, Entry, Joiner};
 use instar::compat::{messages, names, size};
 use instar::image::{Access, Image, OpenOptions, Segment, SegmentKind};
 use instar_guest::{Facts, Format};
+use std::io::{BufWriter, StdoutLock, Write as _};
 use std::path::PathBuf;
 
-/// The longest range whose segments are asked for at once, in bytes.
-const STRIDE: u64 = 64 << 30;
+/// The most segments that are asked for at once.
+const SEGMENTS: u64 = 1 << 18;
+/// The smallest extent of a file that a filesystem is expected to have.
+const BLOCK: u64 = 4096;
 /// Disks are shown in whole sectors of this many bytes.
 const SECTOR: u64 = 512;
 
@@ -58,17 +61,64 @@ pub fn run(args: &Args, global: &Global) -> Result<(), Error> {
     let size = image.virtual_size();
     let end = whole_sectors(size).min(start.saturating_add(max_length));
     let layers = Layers::of(&image, &file)?;
-    let entries = entries(&image, &layers, start, end)?;
-    match args.output {
-        Output::Json => say(&map::json(&entries, start)),
-        Output::Human => {
-            let table = map::human(&entries, &layers.files);
-            say(&table.text)?;
-            match table.complete {
-                true => Ok(()),
-                false => Err(Error::refused(messages::UNMAPPABLE)),
-            }
+    let mut out = Out::new(args.output, &layers.files, start)?;
+    show(&image, &layers, start, end, &mut out)?;
+    out.end()
+}
+
+/// Where the map goes, line by line: a map can be longer than memory.
+struct Out<'a> {
+    form: Form<'a>,
+    start: u64,
+    to: BufWriter<StdoutLock<'static>>,
+}
+
+enum Form<'a> {
+    Json(map::Json),
+    Table { files: &'a [String] },
+}
+
+impl<'a> Out<'a> {
+    fn new(output: Output, files: &'a [String], start: u64) -> Result<Self, Error> {
+        let form = match output {
+            Output::Json => Form::Json(map::Json::default()),
+            Output::Human => Form::Table { files },
+        };
+        let mut out = Self {
+            form,
+            start,
+            to: BufWriter::new(std::io::stdout().lock()),
+        };
+        if output == Output::Human {
+            out.write(&map::header())?;
         }
+        Ok(out)
+    }
+
+    fn write(&mut self, text: &str) -> Result<(), Error> {
+        self.to.write_all(text.as_bytes()).map_err(Error::Output)
+    }
+
+    fn entry(&mut self, entry: &Entry) -> Result<(), Error> {
+        let text = match &mut self.form {
+            Form::Json(json) => json.entry(entry),
+            Form::Table { files } => match map::table_row(entry, files) {
+                Ok(row) => row,
+                Err(map::Unmappable) => {
+                    self.to.flush().map_err(Error::Output)?;
+                    return Err(Error::refused(messages::UNMAPPABLE));
+                }
+            },
+        };
+        self.write(&text)
+    }
+
+    fn end(mut self) -> Result<(), Error> {
+        if let Form::Json(json) = std::mem::replace(&mut self.form, Form::Table { files: &[] }) {
+            let end = json.end(self.start);
+            self.write(&end)?;
+        }
+        self.to.flush().map_err(Error::Output)
     }
 }
 
@@ -88,6 +138,10 @@ struct Layers {
     files: Vec<String>,
     /// How a hole in the file below mapped data is shown.
     holes: Vec<Hole>,
+    /// Whether what lies in the file is not what the disk holds.
+    encrypted: Vec<bool>,
+    /// The longest range in bytes that has no more than [`SEGMENTS`].
+    stride: u64,
     /// Where each disk ends. The rest of a last sector counts as a hole.
     ends: Vec<u64>,
 }
@@ -108,7 +162,9 @@ impl Layers {
         let mut layers = Self {
             files: Vec::new(),
             holes: Vec::new(),
+            encrypted: Vec::new(),
             ends: Vec::new(),
+            stride: u64::MAX,
         };
         let mut file = file.to_owned();
         for image in std::iter::successors(Some(image), |image| image.backing()) {
@@ -118,6 +174,12 @@ impl Layers {
                 None => file.clone(),
             });
             layers.holes.push(holes(image, &facts)?);
+            let unit = match facts.format {
+                Format::Raw => BLOCK,
+                Format::Qcow2 => facts.write_unit.max(SECTOR),
+            };
+            layers.stride = layers.stride.min(unit.saturating_mul(SEGMENTS));
+            layers.encrypted.push(facts.encrypted);
             layers.ends.push(facts.virtual_size);
             if let Some(backing) = &facts.backing {
                 file = names::combine(&file, &backing.name);
@@ -175,23 +237,34 @@ fn holes(image: &Image, facts: &Facts) -> Result<Hole, Error> {
     })
 }
 
-/// The entries of a range; `end` may lie behind the disk's end by the rest of a
-/// sector.
-fn entries(image: &Image, layers: &Layers, start: u64, end: u64) -> Result<Vec<Entry>, Error> {
+/// Shows a range; `end` may lie behind the disk's end by the rest of a sector.
+fn show(
+    image: &Image,
+    layers: &Layers,
+    start: u64,
+    end: u64,
+    out: &mut Out<'_>,
+) -> Result<(), Error> {
+    let mut joiner = Joiner::default();
     let mut entries = Vec::new();
     let mut at = start;
     let disk_end = end.min(image.virtual_size());
     while at < disk_end {
-        let len = (disk_end - at).min(STRIDE);
+        let len = (disk_end - at).min(layers.stride);
         for segment in image.segments(at, len)? {
             push(&mut entries, segment, layers);
         }
+        for entry in entries.drain(..).filter_map(|entry| joiner.push(entry)) {
+            out.entry(&entry)?;
+        }
         at += len;
     }
-    if at < end {
-        entries.push(rest_of_sector(at, end - at, 0));
+    let rest = (at < end).then(|| rest_of_sector(at, end - at, 0));
+    let last = rest.and_then(|rest| joiner.push(rest));
+    for entry in last.into_iter().chain(joiner.finish()) {
+        out.entry(&entry)?;
     }
-    Ok(map::merge(entries))
+    Ok(())
 }
 
 /// Adds a segment; one that nobody holds in the parts that different layers
@@ -256,6 +329,9 @@ fn entry(segment: &Segment, layers: &Layers) -> Entry {
         zero,
         data,
         compressed: segment.kind == SegmentKind::Compressed,
-        offset: segment.at.map(|(_, offset)| offset),
+        offset: match layers.encrypted.get(depth) {
+            Some(true) => None,
+            _ => segment.at.map(|(_, offset)| offset),
+        },
     }
 }

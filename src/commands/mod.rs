@@ -150,6 +150,8 @@ impl Global {
     pub fn pool(&self) -> Result<Arc<Pool>, Error> {
         Ok(Pool::new(Config {
             isolation: self.isolation,
+            // A command opens few images, and waits for none.
+            idle: 0,
             ..Config::default()
         })?)
     }

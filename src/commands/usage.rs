@@ -95,6 +95,11 @@ fn text(error: &clap::Error, kind: ContextKind) -> Option<&str> {
 fn in_qemus_words(error: &clap::Error, command: Option<&str>) -> Option<String> {
     let value = text(error, ContextKind::InvalidValue).unwrap_or_default();
     match (error.kind(), argument(error)) {
+        (ErrorKind::InvalidValue, Some(argument))
+            if value.is_empty() && argument.starts_with(['<', '[']) =>
+        {
+            Some("instar: The file name is empty".to_owned())
+        }
         (ErrorKind::InvalidValue, Some(argument)) if value.is_empty() => {
             Some(format!("instar {}: {}", command?, needs_argument(argument)))
         }
@@ -137,7 +142,7 @@ fn in_qemus_words(error: &clap::Error, command: Option<&str>) -> Option<String> 
 
 /// The last argument on the command line is an option that wants one more.
 fn needs_argument(argument: &str) -> String {
-    let last = std::env::args().last().unwrap_or_default();
+    let last = std::env::args().next_back().unwrap_or_default();
     match last.strip_prefix('-') {
         Some(letter) if letter.len() == 1 => {
             format!("option requires an argument -- '{letter}'")

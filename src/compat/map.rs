@@ -1,7 +1,5 @@
 //! What `map` prints.
 
-use std::fmt::Write as _;
-
 /// A guest range as `map` reports it. Offsets and lengths are bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Entry {
@@ -44,37 +42,62 @@ impl Entry {
     }
 }
 
-/// Joins neighbours that print as one.
-pub fn merge(entries: impl IntoIterator<Item = Entry>) -> Vec<Entry> {
-    let mut merged: Vec<Entry> = Vec::new();
-    for entry in entries {
-        match merged.last_mut() {
-            Some(last) if last.continued_by(&entry) => last.length += entry.length,
-            _ => merged.push(entry),
-        }
-    }
-    merged
+/// Joins neighbours that print as one, as they come.
+#[derive(Debug, Default)]
+pub struct Joiner {
+    last: Option<Entry>,
 }
 
-/// One line of JSON per entry, as programs read it. An empty range prints one
-/// entry of length 0 at `start`.
-pub fn json(entries: &[Entry], start: u64) -> String {
-    let nothing = [Entry {
-        start,
-        length: 0,
-        depth: 0,
-        present: false,
-        zero: false,
-        data: false,
-        compressed: false,
-        offset: None,
-    }];
-    let entries = match entries {
-        [] => &nothing,
-        entries => entries,
-    };
-    let lines: Vec<String> = entries.iter().map(json_line).collect();
-    format!("[{}]\n", lines.join(",\n"))
+impl Joiner {
+    /// Takes the next entry; answers the one before, if nothing more joins it.
+    pub fn push(&mut self, entry: Entry) -> Option<Entry> {
+        match &mut self.last {
+            Some(last) if last.continued_by(&entry) => {
+                last.length += entry.length;
+                None
+            }
+            last => last.replace(entry),
+        }
+    }
+
+    /// The last entry.
+    pub fn finish(self) -> Option<Entry> {
+        self.last
+    }
+}
+
+/// What programs read: a list with one entry per line.
+#[derive(Debug, Default)]
+pub struct Json {
+    lines: u64,
+}
+
+impl Json {
+    /// The text of the next entry.
+    pub fn entry(&mut self, entry: &Entry) -> String {
+        self.lines += 1;
+        let before = if self.lines == 1 { "[" } else { ",\n" };
+        format!("{before}{}", json_line(entry))
+    }
+
+    /// The text after the last entry. An empty range that begins at `start`
+    /// shows as one entry of length 0.
+    pub fn end(mut self, start: u64) -> String {
+        let nothing = match self.lines {
+            0 => self.entry(&Entry {
+                start,
+                length: 0,
+                depth: 0,
+                present: false,
+                zero: false,
+                data: false,
+                compressed: false,
+                offset: None,
+            }),
+            _ => String::new(),
+        };
+        nothing + "]\n"
+    }
 }
 
 fn json_line(entry: &Entry) -> String {
@@ -95,43 +118,33 @@ fn json_line(entry: &Entry) -> String {
     )
 }
 
-/// The table for people: data that is not known to be zero, with the file that
-/// holds it (`files[depth]`).
-#[derive(Debug, PartialEq, Eq)]
-pub struct Table {
-    /// The lines, up to the first entry that has no place in a file.
-    pub text: String,
-    /// Whether that is all of it.
-    pub complete: bool,
+/// The first line of the table for people.
+pub fn header() -> String {
+    row("Offset", "Length", "Mapped to", "File")
 }
 
-/// See [`Table`].
-pub fn human(entries: &[Entry], files: &[String]) -> Table {
-    let mut text = format!(
-        "{:<16}{:<16}{:<16}{}\n",
-        "Offset", "Length", "Mapped to", "File"
-    );
-    for entry in entries.iter().filter(|entry| entry.data && !entry.zero) {
-        let Some(offset) = entry.offset else {
-            return Table {
-                text,
-                complete: false,
-            };
-        };
-        let file = files.get(entry.depth).map_or("", String::as_str);
-        // Writing to a string cannot fail.
-        let _ = writeln!(
-            text,
-            "{:<16}{:<16}{:<16}{file}",
-            hex(entry.start),
-            hex(entry.length),
-            hex(offset)
-        );
+/// Data that has no place in a file, which the table cannot show.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Unmappable;
+
+/// The line of the table for an entry: none where it is known to be zero.
+/// `files[depth]` is the file that holds it.
+pub fn table_row(entry: &Entry, files: &[String]) -> Result<String, Unmappable> {
+    if entry.zero || !entry.data {
+        return Ok(String::new());
     }
-    Table {
-        text,
-        complete: true,
-    }
+    let offset = entry.offset.ok_or(Unmappable)?;
+    let file = files.get(entry.depth).map_or("", String::as_str);
+    Ok(row(
+        &hex(entry.start),
+        &hex(entry.length),
+        &hex(offset),
+        file,
+    ))
+}
+
+fn row(offset: &str, length: &str, place: &str, file: &str) -> String {
+    format!("{offset:<16}{length:<16}{place:<16}{file}\n")
 }
 
 /// C's `%#x`: zero has no prefix.
@@ -170,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn neighbours_merge_only_where_state_and_place_continue() {
+    fn neighbours_join_only_where_state_and_place_continue() {
         let entries = [
             data(0, 10, Some(100)),
             data(10, 10, Some(110)),
@@ -178,8 +191,14 @@ mod tests {
             hole(30, 5),
             hole(35, 5),
         ];
+        let mut joiner = Joiner::default();
+        let mut joined: Vec<Entry> = entries
+            .into_iter()
+            .filter_map(|entry| joiner.push(entry))
+            .collect();
+        joined.extend(joiner.finish());
         assert_eq!(
-            merge(entries),
+            joined,
             [
                 data(0, 20, Some(100)),
                 data(20, 10, Some(200)),
@@ -190,9 +209,10 @@ mod tests {
 
     #[test]
     fn json_is_one_entry_per_line() {
-        let entries = [data(0, 512, Some(0)), hole(512, 512)];
+        let mut json = Json::default();
+        let text = json.entry(&data(0, 512, Some(0))) + &json.entry(&hole(512, 512));
         assert_eq!(
-            json(&entries, 0),
+            text + &json.end(0),
             "[{ \"start\": 0, \"length\": 512, \"depth\": 0, \"present\": true, \"zero\": false, \
              \"data\": true, \"compressed\": false, \"offset\": 0},\n\
              { \"start\": 512, \"length\": 512, \"depth\": 0, \"present\": false, \"zero\": true, \
@@ -203,32 +223,24 @@ mod tests {
     #[test]
     fn an_empty_range_is_one_empty_entry() {
         assert_eq!(
-            json(&[], 7),
+            Json::default().end(7),
             "[{ \"start\": 7, \"length\": 0, \"depth\": 0, \"present\": false, \"zero\": false, \
              \"data\": false, \"compressed\": false}]\n"
         );
     }
 
     #[test]
-    fn the_table_ends_at_data_without_a_place() {
+    fn the_table_shows_data_that_has_a_place() {
         let files = ["a.qcow2".to_owned()];
-        let header = "Offset          Length          Mapped to       File\n";
-        let row = "0x10000         0x10000         0               a.qcow2\n";
-        let first = data(0x10000, 0x10000, Some(0));
-        let entries = [hole(0, 0x10000), first, data(0x20000, 0x10000, None)];
         assert_eq!(
-            human(&entries, &files),
-            Table {
-                text: format!("{header}{row}"),
-                complete: false
-            }
+            header(),
+            "Offset          Length          Mapped to       File\n"
         );
         assert_eq!(
-            human(&entries[..2], &files),
-            Table {
-                text: format!("{header}{row}"),
-                complete: true
-            }
+            table_row(&data(0x10000, 0x20000, Some(0)), &files),
+            Ok("0x10000         0x20000         0               a.qcow2\n".to_owned())
         );
+        assert_eq!(table_row(&hole(0, 0x10000), &files), Ok(String::new()));
+        assert_eq!(table_row(&data(0, 512, None), &files), Err(Unmappable));
     }
 }

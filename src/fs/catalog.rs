@@ -39,6 +39,9 @@ struct Stamp {
     ctime: Time,
 }
 
+/// A file, and the format that it is read as.
+type Look = (FileId, Option<Format>);
+
 /// What an image names, to be resolved when it matters.
 #[derive(Clone, Debug)]
 struct Naming {
@@ -51,8 +54,7 @@ struct Naming {
 pub struct Catalog {
     formats: FormatRules,
     library: Box<dyn Library>,
-    /// By file and by the format that it is read as.
-    faces: Mutex<HashMap<(FileId, Option<Format>), (Stamp, Face)>>,
+    faces: Mutex<HashMap<Look, (Stamp, Face)>>,
     namings: Mutex<HashMap<FileId, Naming>>,
     surveyed: Mutex<HashSet<PathBuf>>,
 }
@@ -157,7 +159,10 @@ impl Catalog {
     ) -> bool {
         let namings: Vec<(FileId, PathBuf, String)> = lock(&self.namings)
             .iter()
-            .filter_map(|(id, naming)| Some((*id, naming.path.clone(), field(naming)?.to_string())))
+            .filter_map(|(id, naming)| {
+                let name = field(naming)?.to_string();
+                Some((*id, naming.path.clone(), name))
+            })
             .collect();
         namings.iter().any(|(namer, path, name)| {
             *namer != file

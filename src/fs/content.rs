@@ -3,6 +3,7 @@
 use super::disk::{Disk, Run};
 use super::error::{Error, Result};
 use super::filesystem::Filesystem;
+use super::memory::Stale;
 use super::nodes::Node;
 use super::open::{Handle, OpenFile};
 use crate::image::Access;
@@ -69,9 +70,7 @@ impl Filesystem {
             self.resize(file, disk, &sizing, size, self.options.preallocation)
         })?;
         // The kernel takes the end of the write for the new size.
-        if let Some(invalidate) = self.invalidate.get() {
-            invalidate(file.node.id);
-        }
+        self.memory.invalidate(file.node.id, Stale::Attributes);
         Ok(())
     }
 
@@ -85,7 +84,7 @@ impl Filesystem {
     pub fn flush(&self, handle: u64) -> Result<()> {
         let handle = self.handle(handle)?;
         handle.rest();
-        handle.file.settle()
+        handle.file.settle(self.context())
     }
 
     /// Makes every image durable that waits for it; to be called every second.
@@ -93,7 +92,8 @@ impl Filesystem {
     pub fn tick(&self, failing: &mut Vec<Arc<OpenFile>>) {
         let before = std::mem::take(failing);
         for file in self.open_files() {
-            if let Err(error) = file.settle() {
+            file.refresh(self.context());
+            if let Err(error) = file.settle(self.context()) {
                 if !before.iter().any(|known| Arc::ptr_eq(known, &file)) {
                     self.report(&file.node, &error);
                 }
@@ -160,8 +160,8 @@ impl Filesystem {
                 self.resize(&file, disk, &sizing, size, preallocation)
             })
         };
-        let settled = file.settle();
-        self.drop_unused(&file);
+        let settled = file.settle(self.context());
+        self.leave(&file);
         resized.and(settled)
     }
 
@@ -177,7 +177,7 @@ impl Filesystem {
     ) -> Result<()> {
         let path = self.source.display(&file.node.path);
         let unit = disk.size_unit();
-        if size % unit != 0 {
+        if !size.is_multiple_of(unit) {
             return Err(Error::new(
                 Errno::EINVAL,
                 format!(

@@ -4,11 +4,13 @@
 use super::catalog::{Catalog, Face};
 use super::disk::{At, Library};
 use super::error::{Error, Result};
+use super::memory::{Invalidate, Memory};
 use super::names::FormatRules;
 use super::nodes::{Node, NodeId, Nodes};
 use super::open::{Context, Handle, OpenFile};
 use super::source::{FileId, Kind, NewTime, Source, Stat};
 use super::sync::{lock, read, write};
+use crate::image::Access;
 use instar_guest::proto::Preallocation;
 use nix::errno::Errno;
 use nix::sys::statvfs::Statvfs;
@@ -16,7 +18,7 @@ use std::collections::HashMap;
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, RwLock};
+use std::sync::{Arc, Mutex, RwLock};
 
 /// `st_blksize` of images without an allocation unit, in bytes.
 const BLOCK: u64 = 64 << 10;
@@ -81,8 +83,14 @@ pub struct Listed {
     pub kind: Kind,
 }
 
-/// Called with the id of a file whose attributes the kernel must ask for anew.
-pub type Invalidate = Box<dyn Fn(NodeId) + Send + Sync>;
+/// An image that was opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OpenedHandle {
+    /// Number of the handle.
+    pub handle: u64,
+    /// Whether what the kernel has cached of the content is still right.
+    pub keep_cache: bool,
+}
 
 /// The mounted filesystem, without FUSE. All methods may be called from many
 /// threads at once.
@@ -96,7 +104,7 @@ pub struct Filesystem {
     listings: RwLock<HashMap<u64, Arc<Vec<Listed>>>>,
     next: AtomicU64,
     troubles: Mutex<HashMap<FileId, Error>>,
-    pub(super) invalidate: OnceLock<Invalidate>,
+    pub(super) memory: Memory,
 }
 
 impl Filesystem {
@@ -113,7 +121,7 @@ impl Filesystem {
             listings: RwLock::default(),
             next: AtomicU64::new(1),
             troubles: Mutex::default(),
-            invalidate: OnceLock::new(),
+            memory: Memory::default(),
         })
     }
 
@@ -124,13 +132,14 @@ impl Filesystem {
 
     /// Says how to reach the kernel, once the mount is there.
     pub fn set_invalidate(&self, invalidate: Invalidate) {
-        self.invalidate.get_or_init(|| invalidate);
+        self.memory.set_invalidate(invalidate);
     }
 
     pub(super) fn context(&self) -> Context<'_> {
         Context {
             source: &self.source,
             catalog: &self.catalog,
+            memory: &self.memory,
         }
     }
 
@@ -153,7 +162,9 @@ impl Filesystem {
 
     /// Takes back references.
     pub fn forget(&self, id: NodeId, count: u64) {
-        self.nodes.forget(id, count);
+        if self.nodes.forget(id, count) {
+            self.memory.forget(id);
+        }
     }
 
     /// The attributes of a node.
@@ -185,10 +196,29 @@ impl Filesystem {
             self.source.chmod(&node.path, perm)?;
         }
         if changes.atime.is_some() || changes.mtime.is_some() {
-            self.source
-                .utimens(&node.path, changes.atime, changes.mtime)?;
+            self.set_times(&node, changes)?;
         }
         self.getattr(id)
+    }
+
+    /// Sets times. Where the image is open but not locked, its next user takes
+    /// a new time of modification for somebody else's change: so it is locked
+    /// meanwhile, if it can be.
+    fn set_times(&self, node: &Node, changes: &Changes) -> Result<()> {
+        let set = || {
+            self.source
+                .utimens(&node.path, changes.atime, changes.mtime)
+        };
+        let Some(file) = self.file_if_open(node.id) else {
+            return set();
+        };
+        let done = file.with(self.context(), Access::Read, |_| Ok(set()));
+        let settled = file.settle(self.context());
+        self.leave(&file);
+        match done {
+            Ok(done) => done.and(settled),
+            Err(_) => set(),
+        }
     }
 
     /// Lists a directory: what is in it now.
@@ -236,18 +266,21 @@ impl Filesystem {
     }
 
     /// Opens an image. Locks are taken for what the handle may do.
-    pub fn open(&self, id: NodeId, writable: bool) -> Result<u64> {
+    pub fn open(&self, id: NodeId, writable: bool) -> Result<OpenedHandle> {
         let node = self.nodes.get(id)?;
         let stat = self.stat(&node)?;
         let opened = self.open_node(&node, &stat, writable);
         self.remember_trouble(stat.id, opened.as_ref().err());
-        let handle = opened?;
+        let (handle, keep_cache) = opened?;
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         write(&self.handles).insert(number, Arc::new(handle));
-        Ok(number)
+        Ok(OpenedHandle {
+            handle: number,
+            keep_cache,
+        })
     }
 
-    fn open_node(&self, node: &Arc<Node>, stat: &Stat, writable: bool) -> Result<Handle> {
+    fn open_node(&self, node: &Arc<Node>, stat: &Stat, writable: bool) -> Result<(Handle, bool)> {
         if writable {
             self.writable()?;
             self.no_backing_image(node, stat)?;
@@ -256,11 +289,15 @@ impl Filesystem {
             return Err(error);
         }
         let file = self.file(node);
+        let in_use = file.is_locked();
         let handle = file.handle(self.context(), writable);
         if handle.is_err() {
-            self.drop_unused(&file);
+            self.leave(&file);
         }
-        handle
+        let handle = handle?;
+        let unchanged = |stat: &Stat| self.memory.is_current(node.id, stat);
+        let keep_cache = in_use || self.stat(node).is_ok_and(|stat| unchanged(&stat));
+        Ok((handle, keep_cache))
     }
 
     /// Closes a handle.
@@ -269,13 +306,11 @@ impl Filesystem {
             return;
         };
         let file = &handle.file;
-        let last = file.release(&handle);
-        if let Err(error) = file.settle() {
+        handle.rest();
+        if let Err(error) = file.settle(self.context()) {
             self.report(&file.node, &error);
         }
-        if last {
-            self.drop_unused(file);
-        }
+        self.leave(file);
     }
 
     /// A handle by its number.
@@ -285,23 +320,30 @@ impl Filesystem {
         Ok(Arc::clone(handle))
     }
 
-    /// The open file behind a node, made if there is none.
+    /// The open file behind a node, made if there is none. There is one per
+    /// image at a time, so it must be left when it is done with.
     pub(super) fn file(&self, node: &Arc<Node>) -> Arc<OpenFile> {
         let mut files = lock(&self.files);
         let file = files
             .entry(node.id)
             .or_insert_with(|| OpenFile::new(Arc::clone(node)));
+        file.join();
         Arc::clone(file)
     }
 
-    /// Forgets an open file without handles, and with it its image.
-    pub(super) fn drop_unused(&self, file: &Arc<OpenFile>) {
+    /// The same, if there is one.
+    fn file_if_open(&self, id: NodeId) -> Option<Arc<OpenFile>> {
+        let files = lock(&self.files);
+        let file = files.get(&id)?;
+        file.join();
+        Some(Arc::clone(file))
+    }
+
+    /// Says that an open file is done with. After its last user it is gone, and
+    /// with it its image.
+    pub(super) fn leave(&self, file: &Arc<OpenFile>) {
         let mut files = lock(&self.files);
-        if !file.has_handles()
-            && files
-                .get(&file.node.id)
-                .is_some_and(|known| Arc::ptr_eq(known, file))
-        {
+        if file.leave() {
             files.remove(&file.node.id);
         }
     }

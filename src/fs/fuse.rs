@@ -1,23 +1,26 @@
 //! The adapter between [`Filesystem`] and the `fuser` crate: it translates
 //! types and decides nothing but how long the kernel may remember.
 
+mod convert;
+
 use super::content::Seek;
 use super::error::{Error, Result};
-use super::filesystem::{Attributes, Changes, Filesystem};
+use super::filesystem::{Changes, Filesystem};
 use super::nodes::NodeId;
-use super::source::{Kind, NewTime, Time};
+use super::source::Kind;
+use convert::{file_attr, file_type, new_time};
 use fuser::{
-    BsdFileFlags, Errno, FileAttr, FileHandle, FileType, FopenFlags, Generation, INodeNo,
-    InitFlags, KernelConfig, LockOwner, OpenAccMode, OpenFlags, RenameFlags, ReplyAttr,
-    ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl,
-    ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+    BsdFileFlags, Errno, FileHandle, FopenFlags, Generation, INodeNo, InitFlags, KernelConfig,
+    LockOwner, OpenAccMode, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData,
+    ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen,
+    ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 use std::cell::RefCell;
 use std::ffi::OsStr;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime};
 
 /// How long the kernel may believe what it was told about names and
 /// attributes. Changes through the mount are seen at once; this is for changes
@@ -59,7 +62,9 @@ impl fuser::Filesystem for Adapter {
         let wanted = InitFlags::FUSE_DO_READDIRPLUS
             | InitFlags::FUSE_READDIRPLUS_AUTO
             | InitFlags::FUSE_PARALLEL_DIROPS
-            | InitFlags::FUSE_AUTO_INVAL_DATA
+            // A new time of modification is no reason to drop the page cache:
+            // mostly it comes from a write through this mount.
+            | InitFlags::FUSE_EXPLICIT_INVAL_DATA
             | InitFlags::FUSE_ASYNC_DIO
             // Set-id bits mean nothing here, the mount is always nosuid; said
             // so, the kernel does not look for security.capability before
@@ -127,8 +132,12 @@ impl fuser::Filesystem for Adapter {
     fn open(&self, _req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         let writable = flags.acc_mode() != OpenAccMode::O_RDONLY;
         let opened = self.0.open(NodeId(ino.0), writable);
-        answer!(self, ino, "open", reply, opened, |handle| {
-            reply.opened(FileHandle(handle), FopenFlags::empty());
+        answer!(self, ino, "open", reply, opened, |opened| {
+            let keep = match opened.keep_cache {
+                true => FopenFlags::FOPEN_KEEP_CACHE,
+                false => FopenFlags::empty(),
+            };
+            reply.opened(FileHandle(opened.handle), keep);
         });
     }
 
@@ -516,79 +525,5 @@ fn send_xattr(value: &[u8], size: u32, reply: ReplyXattr) {
         Ok(len) if size == 0 => reply.size(len),
         Ok(len) if len <= size => reply.data(value),
         _ => reply.error(Errno::ERANGE),
-    }
-}
-
-fn file_attr(attributes: &Attributes) -> FileAttr {
-    let stat = &attributes.stat;
-    FileAttr {
-        ino: INodeNo(attributes.id.0),
-        size: attributes.size,
-        blocks: stat.blocks,
-        atime: system_time(stat.atime),
-        mtime: system_time(stat.mtime),
-        ctime: system_time(stat.ctime),
-        crtime: UNIX_EPOCH,
-        kind: file_type(stat.kind),
-        perm: stat.perm,
-        nlink: stat.nlink,
-        uid: stat.uid,
-        gid: stat.gid,
-        rdev: 0,
-        blksize: attributes.block,
-        flags: 0,
-    }
-}
-
-fn file_type(kind: Kind) -> FileType {
-    match kind {
-        Kind::Directory => FileType::Directory,
-        Kind::File => FileType::RegularFile,
-    }
-}
-
-fn system_time(time: Time) -> SystemTime {
-    let nanoseconds = Duration::from_nanos(u64::from(time.nsec));
-    match u64::try_from(time.sec) {
-        Ok(sec) => UNIX_EPOCH + Duration::from_secs(sec) + nanoseconds,
-        Err(_) => UNIX_EPOCH - Duration::from_secs(time.sec.unsigned_abs()) + nanoseconds,
-    }
-}
-
-fn new_time(time: TimeOrNow) -> NewTime {
-    let time = match time {
-        TimeOrNow::Now => return NewTime::Now,
-        TimeOrNow::SpecificTime(time) => time,
-    };
-    NewTime::At(match time.duration_since(UNIX_EPOCH) {
-        Ok(since) => Time {
-            sec: i64::try_from(since.as_secs()).unwrap_or(i64::MAX),
-            nsec: since.subsec_nanos(),
-        },
-        Err(before) => {
-            let before = before.duration();
-            let up = i64::from(before.subsec_nanos() > 0);
-            Time {
-                sec: -i64::try_from(before.as_secs()).unwrap_or(i64::MAX) - up,
-                nsec: (1_000_000_000 - before.subsec_nanos()) % 1_000_000_000,
-            }
-        }
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn times_before_the_epoch_survive_both_ways() {
-        for time in [
-            Time { sec: -2, nsec: 0 },
-            Time { sec: -2, nsec: 5 },
-            Time { sec: 7, nsec: 999 },
-        ] {
-            let back = new_time(TimeOrNow::SpecificTime(system_time(time)));
-            assert_eq!(back, NewTime::At(time));
-        }
     }
 }

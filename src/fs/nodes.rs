@@ -120,15 +120,20 @@ impl Nodes {
         }
     }
 
-    /// Takes back references that the kernel gave up.
-    pub fn forget(&self, id: NodeId, count: u64) {
-        if let Entry::Occupied(mut slot) = write(&self.held).entry(id) {
-            let held = slot.get_mut();
-            held.lookups = held.lookups.saturating_sub(count);
-            if held.lookups == 0 {
-                slot.remove();
-            }
+    /// Takes back references that the kernel gave up; whether those were the
+    /// last ones.
+    pub fn forget(&self, id: NodeId, count: u64) -> bool {
+        let mut table = write(&self.held);
+        let Entry::Occupied(mut slot) = table.entry(id) else {
+            return false;
+        };
+        let held = slot.get_mut();
+        held.lookups = held.lookups.saturating_sub(count);
+        let last = held.lookups == 0;
+        if last {
+            slot.remove();
         }
+        last
     }
 }
 

@@ -10,6 +10,7 @@
 use super::catalog::Catalog;
 use super::disk::{At, Disk};
 use super::error::{Error, Result};
+use super::memory::{Memory, Stale};
 use super::nodes::Node;
 use super::source::{Source, Stat};
 use super::sync::{lock, read, write};
@@ -51,7 +52,7 @@ struct Opened {
 
 #[derive(Default)]
 struct Uses {
-    handles: usize,
+    users: usize,
     busy: usize,
     busy_writers: usize,
 }
@@ -63,6 +64,8 @@ pub struct Context<'a> {
     pub source: &'a Source,
     /// What is known of its files, and the library that opens them.
     pub catalog: &'a Catalog,
+    /// What the kernel believes of them.
+    pub memory: &'a Memory,
 }
 
 impl OpenFile {
@@ -79,11 +82,7 @@ impl OpenFile {
     /// Opens a handle. The image is opened and locked for what the handle may
     /// do, so that an image that cannot be used fails here.
     pub fn handle(self: &Arc<Self>, context: Context<'_>, writable: bool) -> Result<Handle> {
-        {
-            let mut uses = lock(&self.uses);
-            uses.handles += 1;
-            uses.begin(writable);
-        }
+        lock(&self.uses).begin(writable);
         let mut handle = Handle {
             file: Arc::clone(self),
             writable,
@@ -99,23 +98,22 @@ impl OpenFile {
         match secured {
             Ok(()) => Ok(handle),
             Err(error) => {
-                self.release(&handle);
+                handle.rest();
                 Err(error)
             }
         }
     }
 
-    /// Takes a handle out of the count; whether it was the last one.
-    pub fn release(&self, handle: &Handle) -> bool {
-        handle.rest();
-        let mut uses = lock(&self.uses);
-        uses.handles -= 1;
-        uses.handles == 0
+    /// Counts one more user: a handle, or a call that needs none.
+    pub fn join(&self) {
+        lock(&self.uses).users += 1;
     }
 
-    /// Whether any handle is left.
-    pub fn has_handles(&self) -> bool {
-        lock(&self.uses).handles > 0
+    /// Counts one user less; whether it was the last one.
+    pub fn leave(&self) -> bool {
+        let mut uses = lock(&self.uses);
+        uses.users -= 1;
+        uses.users == 0
     }
 
     /// Works with the image outside of any handle.
@@ -126,6 +124,11 @@ impl OpenFile {
         work: impl FnOnce(&dyn Disk) -> Result<R>,
     ) -> Result<R> {
         self.run(context, access, None, work)
+    }
+
+    /// Whether the image is open and locked.
+    pub fn is_locked(&self) -> bool {
+        read(&self.state).serves(Access::Read)
     }
 
     /// The size of the disk, while the image is open and locked.
@@ -151,7 +154,7 @@ impl OpenFile {
 
     /// Makes everything durable and gives up the locks that no handle in use
     /// needs.
-    pub fn settle(&self) -> Result<()> {
+    pub fn settle(&self, context: Context<'_>) -> Result<()> {
         self.flush()?;
         if lock(&self.uses).busy_writers > 0 {
             return Ok(());
@@ -165,12 +168,45 @@ impl OpenFile {
         }
         let uses = lock(&self.uses);
         if uses.busy == 0 {
+            self.note_version(context);
             open.disk.unlock()?;
             open.locked = false;
         } else if open.access == Access::Write && uses.busy_writers == 0 {
+            self.note_version(context);
             state.open = None;
         }
         Ok(())
+    }
+
+    /// Notices that an image that is open without a lock has changed.
+    pub fn refresh(&self, context: Context<'_>) {
+        let unlocked = |state: &State| state.open.as_ref().is_some_and(|open| !open.locked);
+        if !unlocked(&read(&self.state)) {
+            return;
+        }
+        let mut state = write(&self.state);
+        let Ok(stat) = context.source.stat(&self.node.path) else {
+            return;
+        };
+        if unlocked(&state) && !context.memory.is_current(self.node.id, &stat) {
+            state.open = None;
+            self.note_change(context, &mut state);
+            context.memory.leave(self.node.id, &stat);
+        }
+    }
+
+    /// Remembers what the file is like while it is still locked.
+    fn note_version(&self, context: Context<'_>) {
+        if let Ok(stat) = context.source.stat(&self.node.path) {
+            context.memory.leave(self.node.id, &stat);
+        }
+    }
+
+    /// Somebody else has changed the image: nobody may go on with what they
+    /// know of it.
+    fn note_change(&self, context: Context<'_>, state: &mut State) {
+        state.generation += 1;
+        context.memory.invalidate(self.node.id, Stale::Content);
     }
 
     fn run<R>(
@@ -225,8 +261,8 @@ impl OpenFile {
                     return Ok(());
                 }
                 Err(error) if error.errno == Errno::ESTALE => {
-                    state.generation += 1;
                     state.open = None;
+                    self.note_change(context, state);
                 }
                 Err(error) => return Err(error),
             }
@@ -261,7 +297,7 @@ impl OpenFile {
         if let Some(before) = before
             && !same_content(&before, &context.source.stat(path)?)
         {
-            state.generation += 1;
+            self.note_change(context, state);
         }
         state.open = Some(Opened {
             disk,

@@ -158,7 +158,8 @@ fn check_plan(files: &FileTable, plan: &Plan, create: &Create) -> Result<(), Fau
 }
 
 fn write(file: File, plan: &Plan, create: &Create) -> Result<(), Fault> {
-    let files = FileTable::new(file, true, None)?;
+    let mut files = FileTable::new(file, true, None)?;
+    files.locked = true;
     check_plan(&files, plan, create)?;
     execute(&files, plan, &files.lens()).map_err(Aborted::cause)
 }

@@ -2,7 +2,7 @@
 //! done to them.
 
 use super::effects::{DiskEffects, Effects, WrapEffects};
-use super::volatile;
+use super::{lock, volatile};
 use instar_guest::FileNo;
 use instar_guest::plan::Step;
 use std::fs::File;
@@ -35,6 +35,8 @@ pub(crate) struct Tally {
 pub(crate) struct FileTable {
     disks: Vec<Disk>,
     effects: Box<dyn Effects>,
+    /// Whether the files are locked, and so to be unlocked.
+    pub locked: bool,
     pub tally: Tally,
 }
 
@@ -45,6 +47,7 @@ impl FileTable {
         Ok(Self {
             effects: effects(&disks, wrap),
             disks,
+            locked: false,
             tally: Tally::default(),
         })
     }
@@ -245,6 +248,16 @@ impl Disk {
             len,
             unsynced: AtomicBool::new(false),
         })
+    }
+}
+
+impl Drop for FileTable {
+    /// Closing alone keeps the locks as long as a child that another thread is
+    /// just starting still has the descriptors.
+    fn drop(&mut self) {
+        for disk in self.disks.iter().filter(|_| self.locked) {
+            let _ = lock::release(&disk.file);
+        }
     }
 }
 

@@ -245,6 +245,7 @@ impl Opening<'_> {
         let write = self.access == Access::Write;
         let wrap = self.options.effects.0.as_ref();
         let mut files = FileTable::new(file, write, wrap)?;
+        files.locked = !self.options.force_share;
         let mut guest = (self.guests)()?;
         let request = Request::Open {
             format: self.format,

@@ -170,6 +170,9 @@ impl Pool {
 
     /// Takes back what a session has used, if it can serve another.
     pub(super) fn give_back(&self, machine: Box<dyn Machine>) {
+        if self.config.idle == 0 {
+            return;
+        }
         let Some(vm) = machine.into_vm() else { return };
         if let Err(error) = vm.park() {
             return log::warn!("a VM is thrown away: {error}");

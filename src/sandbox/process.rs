@@ -143,8 +143,8 @@ impl Process {
     /// It matters only when this process dies while the child computes.
     fn extend_fuse(&mut self, cpu: Duration) -> Result<(), SandboxError> {
         let end = (self.cpu_time()? + cpu).as_secs() + 1;
-        if end >= self.fuse {
-            self.fuse = end + 1;
+        if end > self.fuse {
+            self.fuse = end;
             spawn::limit_cpu(self.pid(), self.fuse)?;
         }
         Ok(())

@@ -32,6 +32,7 @@ pub const CASES: &[(&str, Body)] = &[
         "a file that ends inside its header is refused",
         short_header,
     ),
+    ("an empty file name is told as such", empty_name),
     ("the doctor tries what it reports", doctor),
     (
         "help, completions and manual pages come from one definition",
@@ -223,6 +224,21 @@ fn short_header(sandbox: &'static str) -> Outcome {
     )
 }
 
+fn empty_name(sandbox: &'static str) -> Outcome {
+    let folder = folder(&[])?;
+    for (command, line) in [
+        ("info", "info ''"),
+        ("create", "create -f qcow2 '' 1M"),
+        ("resize", "resize '' 1M"),
+    ] {
+        let text = format!(
+            "instar: The file name is empty\nTry 'instar {command} --help' for more info\n"
+        );
+        refused(folder.path(), sandbox, line, &text)?;
+    }
+    Ok(())
+}
+
 fn doctor(sandbox: &'static str) -> Outcome {
     let folder = folder(&[])?;
     let step = run(folder.path(), sandbox, "doctor --output=json")?;
@@ -237,7 +253,8 @@ fn doctor(sandbox: &'static str) -> Outcome {
             .any(|check| check["name"] == name && check["works"] == true)
     };
     equal("this sandbox", true, works(sandbox))?;
-    let mountable = works("fuse") || (works("fusermount3") && Path::new("/dev/fuse").exists());
+    let mountable =
+        works("fuse") && (works("fusermount3") || nix::unistd::Uid::effective().is_root());
     equal("mounting", Some(mountable), can_mount)
 }
 

@@ -148,7 +148,7 @@ fn announce_waiting() -> Result<(), Failed> {
 /// Prints the guest's process id while it computes, and stays.
 fn announce_looping() -> Result<(), Failed> {
     let limits = Limits {
-        cpu: Duration::from_secs(1),
+        cpu: Duration::from_millis(900),
         ..Limits::default()
     };
     let program = scripted::program(&Script::Act(Act::Loop));

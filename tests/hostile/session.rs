@@ -2,10 +2,13 @@
 
 use crate::{Image, Test, open, pool, scripted};
 use instar::sandbox::{CallError, Counters, Crash, GuestProgram, Isolation, Limits, SandboxError};
+use instar_guest::layout::{MAX_MEMORY, MIN_MEMORY};
 use instar_guest::proto::{FileNo, HEAD, ReadOp, Reply, TAIL, ToHost};
 use instar_guest::{Failure, FailureKind, Plan, Request};
 use instar_test_guest::{Act, Script};
 use libtest_mimic::Failed;
+use nix::sys::signal::SigSet;
+use std::time::Duration;
 
 pub fn tests() -> Vec<(String, Test)> {
     let test = |name: &str, test: fn(Isolation) -> Result<(), Failed>| {
@@ -27,6 +30,18 @@ pub fn tests() -> Vec<(String, Test)> {
             a_failed_stream_is_told_to_the_guest,
         ),
         test("reads_are_counted", reads_are_counted),
+        test(
+            "sessions_of_many_threads_do_not_mix",
+            sessions_of_many_threads_do_not_mix,
+        ),
+        test(
+            "a_thread_that_blocks_all_signals_has_its_budget_too",
+            a_thread_that_blocks_all_signals_has_its_budget_too,
+        ),
+        test(
+            "the_last_bytes_of_the_smallest_and_the_largest_memory_are_there",
+            the_last_bytes_of_the_smallest_and_the_largest_memory_are_there,
+        ),
         test(
             "a_second_ring_is_the_end_of_a_process",
             a_second_ring_is_the_end_of_a_process,
@@ -147,6 +162,74 @@ fn reads_are_counted(isolation: Isolation) -> Result<(), Failed> {
         messages: 2,
     };
     equal(session.counters(), expected)
+}
+
+fn the_last_bytes_of_the_smallest_and_the_largest_memory_are_there(
+    isolation: Isolation,
+) -> Result<(), Failed> {
+    for memory in [MIN_MEMORY, MAX_MEMORY] {
+        let last = ReadOp {
+            file: FileNo::IMAGE,
+            offset: 0,
+            addr: memory - 100,
+            len: 100,
+        };
+        let messages = [ToHost::Read(vec![last]), ToHost::Reply(Ok(Reply::Done))];
+        let script = Script::Replay(messages.iter().map(encode).collect());
+        let limits = Limits {
+            memory,
+            ..Limits::default()
+        };
+        let pool = pool(isolation, scripted::program(&script), limits);
+        let found = pool
+            .session()?
+            .call(&Request::Flush, &mut Image(numbered(100)));
+        equal(found, Ok(Reply::Done))?;
+    }
+    Ok(())
+}
+
+fn sessions_of_many_threads_do_not_mix(isolation: Isolation) -> Result<(), Failed> {
+    let pool = pool(
+        isolation,
+        scripted::program(&Script::Ends),
+        Limits::default(),
+    );
+    let work = &|number: u8| -> Result<(), Failed> {
+        for round in 0..4 {
+            let file = vec![16 * number + round; 5000];
+            let mut session = pool.session()?;
+            let found = session.call(&open(&file), &mut Image(file.clone()))?;
+            equal(found, Reply::Inflated(file))?;
+        }
+        Ok(())
+    };
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..8).map(|n| scope.spawn(move || work(n))).collect();
+        let results = threads.into_iter().map(|thread| thread.join());
+        results.fold(Ok(()), |all, one| {
+            all.and(one.unwrap_or_else(|_| Err("a thread panicked".into())))
+        })
+    })
+}
+
+fn a_thread_that_blocks_all_signals_has_its_budget_too(isolation: Isolation) -> Result<(), Failed> {
+    let cpu = Duration::from_millis(50);
+    let limits = Limits {
+        cpu,
+        ..Limits::default()
+    };
+    let pool = pool(
+        isolation,
+        scripted::program(&Script::Act(Act::Loop)),
+        limits,
+    );
+    let thread = std::thread::spawn(move || -> Result<(), Failed> {
+        SigSet::all().thread_block()?;
+        let found = pool.session()?.call(&Request::Flush, &mut Image(vec![]));
+        equal(found, Err(CallError::Sandbox(SandboxError::CpuBudget(cpu))))
+    });
+    thread.join().map_err(|_| "the thread panicked")?
 }
 
 fn a_request_that_is_too_long_is_refused(isolation: Isolation) -> Result<(), Failed> {

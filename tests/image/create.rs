@@ -1,6 +1,6 @@
 //! New images: complete or not there.
 
-use crate::lab::{equal, run, text};
+use crate::lab::{Case, equal, run, text};
 use crate::machine::Outcome;
 use instar::image::{Access, ErrorKind, OpenOptions, create};
 use instar::sandbox::Pool;
@@ -10,7 +10,7 @@ use std::fs;
 use std::path::Path;
 use std::sync::Arc;
 
-pub const CASES: &[(&str, fn(&Arc<Pool>) -> Outcome)] = &[
+pub const CASES: &[Case] = &[
     ("a new image is clean and alone in its directory", fresh),
     ("an existing file is replaced in place", existing),
     (

@@ -10,6 +10,11 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
 
+/// A claim and the test of it.
+pub type Case = (&'static str, fn(&Arc<Pool>) -> Outcome);
+/// A claim about every kind of image.
+pub type VariantCase = (&'static str, fn(&Arc<Pool>, &'static Variant) -> Outcome);
+
 /// A kind of image.
 pub struct Variant {
     pub name: &'static str,
@@ -89,7 +94,7 @@ pub const VARIANTS: &[Variant] = &[
 ];
 
 /// What must hold for each kind.
-pub const PER_VARIANT: &[(&str, fn(&Arc<Pool>, &'static Variant) -> Outcome)] = &[
+pub const PER_VARIANT: &[VariantCase] = &[
     ("reads as qemu-img does", reads_alike),
     (
         "a second read leaves the sandbox alone",

@@ -1,6 +1,6 @@
 //! Locks against a real QEMU.
 
-use crate::lab::{equal, open, run, text};
+use crate::lab::{Case, equal, open, run, text};
 use crate::machine::Outcome;
 use instar::image::{Access, Error, ErrorKind, OpenOptions};
 use instar::sandbox::Pool;
@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 
-pub const CASES: &[(&str, fn(&Arc<Pool>) -> Outcome)] = &[
+pub const CASES: &[Case] = &[
     ("a QEMU that writes keeps everybody out", writer_excludes),
     (
         "a QEMU that reads keeps writers out",
@@ -60,7 +60,10 @@ impl Drop for QemuIo {
     }
 }
 
-fn images() -> Result<(tempfile::TempDir, Vec<(PathBuf, &'static str)>), String> {
+/// Images and their formats.
+type Images = Vec<(PathBuf, &'static str)>;
+
+fn images() -> Result<(tempfile::TempDir, Images), String> {
     let dir = tempfile::tempdir().map_err(text)?;
     let mut images = Vec::new();
     for format in ["raw", "qcow2"] {

@@ -5,6 +5,7 @@
 mod create;
 mod lab;
 mod locks;
+#[allow(dead_code)] // Shared: not every test binary needs all of it.
 #[path = "../support/machine.rs"]
 mod machine;
 mod named;
@@ -12,7 +13,7 @@ mod resize;
 mod write;
 
 use instar::sandbox::{Config, Isolation, Pool};
-use lab::VARIANTS;
+use lab::{Case, VARIANTS};
 use libtest_mimic::{Arguments, Trial};
 use machine::{missing_program, sandboxes, trial};
 use std::process::ExitCode;
@@ -21,35 +22,44 @@ use std::sync::Arc;
 fn main() -> ExitCode {
     let arguments = Arguments::from_args();
     let tools = missing_program(&["qemu-img", "qemu-io"]);
+    let no_root = (!nix::unistd::getuid().is_root()).then(|| "needs root".to_string());
     let mut trials: Vec<Trial> = Vec::new();
     for (sandbox, missing) in sandboxes() {
         let missing = missing.or_else(|| tools.clone());
-        let mut add =
-            |name: String, body: Box<dyn FnOnce(&Arc<Pool>) -> machine::Outcome + Send>| {
-                let body = move || body(&pool(sandbox)?);
-                trials.push(trial(format!("{sandbox}/{name}"), missing.clone(), body));
-            };
         for variant in VARIANTS {
             for (name, body) in lab::PER_VARIANT {
-                add(
-                    format!("{name}/{}", variant.name),
-                    Box::new(move |pool| body(pool, variant)),
-                );
+                let name = format!("{sandbox}/{name}/{}", variant.name);
+                let body = move || body(&pool(sandbox)?, variant);
+                trials.push(trial(name, missing.clone(), body));
             }
         }
-        for (name, body) in [
+        let cases = [
             locks::CASES,
             named::CASES,
             create::CASES,
             resize::CASES,
             write::CASES,
-        ]
-        .concat()
-        {
-            add(name.to_string(), Box::new(move |pool| body(pool)));
-        }
+        ];
+        let as_root = [named::AS_ROOT, write::AS_ROOT].concat();
+        let missing_root = missing.clone().or_else(|| no_root.clone());
+        trials.extend(
+            cases
+                .concat()
+                .into_iter()
+                .map(|case| plain(sandbox, &missing, case)),
+        );
+        trials.extend(
+            as_root
+                .into_iter()
+                .map(|case| plain(sandbox, &missing_root, case)),
+        );
     }
     libtest_mimic::run(&arguments, trials).exit_code()
+}
+
+fn plain(sandbox: &'static str, missing: &Option<String>, (name, body): Case) -> Trial {
+    let body = move || body(&pool(sandbox)?);
+    trial(format!("{sandbox}/{name}"), missing.clone(), body)
 }
 
 fn pool(sandbox: &str) -> Result<Arc<Pool>, String> {

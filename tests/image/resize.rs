@@ -1,6 +1,6 @@
 //! Growing disks through the whole stack.
 
-use crate::lab::{Lab, Variant, content, equal, open, run, same, text};
+use crate::lab::{Case, Lab, Variant, content, equal, open, run, same, text};
 use crate::machine::Outcome;
 use instar::image::{Access, Effects, EffectsHook, ErrorKind, OpenOptions, ResizeOptions};
 use instar::sandbox::Pool;
@@ -10,7 +10,7 @@ use std::fs;
 use std::io;
 use std::sync::Arc;
 
-pub const CASES: &[(&str, fn(&Arc<Pool>) -> Outcome)] = &[
+pub const CASES: &[Case] = &[
     (
         "a dry run touches nothing and shows what a resize does",
         dry_run,

@@ -1,16 +1,19 @@
 //! Writing through the whole stack.
 
-use crate::lab::{Lab, Random, Variant, content, equal, open, run, same, text};
+use crate::lab::{Case, Lab, Random, Variant, content, equal, open, run, same, text};
 use crate::machine::Outcome;
 use instar::image::{Access, Image, ResizeOptions, SegmentKind};
 use instar::sandbox::Pool;
 use std::sync::Arc;
 use std::thread;
 
-pub const CASES: &[(&str, fn(&Arc<Pool>) -> Outcome)] = &[
+pub const CASES: &[Case] = &[
     ("writes cost what they must", costs),
     ("what is not flushed is not in the file", unflushed),
 ];
+
+/// What mounts a filesystem.
+pub const AS_ROOT: &[Case] = &[("a full disk stops a write and nothing else", full_disk)];
 
 /// Writes of all lengths, some of them zeroes, flushes and a resize in between.
 pub fn random_writes(pool: &Arc<Pool>, variant: &'static Variant) -> Outcome {
@@ -102,7 +105,7 @@ pub fn preallocation(pool: &Arc<Pool>, variant: &'static Variant) -> Outcome {
     let lab = Lab::new(variant)?;
     let image = lab.open(pool, Access::Write)?;
     let size = image.virtual_size();
-    image.preallocate(1000, size - 1000).map_err(text)?;
+    image.preallocate(100, size - 100).map_err(text)?;
     same(&content(&image)?, &lab.content, "read")?;
     let segments = image.segments(0, size).map_err(text)?;
     let placed = |kind| matches!(kind, SegmentKind::Data | SegmentKind::Hole);
@@ -178,4 +181,59 @@ fn unflushed(pool: &Arc<Pool>) -> Outcome {
     run("qemu-img", &["check", &path.to_string_lossy()])?;
     let image = open(pool, &path, "qcow2", Access::Read)?;
     same(&content(&image)?, &vec![0; 64 << 20], "read")
+}
+
+/// A small filesystem of its own, unmounted at the end.
+struct Small(tempfile::TempDir);
+
+impl Small {
+    fn new() -> Result<Self, String> {
+        let dir = tempfile::tempdir().map_err(text)?;
+        let at = dir.path().to_string_lossy().into_owned();
+        run("mount", &["-t", "tmpfs", "-o", "size=4m", "none", &at])?;
+        Ok(Self(dir))
+    }
+}
+
+impl Drop for Small {
+    fn drop(&mut self) {
+        let _ = run("umount", &[&self.0.path().to_string_lossy()]);
+    }
+}
+
+fn full_disk(pool: &Arc<Pool>) -> Outcome {
+    let small = Small::new()?;
+    let path = small.0.path().join("disk");
+    run(
+        "qemu-img",
+        &[
+            "create",
+            "-q",
+            "-f",
+            "qcow2",
+            &path.to_string_lossy(),
+            "64M",
+        ],
+    )?;
+    let image = open(pool, &path, "qcow2", Access::Write)?;
+    let data = vec![7; 300_000];
+    image.write_at(&data, 0).map_err(text)?;
+    image.flush().map_err(text)?;
+    let mut offset = data.len() as u64;
+    let error = loop {
+        match image.write_at(&data, offset) {
+            Ok(()) => offset += data.len() as u64,
+            Err(error) => break error,
+        }
+    };
+    equal(error.errno(), libc::ENOSPC, "errno")?;
+    // What was written before is kept, what failed is as it was.
+    let mut disk = vec![0; 64 << 20];
+    disk[..offset as usize].fill(7);
+    let mut found = content(&image)?;
+    found[offset as usize..offset as usize + data.len()].fill(0);
+    same(&found, &disk, "read after the failure")?;
+    image.flush().map_err(text)?;
+    drop(image);
+    run("qemu-img", &["check", &path.to_string_lossy()]).map(|_| ())
 }

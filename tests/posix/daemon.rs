@@ -6,7 +6,7 @@ use crate::{Claim, claim};
 use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
 use std::io::Read as _;
 use std::os::unix::fs::FileExt as _;
@@ -245,12 +245,23 @@ fn mistakes_are_told(rig: &Rig) {
     assert!(mount.is_running());
 }
 
-fn mount_helper_follows_mount_8(rig: &Rig) {
-    // Cargo builds the helper beside the program, but not for these tests.
-    let helper = Path::new(INSTAR).with_file_name("mount-instar");
-    if !helper.exists() {
-        run(env!("CARGO"), &["build", "-q", "-p", "mount-helper"]);
+/// The helper, built beside the program: cargo does not do that for tests.
+fn build_helper() -> PathBuf {
+    let beside = Path::new(INSTAR).parent().unwrap();
+    let target = beside.parent().unwrap();
+    let mut words: Vec<&OsStr> = ["build", "-q", "-p", "mount-helper", "--target-dir"]
+        .map(OsStr::new)
+        .to_vec();
+    words.push(target.as_os_str());
+    if beside.ends_with("release") {
+        words.push(OsStr::new("--release"));
     }
+    run(env!("CARGO"), &words);
+    beside.join("mount-instar")
+}
+
+fn mount_helper_follows_mount_8(rig: &Rig) {
+    let helper = build_helper();
     let words = |options: &str| -> Vec<OsString> {
         vec![
             rig.source().into(),
@@ -260,7 +271,6 @@ fn mount_helper_follows_mount_8(rig: &Rig) {
             options.into(),
         ]
     };
-    let helper: PathBuf = helper;
     let program = helper.to_str().unwrap();
     run(
         program,

@@ -8,7 +8,9 @@ use nix::errno::Errno;
 use std::fs::File;
 use std::io::{Read as _, Write as _};
 use std::os::unix::fs::FileExt as _;
+use std::path::Path;
 use std::process::{Child, ChildStdin, Command, Stdio};
+use std::thread;
 
 /// What is proven here, for the plainest image of each format.
 pub const CLAIMS: &[Claim] = &[
@@ -27,6 +29,11 @@ pub const CLAIMS: &[Claim] = &[
         &["qemu-io"],
         is_free_the_moment_it_is_closed,
     ),
+    claim(
+        "its_users_never_lock_each_other_out",
+        &[],
+        its_users_never_lock_each_other_out,
+    ),
     claim("stat_needs_no_lock", &["qemu-io"], stat_needs_no_lock),
     claim(
         "a_loop_device_writes_after_its_opener_closed",
@@ -37,6 +44,11 @@ pub const CLAIMS: &[Claim] = &[
         "a_writer_notices_that_the_image_changed",
         &["qemu-io"],
         a_writer_notices_that_the_image_changed,
+    ),
+    claim(
+        "a_touch_is_no_change_of_the_image",
+        &["touch"],
+        a_touch_is_no_change_of_the_image,
     ),
 ];
 
@@ -76,45 +88,53 @@ impl Drop for Holder {
     }
 }
 
-/// A process that will have qemu-io write a pattern at the start of the image.
-/// It is started before it is needed: starting a process closes copies of our
-/// descriptors, which for the kernel is a close.
+/// `dd` in the middle of writing a disk. A process of its own: whoever starts
+/// another one closes copies of its descriptors, which for the kernel is a
+/// close, and the tests all start processes.
 struct Writer {
     process: Child,
-    go: ChildStdin,
+    input: ChildStdin,
 }
 
 impl Writer {
-    fn new(rig: &Rig) -> Self {
-        let mut process = Command::new("sh")
-            .args([
-                "-c",
-                "read go && exec timeout 60 qemu-io \"$@\"",
-                "sh",
-                "-f",
-            ])
-            .arg(rig.image.extension().unwrap())
-            .args(["-c", "write -q -P 0x5a 0 4k"])
-            .arg(&rig.image)
+    /// Writes one block of ones at the start, and waits for more.
+    fn hold(disk: &Path) -> Self {
+        let mut process = Command::new("dd")
+            .arg(format!("of={}", disk.display()))
+            .args(["bs=4096", "conv=notrunc", "iflag=fullblock", "status=none"])
             .stdin(Stdio::piped())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
             .spawn()
             .unwrap();
-        let go = process.stdin.take().unwrap();
-        Self { process, go }
+        let mut input = process.stdin.take().unwrap();
+        input.write_all(&[1; 4096]).unwrap();
+        eventually("dd has written", || {
+            let mut seen = [0; 4096];
+            let file = File::open(disk).unwrap();
+            file.read_exact_at(&mut seen, 0).unwrap();
+            seen == [1; 4096]
+        });
+        Self { process, input }
     }
 
-    /// Whether the image could be written.
-    fn write(mut self) -> bool {
-        self.go.write_all(b"\n").unwrap();
-        self.process.wait().unwrap().success()
+    /// Has it close the disk and end.
+    fn end(mut self) {
+        drop(self.input);
+        assert!(self.process.wait().unwrap().success());
     }
 }
 
-/// The same at once.
+/// Has qemu-io write a pattern at the start of the image; whether it could.
 fn qemu_writes(rig: &Rig) -> bool {
-    Writer::new(rig).write()
+    Command::new("timeout")
+        .args(["60", "qemu-io", "-f"])
+        .arg(rig.image.extension().unwrap())
+        .args(["-c", "write -q -P 0x5a 0 4k"])
+        .arg(&rig.image)
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .status()
+        .unwrap()
+        .success()
 }
 
 fn is_busy_while_qemu_writes_it(rig: &Rig) {
@@ -135,12 +155,10 @@ fn is_busy_while_qemu_writes_it(rig: &Rig) {
 
 fn keeps_qemu_out_while_it_is_open(rig: &Rig) {
     let mount = rig.mount();
-    let [early, late] = [Writer::new(rig), Writer::new(rig)];
-    let disk = File::options().write(true).open(&mount.disk).unwrap();
-    disk.write_all_at(&noise(1, 4096), 0).unwrap();
-    assert!(!early.write());
-    drop(disk);
-    assert!(late.write());
+    let writer = Writer::hold(&mount.disk);
+    assert!(!qemu_writes(rig));
+    writer.end();
+    assert!(qemu_writes(rig));
 }
 
 fn is_free_the_moment_it_is_closed(rig: &Rig) {
@@ -161,6 +179,48 @@ fn is_free_the_moment_it_is_closed(rig: &Rig) {
         drop(disk);
         assert!(qemu_writes(rig), "after reading, round {round}");
     }
+}
+
+fn its_users_never_lock_each_other_out(rig: &Rig) {
+    const ROUNDS: u64 = 40;
+    let mount = rig.mount();
+    let path = &mount.disk;
+    thread::scope(|scope| {
+        for writer in 0..3 {
+            scope.spawn(move || {
+                for round in 0..ROUNDS {
+                    let disk = File::options().write(true).open(path).unwrap();
+                    let at = (writer * ROUNDS + round) * 512;
+                    disk.write_all_at(&[u8::try_from(writer).unwrap() + 1; 512], at)
+                        .unwrap();
+                }
+            });
+        }
+        scope.spawn(move || {
+            for round in 1..=ROUNDS {
+                let size = i64::try_from(DISK + round * 4096).unwrap();
+                nix::unistd::truncate(path, size).unwrap();
+            }
+        });
+        scope.spawn(move || {
+            for _ in 0..ROUNDS {
+                let disk = File::open(path).unwrap();
+                disk.read_exact_at(&mut [0; 512], DISK - 512).unwrap();
+            }
+        });
+    });
+    let disk = File::open(path).unwrap();
+    for writer in 0..3 {
+        let mut seen = vec![0; usize::try_from(ROUNDS).unwrap() * 512];
+        disk.read_exact_at(&mut seen, writer * ROUNDS * 512)
+            .unwrap();
+        let mark = u8::try_from(writer).unwrap() + 1;
+        assert!(seen.iter().all(|&byte| byte == mark));
+    }
+    drop(disk);
+    mount.unmount();
+    rig.check();
+    assert_eq!(rig.virtual_size(), DISK + ROUNDS * 4096);
 }
 
 fn stat_needs_no_lock(rig: &Rig) {
@@ -212,4 +272,16 @@ fn a_writer_notices_that_the_image_changed(rig: &Rig) {
         "qemu-io",
         &[&["-r", "-f", format][..], &reads[..], &[image][..]].concat(),
     );
+}
+
+fn a_touch_is_no_change_of_the_image(rig: &Rig) {
+    let mount = rig.mount();
+    let disk = File::options().write(true).open(&mount.disk).unwrap();
+    disk.write_all_at(&[1; 512], 0).unwrap();
+    drop(disk.try_clone().unwrap());
+    run("touch", &["-d2001-02-03", mount.disk.to_str().unwrap()]);
+    disk.write_all_at(&[2; 512], 512).unwrap();
+    drop(disk);
+    mount.unmount();
+    rig.check();
 }

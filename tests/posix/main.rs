@@ -21,6 +21,7 @@ use images::{Originals, VARIANTS, Variant};
 use libtest_mimic::{Arguments, Trial};
 use machine::{missing_program, sandboxes, trial};
 use rig::Rig;
+use std::fs::File;
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -61,16 +62,20 @@ fn main() -> ExitCode {
     libtest_mimic::run(&arguments, trials).exit_code()
 }
 
+/// What every proof needs.
+const PROGRAMS: &[&str] = &["qemu-img", "mkfs.ext4", "timeout", "cmp"];
+
 /// Why nothing can be mounted here, if that is so.
 fn missing_for_mounts() -> Option<String> {
-    let device = std::fs::File::options()
-        .read(true)
-        .write(true)
-        .open("/dev/fuse");
-    match device {
-        Err(error) => Some(format!("/dev/fuse: {error}")),
-        Ok(_) => missing_program(&["qemu-img", "mkfs.ext4", "timeout"]),
+    if let Some(reason) = missing_device("/dev/fuse") {
+        return Some(reason);
     }
+    if !nix::unistd::geteuid().is_root()
+        && let Some(reason) = missing_program(&["fusermount3"])
+    {
+        return Some(reason);
+    }
+    missing_program(PROGRAMS)
 }
 
 fn make(
@@ -95,10 +100,13 @@ fn make(
 fn missing_tool(needs: &[&str]) -> Option<String> {
     let (devices, programs): (Vec<&str>, Vec<&str>) =
         needs.iter().partition(|need| need.starts_with('/'));
-    let no_device = devices
-        .iter()
-        .find(|path| !std::path::Path::new(path).exists());
-    no_device
-        .map(|path| format!("{path} does not exist"))
+    devices
+        .into_iter()
+        .find_map(missing_device)
         .or_else(|| missing_program(&programs))
+}
+
+fn missing_device(path: &str) -> Option<String> {
+    let opened = File::options().read(true).write(true).open(path);
+    opened.err().map(|error| format!("{path}: {error}"))
 }

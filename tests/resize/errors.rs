@@ -1,7 +1,7 @@
 //! Refusals: the exact text, exit status 1, no byte changed.
 
 use crate::machine::Outcome;
-use crate::tools::{bytes, equal, fetch, folder, instar, must, refuses, success};
+use crate::tools::{bytes, equal, fetch, folder, instar, missing_program, must, refuses, success};
 use std::path::Path;
 use std::process::Command;
 
@@ -205,7 +205,7 @@ pub fn missing_small_disk() -> Option<String> {
     }
     let found = Command::new("losetup").arg("--find").output();
     match found {
-        Ok(found) if found.status.success() => crate::missing_program(&["mkfs.ext4", "mount"]),
+        Ok(found) if found.status.success() => missing_program(&["mkfs.ext4", "mount"]),
         _ => Some("there is no free loop device".to_owned()),
     }
 }

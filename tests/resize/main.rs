@@ -12,8 +12,9 @@ mod tools;
 mod transcript;
 
 use libtest_mimic::{Arguments, Trial};
-use machine::{missing_program, sandboxes, trial};
+use machine::{sandboxes, trial};
 use std::process::ExitCode;
+use tools::missing_program;
 
 fn main() -> ExitCode {
     let arguments = Arguments::from_args();

@@ -2,7 +2,6 @@
 //! sandboxes that are tried.
 
 use libtest_mimic::{Completion, Failed, Trial};
-use std::process::Command;
 
 /// What a test body answers.
 pub type Outcome = Result<(), String>;
@@ -31,24 +30,4 @@ pub fn sandboxes() -> Vec<(&'static str, Option<String>)> {
     .filter(|(name, _)| !["kvm", "process"].contains(&only.as_str()) || only == *name)
     .map(|(name, probe)| (name, probe.err().map(|error| error.to_string())))
     .collect()
-}
-
-/// Why one of these programs cannot be run, if that is so.
-pub fn missing_program(programs: &[&str]) -> Option<String> {
-    programs.iter().find_map(|program| {
-        let found = Command::new(program).arg("--version").output().is_ok();
-        (!found).then(|| format!("{program} is not installed"))
-    })
-}
-
-/// Why qemu-img's texts cannot be compared with, if that is so: they are those
-/// of version 10.
-pub fn missing_qemu_img_10() -> Option<String> {
-    let version = Command::new("qemu-img").arg("--version").output();
-    let Ok(version) = version else {
-        return Some("qemu-img is not installed".to_owned());
-    };
-    let text = String::from_utf8_lossy(&version.stdout);
-    let number = text.split_whitespace().nth(2).unwrap_or("unknown");
-    (!number.starts_with("10.")).then(|| format!("qemu-img {number} is not version 10"))
 }

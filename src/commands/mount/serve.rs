@@ -4,17 +4,18 @@
 use super::daemon::Word;
 use super::{Job, logging};
 use crate::commands::Error;
-use fuser::{INodeNo, Session, SessionACL};
+use fuser::{INodeNo, Notifier, Session, SessionACL};
 use instar::fs::device::{self, Mounted};
 use instar::fs::fuse::Adapter;
-use instar::fs::{Filesystem, Images};
+use instar::fs::{Filesystem, Images, NodeId, Stale};
 use instar::image::Tree;
 use instar::sandbox::{Config, Pool};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{SigSet, Signal};
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
+use std::sync::mpsc::{Receiver, channel};
 use std::thread;
 use std::time::Duration;
 
@@ -50,12 +51,12 @@ pub fn serve(job: Job, ready: Ready) -> Result<(), Error> {
         device::raise_readahead(mounted, READAHEAD_KB);
     }
     let notifier = session.notifier();
-    filesystem.set_invalidate(Box::new(move |node| {
-        // Attributes only: what is cached of the content stays.
-        if let Err(error) = notifier.inval_inode(INodeNo(node.0), -1, 0) {
-            log::debug!("could not invalidate the attributes of {}: {error}", node.0);
-        }
+    let (tell, told) = channel();
+    filesystem.set_invalidate(Box::new(move |node, what| {
+        // Nobody listens any more at the very end.
+        let _ = tell.send((node, what));
     }));
+    thread::spawn(move || invalidate_forever(&notifier, &told));
     let watcher = Arc::clone(&filesystem);
     let watched = mountpoint.clone();
     thread::spawn(move || await_signals(&signals, &watcher, &watched, mounted.as_ref()));
@@ -147,7 +148,7 @@ fn block_signals() -> io::Result<SigSet> {
 fn await_signals(
     signals: &SigSet,
     filesystem: &Filesystem,
-    mountpoint: &PathBuf,
+    mountpoint: &Path,
     mounted: Option<&Mounted>,
 ) {
     let mut stopping = false;
@@ -182,6 +183,20 @@ fn unmount(mountpoint: &Path, mounted: Option<&Mounted>) -> io::Result<()> {
             device::detach(mountpoint, true)
         }
         other => other,
+    }
+}
+
+/// A thread of its own: the kernel may let the notice wait until a request on
+/// the same pages has been answered.
+fn invalidate_forever(notifier: &Notifier, told: &Receiver<(NodeId, Stale)>) {
+    while let Ok((node, what)) = told.recv() {
+        let offset = match what {
+            Stale::Attributes => -1,
+            Stale::Content => 0,
+        };
+        if let Err(error) = notifier.inval_inode(INodeNo(node.0), offset, 0) {
+            log::debug!("{what:?} of {} could not be invalidated: {error}", node.0);
+        }
     }
 }
 

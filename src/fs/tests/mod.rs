@@ -8,7 +8,7 @@ use super::names::FormatRules;
 use super::nodes::NodeId;
 use super::source::Source;
 use super::sync::lock;
-use super::{Attributes, Seek};
+use super::{Attributes, Seek, Stale};
 use fake::{FakeLibrary, MIB, Shelf};
 use instar_guest::proto::Preallocation;
 use nix::errno::Errno;
@@ -63,7 +63,7 @@ impl Stage {
     }
 
     fn open(&self, name: &str, writable: bool) -> Result<u64> {
-        self.fs.open(self.lookup(name)?.id, writable)
+        Ok(self.fs.open(self.lookup(name)?.id, writable)?.handle)
     }
 
     fn listing(&self) -> Vec<String> {
@@ -421,4 +421,43 @@ fn attributes_go_to_the_source() {
     let metadata = std::fs::metadata(stage.dir.path().join("a.qcow2")).unwrap();
     assert_eq!(metadata.mode() & 0o7777, 0o640);
     assert_eq!((metadata.mtime(), metadata.mtime_nsec()), (7, 9));
+}
+
+#[test]
+fn what_the_kernel_has_cached_is_kept_unless_somebody_else_changed_it() {
+    let stage = Stage::new(&[("a.qcow2", "size=512")]);
+    let id = stage.lookup("a.qcow2").unwrap().id;
+    let opens = || {
+        let opened = stage.fs.open(id, false).unwrap();
+        stage.fs.flush(opened.handle).unwrap();
+        stage.fs.release(opened.handle);
+        opened.keep_cache
+    };
+    assert!(!opens(), "nothing is known yet");
+    assert!(opens(), "nothing has happened in between");
+    let path = stage.dir.path().join("a.qcow2");
+    std::fs::write(&path, "size=1024").unwrap();
+    assert!(!opens(), "the image has changed");
+    let busy = stage.fs.open(id, true).unwrap();
+    stage.fs.write(busy.handle, 0, b"x").unwrap();
+    assert!(opens(), "all changes come through the mount");
+}
+
+#[test]
+fn a_change_of_an_idle_image_reaches_the_kernel() {
+    let stage = Stage::new(&[("a.qcow2", "size=512")]);
+    let told: Arc<Mutex<Vec<(NodeId, Stale)>>> = Arc::default();
+    let tell = Arc::clone(&told);
+    stage
+        .fs
+        .set_invalidate(Box::new(move |id, what| lock(&tell).push((id, what))));
+    let handle = stage.open("a.qcow2", false).unwrap();
+    stage.fs.flush(handle).unwrap();
+    assert!(stage.fs.flush_all());
+    assert_eq!(*lock(&told), []);
+    std::fs::write(stage.dir.path().join("a.qcow2"), "size=1024").unwrap();
+    let id = stage.lookup("a.qcow2").unwrap().id;
+    assert!(stage.fs.flush_all());
+    assert!(stage.fs.flush_all());
+    assert_eq!(*lock(&told), [(id, Stale::Content)]);
 }
