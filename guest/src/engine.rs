@@ -50,6 +50,10 @@ pub struct Engine {
 impl Engine {
     /// Answers one request.
     pub fn handle(&mut self, host: &mut dyn Host, request: Request) -> Result<Reply, Failure> {
+        if let Some(Image::Qcow2(qcow2)) = &mut self.image {
+            // The host executes a plan before it asks for anything else.
+            qcow2.tables.executed();
+        }
         match request {
             Request::Open {
                 format,

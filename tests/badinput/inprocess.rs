@@ -163,8 +163,8 @@ pub fn damaged(damage: &Damage) -> Result<(), String> {
     }
 }
 
-/// Whatever is hit, the engine answers, and every plan stays within bounds that
-/// the file gives.
+/// Whatever is hit, the engine answers, and no plan reaches past the largest
+/// offset of a file.
 pub fn answers_whatever_is_hit(kind: &Kind, seed: u64) -> Result<(), String> {
     let dir = scratch()?;
     let sound = pool::make(kind, dir.path())?;
@@ -197,7 +197,7 @@ fn use_all(image: &[u8]) -> Result<(), String> {
     }
     for (what, plan) in [("resize", session.grow()), ("write", session.write())] {
         match plan {
-            Ok(plan) => in_bounds(&plan, image.len() as u64).map_err(|at| {
+            Ok(plan) => in_bounds(&plan).map_err(|at| {
                 format!(
                     "{what}: a step up to byte {at:#x} in a file of {:#x}",
                     image.len()
@@ -209,9 +209,9 @@ fn use_all(image: &[u8]) -> Result<(), String> {
     Ok(())
 }
 
-/// Small changes do not reach far past the end of the file.
-fn in_bounds(plan: &Plan, file_len: u64) -> Result<(), u64> {
-    let limit = file_len + (16 << 20);
+/// Every step ends below the largest offset that a file can have. How far past
+/// the end of the file a plan may reach, the host decides.
+fn in_bounds(plan: &Plan) -> Result<(), u64> {
     let steps = plan.stages.iter().flat_map(|stage| &stage.steps);
     for step in steps {
         let end = match *step {
@@ -224,9 +224,8 @@ fn in_bounds(plan: &Plan, file_len: u64) -> Result<(), u64> {
             Step::Copy { from, to, len, .. } => from.max(to).checked_add(len),
             Step::SetLength { len, .. } => Some(len),
         };
-        match end {
-            Some(end) if end <= limit => {}
-            end => return Err(end.unwrap_or(u64::MAX)),
+        if end.is_none_or(|end| i64::try_from(end).is_err()) {
+            return Err(end.unwrap_or(u64::MAX));
         }
     }
     Ok(())

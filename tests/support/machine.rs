@@ -31,3 +31,16 @@ pub fn sandboxes() -> Vec<(&'static str, Option<String>)> {
     .map(|(name, probe)| (name, probe.err().map(|error| error.to_string())))
     .collect()
 }
+
+/// Why one of these programs cannot be run, if that is so.
+// Shared by several test binaries, not by all that include this file.
+#[allow(dead_code)]
+pub fn missing_program(programs: &[&str]) -> Option<String> {
+    programs.iter().find_map(|program| {
+        let found = std::process::Command::new(program)
+            .arg("--version")
+            .output()
+            .is_ok();
+        (!found).then(|| format!("{program} is not installed"))
+    })
+}

@@ -41,6 +41,9 @@ struct Slice {
     /// Bit i: sector i differs from the file. 128 sectors are the longest
     /// slice.
     dirty: u128,
+    /// Changes are in a plan that is not executed yet: the file does not have
+    /// them.
+    planned: bool,
     /// Used since the cache last looked for something to drop.
     used: bool,
 }
@@ -58,6 +61,8 @@ pub struct Tables {
     dirty_slices: u64,
     /// Sectors that are changed.
     dirty_sectors: u64,
+    /// Whether any slice is marked as planned.
+    any_planned: bool,
     /// How to take changes back, newest last, while somebody may ask for it.
     journal: Option<Vec<Undo>>,
 }
@@ -86,6 +91,7 @@ impl Tables {
             queue: VecDeque::new(),
             dirty_slices: 0,
             dirty_sectors: 0,
+            any_planned: false,
             journal: None,
         }
     }
@@ -269,12 +275,25 @@ impl Tables {
         self.dirty_sectors * SECTOR
     }
 
-    /// Declares all changes of a kind written.
-    pub fn mark_clean(&mut self, kind: Kind) {
+    /// Declares all changes of a kind planned. They stay in the cache until
+    /// [`executed`](Self::executed), as the file has them only then.
+    pub fn mark_planned(&mut self, kind: Kind) {
+        self.any_planned = true;
         for slice in self.slices.values_mut().filter(|slice| slice.kind == kind) {
             self.dirty_slices -= u64::from(slice.dirty != 0);
             self.dirty_sectors -= u64::from(slice.dirty.count_ones());
+            slice.planned |= slice.dirty != 0;
             slice.dirty = 0;
+        }
+    }
+
+    /// Everything planned so far is in the file.
+    pub fn executed(&mut self) {
+        if self.any_planned {
+            self.any_planned = false;
+            self.slices
+                .values_mut()
+                .for_each(|slice| slice.planned = false);
         }
     }
 
@@ -342,6 +361,7 @@ impl Tables {
             kind,
             bytes,
             dirty,
+            planned: false,
             used: true,
         };
         self.dirty_slices += u64::from(dirty != 0);
@@ -374,7 +394,7 @@ impl Tables {
                 return;
             };
             match self.slices.get_mut(&start) {
-                Some(slice) if slice.used || slice.dirty != 0 => {
+                Some(slice) if slice.used || slice.dirty != 0 || slice.planned => {
                     slice.used = false;
                     self.queue.push_back(start);
                 }

@@ -53,7 +53,7 @@ fn changes_are_kept_by_sector_and_kind_until_they_are_written() {
     };
     assert_eq!(runs(&tables, Kind::L2), [(4096, 1024), (4096 + 3072, 512)]);
     assert_eq!(runs(&tables, Kind::L1), [(8192, 512)]);
-    tables.mark_clean(Kind::L2);
+    tables.mark_planned(Kind::L2);
     assert_eq!(runs(&tables, Kind::L2), []);
     assert!(tables.is_dirty());
     let value = tables.read(&mut host, Kind::L2, HostOffset(4 * KIB));
@@ -105,4 +105,29 @@ fn clean_slices_are_bounded_and_changed_ones_stay() {
     assert_eq!(held.count() as u64, CLEAN_LIMIT / (64 * KIB));
     assert!(tables.holds(HostOffset(64 * KIB)));
     assert!(tables.holds(place(slices - 1)));
+}
+
+#[test]
+fn what_is_planned_is_not_read_from_the_file_before_it_is_there() {
+    let mut host = numbered(CLEAN_LIMIT + 128 * KIB);
+    let mut tables = Tables::new(64 * KIB, CLEAN_LIMIT + 128 * KIB);
+    let read = |tables: &mut Tables, host: &mut MemHost| {
+        tables.read(host, Kind::L2, HostOffset(0)).unwrap()
+    };
+    let flood = |tables: &mut Tables, host: &mut MemHost| {
+        for at in (64 * KIB..CLEAN_LIMIT + 128 * KIB).step_by(64 << 10) {
+            tables.read(host, Kind::L2, HostOffset(at)).unwrap();
+        }
+    };
+    let zero = HostOffset(0);
+    tables.write(&mut host, Kind::L2, zero, !0).unwrap();
+    tables.mark_planned(Kind::L2);
+    assert!(!tables.is_dirty());
+    flood(&mut tables, &mut host);
+    flood(&mut tables, &mut host);
+    assert_eq!(read(&mut tables, &mut host), !0);
+    tables.executed();
+    flood(&mut tables, &mut host);
+    flood(&mut tables, &mut host);
+    assert_eq!(read(&mut tables, &mut host), 0);
 }

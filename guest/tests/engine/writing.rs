@@ -37,6 +37,10 @@ pub fn trials() -> Vec<(String, Check)> {
                 Box::new(table_moves) as Check,
             ),
             (
+                "unknown_autoclear_bits_are_cleared".to_string(),
+                Box::new(autoclear) as Check,
+            ),
+            (
                 "damaged_counts_are_found_before_anything_changes".to_string(),
                 Box::new(damaged_counts) as Check,
             ),
@@ -387,4 +391,41 @@ fn damaged_counts() {
         Ok(Reply::Plan(PlanReply::default()))
     );
     assert!(session.host.image == image, "nothing was written");
+}
+
+/// The header's autoclear feature bits.
+const AUTOCLEAR: std::ops::Range<usize> = 88..96;
+
+fn autoclear() {
+    let lab = Lab::new();
+    lab.qemu_img("create -q -f qcow2 disk.qcow2 8M");
+    let mut image = lab.bytes("disk.qcow2");
+    image[AUTOCLEAR].copy_from_slice(&(1u64 << 40).to_be_bytes());
+    let changes = [
+        vec![
+            Request::Allocate {
+                offset: 0,
+                len: 64 * K,
+            },
+            Request::Flush,
+        ],
+        vec![Request::Resize {
+            size: 9 * M,
+            preallocation: Default::default(),
+            shrink: false,
+            backing_size: None,
+        }],
+    ];
+    for requests in changes {
+        let mut session = Session::new(image.clone());
+        session.open(None).unwrap();
+        for request in requests {
+            if let Reply::Plan(reply) = session.call(request).unwrap() {
+                session.host.apply(&reply.plan);
+            }
+        }
+        assert_eq!(session.host.image[AUTOCLEAR], [0; 8]);
+        lab.write("disk.qcow2", &session.host.image);
+        lab.qemu_img("check -f qcow2 disk.qcow2");
+    }
 }

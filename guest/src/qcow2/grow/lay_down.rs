@@ -4,7 +4,8 @@
 use super::super::format::entry;
 use super::super::fresh;
 use super::stages::Grow;
-use super::survey::{Content, Kept, Tail};
+use super::survey::Content;
+use super::tail::{Kept, Tail};
 use crate::engine::Read;
 use crate::error::Failure;
 use crate::plan::Step;

@@ -7,10 +7,10 @@
 //! released. Before the commit a crash leaves the old disk, after it the new
 //! one, at worst with clusters that are counted and not used.
 //!
-//! `check` refuses, `survey` reads what lies around the old end, `place`
-//! decides where new structures go, `stages` and `lay_down` turn it into steps,
-//! `commit` makes the switch. The session's state is not changed: it opens the image
-//! again when the plan has been executed.
+//! `check` refuses, `survey` and `tail` read what lies around the old end,
+//! `place` decides where new structures go, `stages` and `lay_down` turn it into
+//! steps, `commit` makes the switch. The session's state is not changed: it
+//! opens the image again when the plan has been executed.
 
 mod bitmaps;
 mod check;
@@ -19,6 +19,7 @@ mod lay_down;
 mod place;
 mod stages;
 mod survey;
+mod tail;
 
 use super::Qcow2;
 use super::refcount::Refcounts;

@@ -10,7 +10,8 @@ use super::super::tables::Kind;
 use super::bitmaps::BitmapNeeds;
 use super::commit::NewHeader;
 use super::place::Placement;
-use super::survey::{Boundary, Content, Survey, Tail};
+use super::survey::{Boundary, Content, Survey};
+use super::tail::Tail;
 use crate::bytes;
 use crate::engine::Host;
 use crate::error::Failure;
@@ -334,7 +335,7 @@ impl Survey {
 /// The counts that have changed in blocks that exist, as writes.
 fn take_changes(refcounts: &mut Refcounts<'_>) -> Vec<Step> {
     let steps = writes(refcounts.tables.dirty(Kind::RefcountBlock));
-    refcounts.tables.mark_clean(Kind::RefcountBlock);
+    refcounts.tables.mark_planned(Kind::RefcountBlock);
     steps
 }
 

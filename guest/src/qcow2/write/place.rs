@@ -213,7 +213,7 @@ impl Qcow2 {
         for item in items {
             match item.need {
                 Need::Nothing { host: at } => {
-                    places.add(item, self.data_no(), at, |_| Content::Current)
+                    places.add(item, self.data_no(), at, Content::Current)
                 }
                 Need::Entry {
                     host: at,
@@ -239,7 +239,7 @@ impl Qcow2 {
                         true => Content::Zero,
                         false => Content::Stale,
                     };
-                    places.add(item, FileNo::IMAGE, at, |_| content);
+                    places.add(item, FileNo::IMAGE, at, content);
                 }
                 Need::Whole => return Err(out_of_step()),
             }
@@ -270,7 +270,7 @@ impl Qcow2 {
                 0 => Content::Stale,
                 _ => Content::Current,
             };
-            places.add(&part, file, at, |_| content);
+            places.add(&part, file, at, content);
             from = to;
         }
         if let Some(len) = &mut self.data_len {
@@ -360,19 +360,13 @@ struct Places {
 
 impl Places {
     /// Adds the part of a cluster that is asked for, whose cluster is at `host`.
-    fn add(
-        &mut self,
-        item: &Item,
-        file: FileNo,
-        host: HostOffset,
-        content: impl Fn(u64) -> Content,
-    ) {
+    fn add(&mut self, item: &Item, file: FileNo, host: HostOffset, content: Content) {
         let place = Place {
             offset: item.from,
             len: item.to - item.from,
             file,
             at: host.0 + (item.from - item.start),
-            content: content(item.from),
+            content,
         };
         let touches = |last: &&mut Place| {
             last.offset + last.len == place.offset

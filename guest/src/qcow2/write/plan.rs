@@ -176,7 +176,7 @@ impl Qcow2 {
     /// From here on the session takes its tables for what is on disk.
     fn settle(&mut self) {
         for kind in [Kind::L1, Kind::L2, Kind::RefcountTable, Kind::RefcountBlock] {
-            self.tables.mark_clean(kind);
+            self.tables.mark_planned(kind);
         }
         self.pending.fresh_tables.clear();
         self.pending.flushed_len = Some(self.file_len);
@@ -205,7 +205,7 @@ impl Qcow2 {
             }
         }
         let steps = writes(self.tables.dirty(Kind::RefcountBlock));
-        self.tables.mark_clean(Kind::RefcountBlock);
+        self.tables.mark_planned(Kind::RefcountBlock);
         Ok(steps)
     }
 
