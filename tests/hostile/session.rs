@@ -206,10 +206,8 @@ fn sessions_of_many_threads_do_not_mix(isolation: Isolation) -> Result<(), Faile
     };
     std::thread::scope(|scope| {
         let threads: Vec<_> = (0..8).map(|n| scope.spawn(move || work(n))).collect();
-        let results = threads.into_iter().map(|thread| thread.join());
-        results.fold(Ok(()), |all, one| {
-            all.and(one.unwrap_or_else(|_| Err("a thread panicked".into())))
-        })
+        let mut results = threads.into_iter().map(|thread| thread.join());
+        results.try_for_each(|one| one.unwrap_or_else(|_| Err("a thread panicked".into())))
     })
 }
 
