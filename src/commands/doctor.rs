@@ -236,7 +236,7 @@ fn helper() -> Result<(), Problem> {
         Some(_) => Ok(()),
         None => Err(Problem::new(
             format!("mount.instar is not in {}", folders.join(", ")),
-            "copy it there from the build; 'instar mount' works without it",
+            "'cargo build --release -p mount-helper' makes it: install mount-instar as /sbin/mount.instar; 'instar mount' works without it",
         )),
     }
 }
