@@ -11,7 +11,9 @@ mod grow;
 mod images;
 mod locks;
 mod names;
+mod programs;
 mod rig;
+mod space;
 mod tools;
 
 #[allow(dead_code)] // Shared: not every test binary needs all of it.
@@ -54,10 +56,9 @@ fn main() -> ExitCode {
                 trials.push(make(sandbox, variant, claim, &missing, &originals));
             }
         }
-        // What concerns the mount more than the image: the plainest image of
-        // each format.
+        // The plainest image of each format.
         for variant in VARIANTS.iter().filter(|variant| variant.plain) {
-            for claim in [locks::CLAIMS, failures::CLAIMS].into_iter().flatten() {
+            for claim in PLAIN.iter().copied().flatten() {
                 trials.push(make(sandbox, variant, claim, &missing, &originals));
             }
         }
@@ -70,6 +71,14 @@ fn main() -> ExitCode {
     }
     libtest_mimic::run(&arguments, trials).exit_code()
 }
+
+/// What concerns the mount more than the image.
+const PLAIN: &[&[Claim]] = &[
+    locks::CLAIMS,
+    failures::CLAIMS,
+    programs::CLAIMS,
+    space::CLAIMS,
+];
 
 /// Needed where the answer of qemu-img itself is the expectation.
 pub const QEMU_IMG_10: &str = "qemu-img 10";
