@@ -1,6 +1,7 @@
 //! mount(8)'s calling convention: `SOURCE MOUNTPOINT [-sfnv] [-N namespace]
 //! [-o options] [-t type.subtype]`.
 
+use crate::known::KNOWN;
 use std::ffi::OsString;
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 
@@ -23,40 +24,6 @@ pub struct Call {
 const FOR_OTHERS: [&str; 13] = [
     "auto", "noauto", "user", "nouser", "users", "owner", "noowner", "group", "nogroup", "nofail",
     "fail", "_netdev", "defaults",
-];
-
-/// What `instar mount` knows, for `-s`: anything else is dropped then.
-const KNOWN: [&str; 30] = [
-    "ro",
-    "allow_other",
-    "preallocation",
-    "nogrow",
-    "rw_backing",
-    "backing",
-    "allow_path",
-    "format",
-    "log",
-    "isolation",
-    "nodev",
-    "dev",
-    "nosuid",
-    "suid",
-    "noexec",
-    "exec",
-    "noatime",
-    "atime",
-    "nodiratime",
-    "diratime",
-    "relatime",
-    "norelatime",
-    "strictatime",
-    "sync",
-    "async",
-    "dirsync",
-    "lazytime",
-    "silent",
-    "loud",
-    "rw",
 ];
 
 /// Reads the arguments. Options may stand anywhere.

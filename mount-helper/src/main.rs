@@ -6,6 +6,7 @@
 //! mount(8)'s. It knows nothing of images.
 
 mod arguments;
+mod known;
 
 use arguments::{Call, parse};
 use std::env;

@@ -183,7 +183,7 @@ impl Catalog {
             Ok((face, seen)) => (face, seen == stamp && settled(stat)),
             Err(error) => {
                 let keep = !is_passing(error.errno) && settled(stat);
-                (Face::Unusable(unusable(error)), keep)
+                (Face::Unusable(error.of_opening()), keep)
             }
         };
         self.note_names(path, stat.id, &face);
@@ -261,16 +261,6 @@ fn settled(stat: &Stat) -> bool {
         .map(|sec| Duration::new(sec, stat.ctime.nsec))
         .unwrap_or_default();
     now >= changed + TICK
-}
-
-/// What opening an image that cannot be used answers: it is the image that is
-/// wrong, not the call.
-fn unusable(error: Error) -> Error {
-    let errno = match error.errno {
-        Errno::EOPNOTSUPP | Errno::EINVAL | Errno::EFBIG => Errno::EIO,
-        other => other,
-    };
-    Error { errno, ..error }
 }
 
 /// Failures that say nothing about the image.

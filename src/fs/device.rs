@@ -63,12 +63,15 @@ const GENERIC: [(&str, MsFlags, bool); 15] = [
     ("lazytime", MsFlags::MS_LAZYTIME, true),
 ];
 
-/// Whether a generic mount option is known. `dev` and `suid` are among those:
-/// accepted, but what an image's owner says about its files is never trusted
+/// Generic mount options that are accepted and change nothing. `dev` and `suid`
+/// are among them: what an image's owner says about its files is never trusted
 /// that far.
-pub fn is_generic(option: &str) -> bool {
-    matches!(option, "dev" | "suid" | "defaults" | "silent" | "loud")
-        || GENERIC.iter().any(|(name, ..)| *name == option)
+const WITHOUT_EFFECT: [&str; 5] = ["dev", "suid", "defaults", "silent", "loud"];
+
+/// The generic mount options that are known.
+pub fn generic_options() -> impl Iterator<Item = &'static str> {
+    let effective = GENERIC.iter().map(|(name, ..)| *name);
+    effective.chain(WITHOUT_EFFECT)
 }
 
 /// Mounts, and answers the descriptor on which the kernel waits for INIT.

@@ -25,6 +25,24 @@ impl Error {
         }
     }
 
+    /// What opening an image that cannot be used answers: it is the image, or a
+    /// file that it names, that is wrong, and not the call. What has to do with
+    /// permission, locks and the machine stays what it is.
+    pub fn of_opening(self) -> Self {
+        let errno = match self.errno {
+            Errno::EOPNOTSUPP
+            | Errno::EINVAL
+            | Errno::EFBIG
+            | Errno::ENOENT
+            | Errno::ENOTDIR
+            | Errno::EISDIR
+            | Errno::ELOOP
+            | Errno::ENAMETOOLONG => Errno::EIO,
+            other => other,
+        };
+        Self { errno, ..self }
+    }
+
     /// The level at which the failure is logged. What a caller provokes by an
     /// ordinary mistake is quiet, so that nobody fills the log on purpose;
     /// what an administrator has to know is not.
@@ -74,6 +92,17 @@ mod tests {
         let error = Error::from(Errno::ENOENT);
         assert_eq!(error.level(), log::Level::Debug);
         assert_eq!(error.to_string(), "No such file or directory");
+    }
+
+    #[test]
+    fn an_image_that_cannot_be_opened_is_an_io_error() {
+        let opening = |errno| Error::from(errno).of_opening().errno;
+        for errno in [Errno::EOPNOTSUPP, Errno::EINVAL, Errno::ENOENT, Errno::EIO] {
+            assert_eq!(opening(errno), Errno::EIO, "{errno}");
+        }
+        for errno in [Errno::EPERM, Errno::EBUSY, Errno::EROFS, Errno::ENOMEM] {
+            assert_eq!(opening(errno), errno);
+        }
     }
 
     #[test]

@@ -22,7 +22,7 @@ use std::sync::{Arc, Mutex, RwLock};
 
 /// `st_blksize` of images without an allocation unit, in bytes.
 const BLOCK: u64 = 64 << 10;
-/// Reasons of failed opens that are remembered for `user.instar.error`.
+/// Reasons of failures that are remembered for `user.instar.error`.
 const TROUBLES: usize = 4096;
 
 /// How the mounted filesystem behaves.
@@ -386,8 +386,11 @@ impl Filesystem {
     }
 
     /// Writes a failure to the log, with the name of the image unless its text
-    /// has it already.
+    /// has it already, and keeps its text for `user.instar.error`.
     pub fn report(&self, node: &Node, error: &Error) {
+        if error.message.is_some() {
+            self.remember_trouble(node.file, Some(error));
+        }
         let path = self.source.display(&node.path).display().to_string();
         let text = error.to_string();
         if text.contains(&path) {
@@ -502,7 +505,7 @@ impl Filesystem {
         self.catalog.library().info(at, file)
     }
 
-    /// Why an image cannot be used, or could not be when it was last tried.
+    /// Why an image cannot be used, or why the last call on it that failed did.
     fn trouble(&self, node: &Node, stat: &Stat) -> Option<Error> {
         match self.face_if_file(&node.path, stat) {
             Some(Face::Unusable(error)) => Some(error),

@@ -293,7 +293,8 @@ impl OpenFile {
             path,
             format: context.catalog.format_for(path),
         };
-        let disk = context.catalog.library().open(at, file, access)?;
+        let opened = context.catalog.library().open(at, file, access);
+        let disk = opened.map_err(Error::of_opening)?;
         if let Some(before) = before
             && !same_content(&before, &context.source.stat(path)?)
         {

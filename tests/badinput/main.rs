@@ -12,6 +12,9 @@ mod bytes;
 mod damage;
 mod flips;
 mod inprocess;
+#[allow(dead_code)] // Shared: not every test binary needs all of it.
+#[path = "../support/machine.rs"]
+mod machine;
 mod mounted;
 mod names;
 mod pool;
@@ -21,9 +24,12 @@ mod random;
 mod refusals;
 #[path = "../support/tools.rs"]
 mod tools;
+#[path = "../support/xattr.rs"]
+mod xattr;
 
 use damage::Damage;
-use libtest_mimic::{Arguments, Completion, Failed, Trial};
+use libtest_mimic::{Arguments, Trial};
+use machine::{missing_for_mounts, trial};
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex};
 
@@ -42,8 +48,9 @@ fn main() -> ExitCode {
     let seed = std::env::var("INSTAR_FLIP_SEED").ok();
     let seed = seed.and_then(|text| text.parse().ok()).unwrap_or(SEED);
     let mut trials = engine_trials(seed, &notes);
-    for isolation in isolations() {
-        trials.extend(program_trials(isolation, seed, &notes));
+    for (isolation, missing) in machine::sandboxes() {
+        let missing = missing.or_else(tools::missing_oracle);
+        trials.extend(program_trials(isolation, &missing, seed, &notes));
     }
     let conclusion = libtest_mimic::run(&arguments, trials);
     if let Ok(notes) = notes.lock()
@@ -58,15 +65,6 @@ fn main() -> ExitCode {
     conclusion.exit_code()
 }
 
-/// The sandboxes to try, all unless the environment names one.
-fn isolations() -> Vec<&'static str> {
-    let only = std::env::var("INSTAR_ISOLATION").unwrap_or_default();
-    ["kvm", "process"]
-        .into_iter()
-        .filter(|isolation| !matches!(only.as_str(), "kvm" | "process") || only == *isolation)
-        .collect()
-}
-
 /// Every damage that is known by name.
 fn all_damage() -> Vec<&'static Damage> {
     let lists = [damage::HEADER, damage::LISTS, damage::TABLES];
@@ -75,19 +73,20 @@ fn all_damage() -> Vec<&'static Damage> {
 
 /// The engine in this process.
 fn engine_trials(seed: u64, notes: &Notes) -> Vec<Trial> {
+    let missing = tools::missing_oracle();
     let mut trials = Vec::new();
     for damage in all_damage() {
         let name = format!("engine/field/{}", damage.name);
-        trials.push(trial(name, "", || inprocess::damaged(damage)));
+        trials.push(trial(name, missing.clone(), || inprocess::damaged(damage)));
     }
     for kind in pool::KINDS {
         let name = format!("engine/random damage/{}", kind.name);
-        trials.push(trial(name, "", move || {
+        trials.push(trial(name, missing.clone(), move || {
             inprocess::answers_whatever_is_hit(kind, seed)
         }));
         let notes = Arc::clone(notes);
         let name = format!("engine/random damage, read like qemu/{}", kind.name);
-        trials.push(trial(name, "", move || {
+        trials.push(trial(name, missing.clone(), move || {
             let found = inprocess::reads_like_qemu(kind, seed)?;
             notes.lock().map_err(|_| "poisoned")?.extend(found);
             Ok(())
@@ -97,72 +96,53 @@ fn engine_trials(seed: u64, notes: &Notes) -> Vec<Trial> {
 }
 
 /// The program and the mount, in one of the sandboxes.
-fn program_trials(isolation: &'static str, seed: u64, notes: &Notes) -> Vec<Trial> {
+fn program_trials(
+    isolation: &'static str,
+    missing: &Option<String>,
+    seed: u64,
+    notes: &Notes,
+) -> Vec<Trial> {
     let mut trials = Vec::new();
     for damage in all_damage() {
         let name = format!("{isolation}/field/{}", damage.name);
-        trials.push(trial(name, isolation, || {
+        trials.push(trial(name, missing.clone(), || {
             refusals::damaged(damage, isolation)
         }));
     }
     for hostile in names::NAMES {
         let name = format!("{isolation}/name/{}", hostile.name);
-        trials.push(trial(name, isolation, || names::check(hostile, isolation)));
+        let missing = missing.clone().or_else(|| names::missing(hostile));
+        trials.push(trial(name, missing, || names::check(hostile, isolation)));
     }
     for kind in pool::KINDS {
         let notes = Arc::clone(notes);
         let name = format!("{isolation}/random damage/{}", kind.name);
-        trials.push(trial(name, isolation, move || {
+        trials.push(trial(name, missing.clone(), move || {
             let found = flips::check(kind, isolation, seed)?;
             notes.lock().map_err(|_| "poisoned")?.extend(found);
             Ok(())
         }));
     }
-    let name = format!("{isolation}/mount/every damaged image is refused, the sound one lives");
-    trials.push(mounting(name, isolation, || {
-        mounted::check(&all_damage(), isolation)
-    }));
-    let name = format!("{isolation}/mount/compressed garbage and bombs");
-    trials.push(mounting(name, isolation, || mounted::compressed(isolation)));
+    trials.extend(mounting(
+        isolation,
+        missing.clone().or_else(missing_for_mounts),
+    ));
     trials
 }
 
-/// A trial that reports itself as ignored, with the reason, where the machine
-/// lacks something.
-fn trial(
-    name: String,
-    isolation: &'static str,
-    body: impl FnOnce() -> Result<(), String> + Send + 'static,
-) -> Trial {
-    Trial::ignorable_test(name, move || {
-        let missing = tools::missing_oracle().or_else(|| missing_sandbox(isolation));
-        match missing {
-            Some(reason) => Ok(Completion::ignored_with(reason)),
-            None => body().map(|()| Completion::Completed).map_err(Failed::from),
-        }
-    })
-}
-
-fn mounting(
-    name: String,
-    isolation: &'static str,
-    body: impl FnOnce() -> Result<(), String> + Send + 'static,
-) -> Trial {
-    match mounted::missing() {
-        Some(reason) => Trial::ignorable_test(name, || Ok(Completion::ignored_with(reason))),
-        None => trial(name, isolation, body),
+/// What needs a mount.
+fn mounting(isolation: &'static str, missing: Option<String>) -> Vec<Trial> {
+    let mut trials = Vec::new();
+    let name = format!("{isolation}/mount/every damaged image is refused, the sound one lives");
+    trials.push(trial(name, missing.clone(), || {
+        mounted::check(&all_damage(), isolation)
+    }));
+    for hostile in names::NAMES {
+        let name = format!("{isolation}/mount/name/{}", hostile.name);
+        let missing = missing.clone().or_else(|| names::missing(hostile));
+        trials.push(trial(name, missing, || mounted::name(hostile, isolation)));
     }
-}
-
-fn missing_sandbox(isolation: &str) -> Option<String> {
-    let kvm = || {
-        std::fs::OpenOptions::new()
-            .read(true)
-            .write(true)
-            .open("/dev/kvm")
-    };
-    match isolation {
-        "kvm" => kvm().err().map(|error| format!("/dev/kvm: {error}")),
-        _ => None,
-    }
+    let name = format!("{isolation}/mount/compressed garbage and bombs");
+    trials.push(trial(name, missing, || mounted::compressed(isolation)));
+    trials
 }

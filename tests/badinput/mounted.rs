@@ -2,8 +2,11 @@
 
 use crate::bombs;
 use crate::damage::{Damage, Refused};
+use crate::names::Name;
 use crate::pool;
+use crate::refusals::IMAGE;
 use crate::tools::{must, qemu_img, read, scratch, write};
+use crate::xattr::xattr;
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -72,12 +75,6 @@ impl Drop for Mount {
     }
 }
 
-/// Why nothing can be mounted on this machine, if so.
-pub fn missing() -> Option<String> {
-    let open = OpenOptions::new().read(true).write(true).open("/dev/fuse");
-    open.err().map(|error| format!("/dev/fuse: {error}"))
-}
-
 /// Every damaged image answers its own error, none is changed, and the sound
 /// image beside them reads and grows as if it were alone.
 pub fn check(damages: &[&'static Damage], isolation: &str) -> Result<(), String> {
@@ -135,29 +132,73 @@ pub fn check(damages: &[&'static Damage], isolation: &str) -> Result<(), String>
 
 /// What is wrong with how a damaged image answers on the mount, if anything.
 fn use_damaged(path: &Path, damage: &Damage) -> Option<String> {
-    let mut start = [0; 4096];
-    let read = File::open(path).and_then(|file| file.read_exact_at(&mut start, 0));
-    let refused = |result: std::io::Result<()>, wanted: &[i32]| match result {
-        Err(error) if wanted.contains(&error.raw_os_error().unwrap_or(0)) => None,
-        Err(error) => Some(format!("{error} instead of errno {wanted:?}")),
-        Ok(()) => Some("is not refused".to_owned()),
-    };
-    match damage.refused {
-        // The feature is unknown to us rather than damaged.
-        Refused::Everything => refused(read, &[libc::EIO, libc::EOPNOTSUPP]),
-        Refused::Mapping | Refused::Reading => refused(read, &[libc::EIO]),
+    let read = read_start(path);
+    let (failed, wanted): (_, &[i32]) = match damage.refused {
+        Refused::Everything | Refused::Mapping | Refused::Reading => (read, &[libc::EIO]),
         Refused::Resizing => {
+            if let Err(error) = read {
+                return Some(format!("reading: {error}"));
+            }
             let opened = OpenOptions::new().write(true).open(path);
             let grown = opened.and_then(|file| file.set_len(pool::LARGE));
-            read.err()
-                .map(|error| format!("reading: {error}"))
-                .or_else(|| {
-                    refused(
-                        grown,
-                        &[libc::EIO, libc::EPERM, libc::EROFS, libc::EOPNOTSUPP],
-                    )
-                })
+            (grown, &[libc::EIO, libc::EPERM, libc::EOPNOTSUPP])
         }
+    };
+    refused(path, failed, wanted, damage.says)
+}
+
+fn read_start(path: &Path) -> std::io::Result<()> {
+    File::open(path)?.read_exact_at(&mut [0; 4096], 0)
+}
+
+/// What is wrong with a refusal, if anything: the errno, or what the mount says
+/// about it. `says` is in lower case.
+fn refused(path: &Path, result: std::io::Result<()>, wanted: &[i32], says: &str) -> Option<String> {
+    match result {
+        Err(error) if wanted.contains(&error.raw_os_error().unwrap_or(0)) => {}
+        Err(error) => return Some(format!("{error} instead of errno {wanted:?}")),
+        Ok(()) => return Some("is not refused".to_owned()),
+    }
+    match xattr(path, "user.instar.error") {
+        Ok(reason) if reason.to_lowercase().contains(says) => None,
+        Ok(reason) => Some(format!("{reason}; the text has to name {says:?}")),
+        Err(error) => Some(format!("user.instar.error: {error}")),
+    }
+}
+
+/// An image that names what it may not have is refused and says why; the sound
+/// image beside it reads as if it were alone.
+pub fn name(name: &Name, isolation: &str) -> Result<(), String> {
+    let dir = scratch()?;
+    let (source, at) = (dir.path().join("source"), dir.path().join("mount"));
+    for new in [&source, &at] {
+        std::fs::create_dir(new).map_err(|error| error.to_string())?;
+    }
+    (name.make)(&source)?;
+    let image = read(&source.join(IMAGE))?;
+    write(&source.join("good.raw"), &[7; 4096])?;
+    let mut mount = Mount::new(&source, &at, isolation)?;
+    let shown = at.join(IMAGE);
+    let wanted = [libc::EIO, libc::EPERM];
+    let fault = refused(
+        &shown,
+        read_start(&shown),
+        &wanted,
+        &name.says.to_lowercase(),
+    );
+    if let Some(fault) = fault {
+        return Err(fault);
+    }
+    if read(&at.join("good.raw"))? != [7; 4096] {
+        return Err("the sound image reads wrong".to_owned());
+    }
+    if !mount.is_alive() {
+        return Err("the daemon is gone".to_owned());
+    }
+    drop(mount);
+    match read(&source.join(IMAGE))? == image {
+        true => Ok(()),
+        false => Err("the image has changed".to_owned()),
     }
 }
 

@@ -10,13 +10,14 @@ pub struct Name {
     /// What is wrong.
     pub name: &'static str,
     /// Makes `image.qcow2`, and what it names.
-    make: fn(&Path) -> Result<(), String>,
+    pub make: fn(&Path) -> Result<(), String>,
     /// What the refusal says.
-    says: &'static str,
+    pub says: &'static str,
 }
 
 const OUTSIDE: &str = "outside the directories that the image may use";
 const PROTOCOL: &str = "names a protocol, not a file";
+const FOREIGN: &str = "belongs to another user";
 const NOT_REGULAR: &str = "is not a regular file";
 /// A user who is nobody in particular.
 const TENANT: u32 = 65534;
@@ -76,7 +77,7 @@ pub const NAMES: &[Name] = &[
             overlay(dir, "base")?;
             chown(dir.join(IMAGE), Some(TENANT), Some(TENANT)).map_err(|error| error.to_string())
         },
-        says: "belongs to another user",
+        says: FOREIGN,
     },
     Name {
         name: "itself",
@@ -112,11 +113,14 @@ pub const NAMES: &[Name] = &[
     },
 ];
 
+/// Why the files of a case cannot be made here, if that is so.
+pub fn missing(name: &Name) -> Option<String> {
+    let needs_root = name.says == FOREIGN && !nix::unistd::geteuid().is_root();
+    needs_root.then(|| "changing a file's owner needs root".to_owned())
+}
+
 /// The image is refused, and stays as it is.
 pub fn check(name: &Name, isolation: &str) -> Result<(), String> {
-    if nix::unistd::getuid().as_raw() != 0 && name.says.starts_with("belongs") {
-        return Err("changing a file's owner needs root".to_owned());
-    }
     let dir = scratch()?;
     (name.make)(dir.path())?;
     // The facts need a backing file, where the chain is asked for; a data file

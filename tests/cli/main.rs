@@ -6,6 +6,7 @@
 //! so. `INSTAR_BLESS=1` records anew.
 
 mod cases;
+#[allow(dead_code)] // Shared: not every test binary needs all of it.
 #[path = "../support/machine.rs"]
 mod machine;
 mod own;
@@ -14,10 +15,10 @@ mod transcript;
 
 use cases::Case;
 use libtest_mimic::{Arguments, Trial};
-use machine::{Outcome, sandboxes, trial};
+use machine::{Outcome, missing_qemu_img_10, sandboxes, trial};
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode};
+use std::process::ExitCode;
 use transcript::{QEMU_IMG, Step};
 
 const INSTAR: &str = env!("CARGO_BIN_EXE_instar");
@@ -51,18 +52,6 @@ fn main() -> ExitCode {
         }
     }
     libtest_mimic::run(&arguments, trials).exit_code()
-}
-
-/// Why qemu-img's texts cannot be compared with, if that is so: they are those
-/// of version 10.
-fn missing_qemu_img_10() -> Option<String> {
-    let version = Command::new("qemu-img").arg("--version").output();
-    let Ok(version) = version else {
-        return Some("qemu-img is not installed".to_owned());
-    };
-    let text = String::from_utf8_lossy(&version.stdout);
-    let number = text.split_whitespace().nth(2).unwrap_or("unknown");
-    (!number.starts_with("10.")).then(|| format!("qemu-img {number} is not version 10"))
 }
 
 /// A folder with the files of a case.

@@ -2,6 +2,9 @@
 //! pool that goes on. Everything runs in both sandboxes; `INSTAR_ISOLATION`
 //! restricts it to one.
 
+#[allow(dead_code)] // Shared: not every test binary needs all of it.
+#[path = "../support/machine.rs"]
+mod machine;
 #[path = "../support/scripted.rs"]
 mod scripted;
 
@@ -10,10 +13,10 @@ mod memory;
 mod probes;
 mod session;
 
-use instar::sandbox::{Config, Files, GuestProgram, Isolation, Limits, Pool, probe_kvm};
+use instar::sandbox::{Config, Files, GuestProgram, Isolation, Limits, Pool};
 use instar_guest::proto::FileNo;
 use instar_guest::{Plan, Request};
-use libtest_mimic::{Arguments, Failed, Trial};
+use libtest_mimic::{Arguments, Completion, Failed, Trial};
 use std::io;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -24,23 +27,20 @@ fn main() -> ExitCode {
         return probes::run(&probe.to_string_lossy());
     }
     let arguments = Arguments::from_args();
-    let wanted = std::env::var("INSTAR_ISOLATION").unwrap_or_default();
     let mut trials = Vec::new();
-    for isolation in [Isolation::Kvm, Isolation::Process] {
-        if matches!(wanted.as_str(), "" | "auto") || wanted == isolation.to_string() {
-            trials.extend(trials_for(isolation));
-        }
+    for (name, missing) in machine::sandboxes() {
+        let isolation = match name {
+            "kvm" => Isolation::Kvm,
+            _ => Isolation::Process,
+        };
+        trials.extend(trials_for(isolation, &missing));
     }
     libtest_mimic::run(&arguments, trials).exit_code()
 }
 
 type Test = Box<dyn FnOnce(Isolation) -> Result<(), Failed> + Send>;
 
-fn trials_for(isolation: Isolation) -> Vec<Trial> {
-    let missing = match isolation {
-        Isolation::Kvm => probe_kvm().err(),
-        _ => None,
-    };
+fn trials_for(isolation: Isolation, missing: &Option<String>) -> Vec<Trial> {
     let mut tests: Vec<(String, Test)> = Vec::new();
     tests.extend(cases::tests(isolation));
     tests.extend(memory::tests());
@@ -48,10 +48,12 @@ fn trials_for(isolation: Isolation) -> Vec<Trial> {
     if isolation == Isolation::Process {
         tests.extend(probes::tests());
     }
-    let trial = |(name, test): (String, Test)| match &missing {
-        None => Trial::test(format!("{isolation}::{name}"), move || test(isolation)),
-        Some(reason) => Trial::test(format!("{isolation}::{name} ({reason})"), || Ok(()))
-            .with_ignored_flag(true),
+    let trial = |(name, test): (String, Test)| {
+        let missing = missing.clone();
+        Trial::ignorable_test(format!("{isolation}::{name}"), move || match missing {
+            Some(reason) => Ok(Completion::ignored_with(reason)),
+            None => test(isolation).map(|()| Completion::Completed),
+        })
     };
     tests.into_iter().map(trial).collect()
 }

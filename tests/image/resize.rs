@@ -3,7 +3,7 @@
 use crate::lab::{Case, Lab, Variant, content, equal, open, run, same, text};
 use crate::machine::Outcome;
 use instar::image::{Access, Effects, EffectsHook, ErrorKind, OpenOptions, ResizeOptions};
-use instar::sandbox::Pool;
+use instar::sandbox::{Config, Limits, Pool};
 use instar_guest::FileNo;
 use instar_guest::proto::Preallocation;
 use std::fs;
@@ -17,6 +17,10 @@ pub const CASES: &[Case] = &[
     ),
     ("a refused resize leaves every byte", refused),
     ("growing to the same size costs nothing", no_op),
+    (
+        "1 TiB grows to 2 TiB in the sandbox's least memory",
+        large_in_little_memory,
+    ),
     (
         "growing hides what a longer backing image holds behind the end",
         over_longer_backing,
@@ -41,6 +45,50 @@ pub fn grows(pool: &Arc<Pool>, variant: &'static Variant) -> Outcome {
     }
     drop(image);
     lab.judge(&expected)
+}
+
+/// The L1 tables are of 8 MiB afterwards with small clusters.
+fn large_in_little_memory(pool: &Arc<Pool>) -> Outcome {
+    const TIB: u64 = 1 << 40;
+    for (options, memory) in [
+        ("cluster_size=64k", 16 << 20),
+        ("cluster_size=64k", 64 << 20),
+        ("cluster_size=4k", 16 << 20),
+        ("cluster_size=4k", 64 << 20),
+    ] {
+        let dir = tempfile::tempdir().map_err(text)?;
+        let path = dir.path().join("large.qcow2");
+        let file = path.to_string_lossy();
+        let create = ["create", "-q", "-f", "qcow2", "-o", options, &file, "1T"];
+        run("qemu-img", &create)?;
+        run("qemu-io", &["-c", "write -P 5 1023G 64k", &file])?;
+        let limits = Limits {
+            memory,
+            ..Limits::default()
+        };
+        let config = Config {
+            isolation: pool.isolation().to_string().parse().map_err(text)?,
+            limits,
+            ..Config::default()
+        };
+        let pool = Pool::new(config).map_err(text)?;
+        let image = open(&pool, &path, "qcow2", Access::Write)?;
+        let grown = image.resize(2 * TIB, &ResizeOptions::default());
+        grown.map_err(|error| format!("{options}, {memory} bytes: {error}"))?;
+        image.write_at(&[6; 512], 2 * TIB - 512).map_err(text)?;
+        image.flush().map_err(text)?;
+        drop(image);
+        run("qemu-img", &["check", "-q", "-f", "qcow2", &file])?;
+        for read in [
+            "read -P 5 1023G 64k".to_string(),
+            format!("read -P 0 {TIB} 64k"),
+            format!("read -P 6 {} 512", 2 * TIB - 512),
+        ] {
+            let said = run("qemu-io", &["-r", "-f", "qcow2", "-c", &read, &file])?;
+            equal(said.contains("failed"), false, &read)?;
+        }
+    }
+    Ok(())
 }
 
 fn over_longer_backing(pool: &Arc<Pool>) -> Outcome {

@@ -5,25 +5,31 @@
 
 mod content;
 mod daemon;
+mod demo;
 mod failures;
 mod grow;
 mod images;
 mod locks;
 mod names;
+mod programs;
 mod rig;
+mod space;
 mod tools;
 
+#[allow(dead_code)] // Shared: not every test binary needs all of it.
 #[path = "../support/machine.rs"]
 mod machine;
+#[path = "../support/xattr.rs"]
+mod xattr;
 
 use images::{Originals, VARIANTS, Variant};
 use libtest_mimic::{Arguments, Trial};
-use machine::{sandboxes, trial};
+use machine::{
+    missing_device, missing_for_mounts, missing_program, missing_qemu_img_10, sandboxes, trial,
+};
 use rig::Rig;
-use std::fs::File;
 use std::process::ExitCode;
 use std::sync::Arc;
-use tools::missing_program;
 
 /// A claim, what it needs besides the mount, and the proof.
 pub struct Claim {
@@ -42,41 +48,45 @@ fn main() -> ExitCode {
     let originals = Arc::new(Originals::new());
     let mut trials = Vec::new();
     for (sandbox, missing) in sandboxes() {
-        let missing = missing.or_else(missing_for_mounts);
+        let missing = missing
+            .or_else(missing_for_mounts)
+            .or_else(|| missing_program(PROGRAMS));
         for variant in VARIANTS {
             for claim in [content::CLAIMS, grow::CLAIMS].into_iter().flatten() {
                 trials.push(make(sandbox, variant, claim, &missing, &originals));
             }
         }
-        // What concerns the mount more than the image: the plainest image of
-        // each format.
+        // The plainest image of each format.
         for variant in VARIANTS.iter().filter(|variant| variant.plain) {
-            for claim in [locks::CLAIMS, failures::CLAIMS].into_iter().flatten() {
+            for claim in PLAIN.iter().copied().flatten() {
                 trials.push(make(sandbox, variant, claim, &missing, &originals));
             }
         }
-        for claim in [names::CLAIMS, daemon::CLAIMS].into_iter().flatten() {
+        for claim in [names::CLAIMS, daemon::CLAIMS, demo::CLAIMS]
+            .into_iter()
+            .flatten()
+        {
             trials.push(make(sandbox, &VARIANTS[0], claim, &missing, &originals));
         }
     }
     libtest_mimic::run(&arguments, trials).exit_code()
 }
 
+/// What concerns the mount more than the image.
+const PLAIN: &[&[Claim]] = &[
+    locks::CLAIMS,
+    failures::CLAIMS,
+    programs::CLAIMS,
+    space::CLAIMS,
+];
+
+/// Needed where the answer of qemu-img itself is the expectation.
+pub const QEMU_IMG_10: &str = "qemu-img 10";
+/// Needed where a filesystem of the kernel is mounted.
+pub const ROOT: &str = "root";
+
 /// What every proof needs.
 const PROGRAMS: &[&str] = &["qemu-img", "mkfs.ext4", "timeout", "cmp"];
-
-/// Why nothing can be mounted here, if that is so.
-fn missing_for_mounts() -> Option<String> {
-    if let Some(reason) = missing_device("/dev/fuse") {
-        return Some(reason);
-    }
-    if !nix::unistd::geteuid().is_root()
-        && let Some(reason) = missing_program(&["fusermount3"])
-    {
-        return Some(reason);
-    }
-    missing_program(PROGRAMS)
-}
 
 fn make(
     sandbox: &'static str,
@@ -97,16 +107,12 @@ fn make(
     )
 }
 
+/// Devices by their path, programs by their name.
 fn missing_tool(needs: &[&str]) -> Option<String> {
-    let (devices, programs): (Vec<&str>, Vec<&str>) =
-        needs.iter().partition(|need| need.starts_with('/'));
-    devices
-        .into_iter()
-        .find_map(missing_device)
-        .or_else(|| missing_program(&programs))
-}
-
-fn missing_device(path: &str) -> Option<String> {
-    let opened = File::options().read(true).write(true).open(path);
-    opened.err().map(|error| format!("{path}: {error}"))
+    needs.iter().find_map(|&need| match need {
+        QEMU_IMG_10 => missing_qemu_img_10(),
+        ROOT => (!nix::unistd::geteuid().is_root()).then(|| "needs root".to_owned()),
+        device if device.starts_with('/') => missing_device(device),
+        program => missing_program(&[program]),
+    })
 }

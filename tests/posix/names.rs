@@ -3,7 +3,7 @@
 use crate::images::DISK;
 use crate::rig::Rig;
 use crate::tools::{errno, run, xattr};
-use crate::{Claim, claim};
+use crate::{Claim, QEMU_IMG_10, claim};
 use nix::errno::Errno;
 use nix::sys::stat::Mode;
 use std::collections::BTreeMap;
@@ -31,7 +31,7 @@ pub const CLAIMS: &[Claim] = &[
     ),
     claim(
         "attributes_say_what_an_image_is",
-        &[],
+        &[QEMU_IMG_10],
         attributes_say_what_an_image_is,
     ),
     claim("a_changed_image_is_seen", &[], a_changed_image_is_seen),

@@ -28,7 +28,8 @@ pub struct Rig {
     pub variant: &'static Variant,
     /// The image file.
     pub image: PathBuf,
-    sandbox: &'static str,
+    /// Where its metadata is read.
+    pub sandbox: &'static str,
     directory: TempDir,
 }
 

@@ -2,22 +2,15 @@
 #![allow(unsafe_code)]
 
 use nix::errno::Errno;
-use std::ffi::{CString, OsStr};
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd as _;
-use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
-/// Why one of these programs cannot be run, if that is so.
-pub fn missing_program(programs: &[&str]) -> Option<String> {
-    programs.iter().find_map(|program| {
-        let found = Command::new(program).arg("--version").output().is_ok();
-        (!found).then(|| format!("{program} is not installed"))
-    })
-}
+pub use crate::xattr::xattr;
 
 /// Runs a program and answers what it printed; it must succeed.
 #[track_caller]
@@ -100,25 +93,6 @@ pub fn assert_dead<T>(result: io::Result<T>) {
         [Errno::ENOTCONN, Errno::ECONNABORTED].contains(&errno),
         "{errno}"
     );
-}
-
-/// The value of an extended attribute.
-pub fn xattr(path: &Path, name: &str) -> io::Result<String> {
-    let path = CString::new(path.as_os_str().as_bytes())?;
-    let name = CString::new(name)?;
-    let mut value = vec![0_u8; 64 << 10];
-    // SAFETY: both strings end with a zero byte, and the length is that of the
-    // buffer.
-    let len = unsafe {
-        libc::getxattr(
-            path.as_ptr(),
-            name.as_ptr(),
-            value.as_mut_ptr().cast(),
-            value.len(),
-        )
-    };
-    value.truncate(usize::try_from(Errno::result(len)?).unwrap());
-    Ok(String::from_utf8(value).expect("text"))
 }
 
 /// `lseek` for data or a hole.

@@ -68,6 +68,7 @@ const OPERATIONS: &[Operation] = &[
         |image| grow(image, 80 * MIB, Preallocation::Falloc),
     ),
     raw("raw: read", |_| Ok(()), read),
+    raw("raw: read again", read, read),
     raw(
         "raw: overwrite 4 KiB and flush",
         |_| Ok(()),
@@ -225,23 +226,33 @@ pub fn documented_costs_are_real(pool: &Arc<Pool>) -> Result<(), String> {
     ))
 }
 
-/// The promises that do not move with the document.
+/// No limit of its own.
+const ANY: u64 = u64::MAX;
+
+/// The promises that do not move with the document: at most so many exits,
+/// barriers and writes.
+const LIMITS: &[(&str, Cost)] = &[
+    ("qcow2: open (`info`)", [1, 0, 0]),
+    ("raw: open (`info`)", [1, 0, 0]),
+    ("qcow2: read again", [0, 0, 0]),
+    ("raw: read again", [0, 0, 0]),
+    ("qcow2: flush, nothing written", [0, 0, 0]),
+    ("qcow2: overwrite 4 KiB and flush", [0, 1, 1]),
+    ("raw: overwrite 4 KiB and flush", [1, 1, 1]),
+    ("qcow2: resize to the same size", [ANY, 0, 0]),
+    ("qcow2: grow, the L1 table has room", [ANY, 2, 2]),
+    ("qcow2: grow, the L1 table moves", [ANY, 4, 6]),
+    ("raw: grow", [ANY, 1, 1]),
+];
+
+/// The document keeps to [`LIMITS`], and measuring keeps the document true.
 pub fn limits_are_kept() -> Result<(), String> {
-    let limits: [(&str, usize, u64); 7] = [
-        ("qcow2: open (`info`)", 0, 1),
-        ("qcow2: read again", 0, 0),
-        ("qcow2: flush, nothing written", 1, 0),
-        ("qcow2: overwrite 4 KiB and flush", 1, 1),
-        ("qcow2: grow, the L1 table has room", 1, 2),
-        ("qcow2: grow, the L1 table moves", 1, 4),
-        ("raw: grow", 1, 1),
-    ];
     let documented = documented()?;
-    for (name, column, limit) in limits {
+    for (name, limits) in LIMITS {
         let row = documented.iter().find(|(row, _)| row == name);
         let (_, cost) = row.ok_or_else(|| format!("no row {name:?}"))?;
-        if cost[column] > limit {
-            return Err(format!("{name}: {} of at most {limit}", cost[column]));
+        if cost.iter().zip(limits).any(|(cost, limit)| cost > limit) {
+            return Err(format!("{name}: {cost:?} of at most {limits:?}"));
         }
     }
     Ok(())

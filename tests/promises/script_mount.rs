@@ -13,7 +13,6 @@ use instar::fs::{Filesystem, FormatRules, Images, Options, Source};
 use instar::image::{BackingPolicy, Tree};
 use instar::sandbox::Isolation;
 use instar_guest::proto::Preallocation;
-use std::fs::OpenOptions;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -101,10 +100,4 @@ pub fn the_script_decides(isolation: Isolation) -> Result<(), String> {
     }
     drop(mount);
     Ok(())
-}
-
-/// Why nothing can be mounted on this machine, if so.
-pub fn missing() -> Option<String> {
-    let open = OpenOptions::new().read(true).write(true).open("/dev/fuse");
-    open.err().map(|error| format!("/dev/fuse: {error}"))
 }

@@ -1,7 +1,7 @@
 //! Refusals: the exact text, exit status 1, no byte changed.
 
-use crate::machine::Outcome;
-use crate::tools::{bytes, equal, fetch, folder, instar, missing_program, must, refuses, success};
+use crate::machine::{Outcome, missing_program};
+use crate::tools::{bytes, equal, fetch, folder, instar, must, refuses, success};
 use std::path::Path;
 use std::process::Command;
 
@@ -129,13 +129,15 @@ pub fn refused(refusal: &Refusal, sandbox: &str) -> Outcome {
     refuses(folder.path(), sandbox, &line, refusal.image, refusal.text)
 }
 
-/// Name and body; the body gets the sandbox.
+/// Why a test cannot be run here, if that is so.
+type Needs = fn() -> Option<String>;
+/// The body gets the sandbox.
 type Body = fn(&'static str) -> Outcome;
 
-pub const OTHERS: &[(&str, Body)] = &[
-    ("what is no regular file", not_a_file),
-    ("a file without permission to write", read_only),
-    ("an unknown bit keeps everybody out", unknown_bit),
+pub const OTHERS: &[(&str, Needs, Body)] = &[
+    ("what is no regular file", || None, not_a_file),
+    ("a file that cannot be written", missing_chattr, read_only),
+    ("an unknown bit keeps everybody out", || None, unknown_bit),
 ];
 
 fn not_a_file(sandbox: &'static str) -> Outcome {
@@ -160,27 +162,50 @@ fn not_a_file(sandbox: &'static str) -> Outcome {
     }
 }
 
+/// A file that not even root can write, until it is dropped.
+struct Immutable<'a> {
+    folder: &'a Path,
+    file: &'a str,
+}
+
+impl<'a> Immutable<'a> {
+    fn make(folder: &'a Path, file: &'a str) -> Result<Self, String> {
+        must(folder, "chattr", &format!("+i {file}"))?;
+        Ok(Self { folder, file })
+    }
+}
+
+impl Drop for Immutable<'_> {
+    fn drop(&mut self) {
+        // A leftover shows when its folder cannot be removed.
+        let _ = must(self.folder, "chattr", &format!("-i {}", self.file));
+    }
+}
+
+/// Why no file can be made immutable here, if that is so.
+fn missing_chattr() -> Option<String> {
+    let tried = || {
+        let folder = folder()?;
+        std::fs::write(folder.path().join("file"), b"").map_err(|error| error.to_string())?;
+        Immutable::make(folder.path(), "file").map(drop)
+    };
+    tried()
+        .err()
+        .map(|why| format!("no file can be made immutable: {why}"))
+}
+
 fn read_only(sandbox: &'static str) -> Outcome {
     let folder = folder()?;
     fetch(folder.path(), "base.qcow2")?;
-    must(folder.path(), "chattr", "+i base.qcow2").ok();
-    let immutable = std::fs::File::options()
-        .append(true)
-        .open(folder.path().join("base.qcow2"))
-        .is_err();
-    let result = match immutable {
-        false => Ok(()),
-        true => refuses(
-            folder.path(),
-            sandbox,
-            "resize base.qcow2 2M",
-            "base.qcow2",
-            "instar: Could not open 'base.qcow2': Could not open 'base.qcow2': Operation not \
-             permitted\n",
-        ),
-    };
-    must(folder.path(), "chattr", "-i base.qcow2").ok();
-    result
+    let _immutable = Immutable::make(folder.path(), "base.qcow2")?;
+    refuses(
+        folder.path(),
+        sandbox,
+        "resize base.qcow2 2M",
+        "base.qcow2",
+        "instar: Could not open 'base.qcow2': Could not open 'base.qcow2': Operation not \
+         permitted\n",
+    )
 }
 
 fn unknown_bit(sandbox: &'static str) -> Outcome {

@@ -3,6 +3,7 @@
 
 mod errors;
 mod lock;
+#[allow(dead_code)] // Shared: not every test binary needs all of it.
 #[path = "../support/machine.rs"]
 mod machine;
 mod matrix;
@@ -12,9 +13,8 @@ mod tools;
 mod transcript;
 
 use libtest_mimic::{Arguments, Trial};
-use machine::{sandboxes, trial};
+use machine::{missing_program, sandboxes, trial};
 use std::process::ExitCode;
-use tools::missing_program;
 
 fn main() -> ExitCode {
     let arguments = Arguments::from_args();
@@ -49,8 +49,8 @@ fn main() -> ExitCode {
                 errors::refused(refusal, sandbox)
             }));
         }
-        for (name, body) in errors::OTHERS {
-            let missing = missing.clone();
+        for (name, needs, body) in errors::OTHERS {
+            let missing = missing.clone().or_else(needs);
             trials.push(trial(format!("{sandbox}/refused/{name}"), missing, || {
                 body(sandbox)
             }));

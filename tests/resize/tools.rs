@@ -4,7 +4,6 @@ use crate::machine::Outcome;
 use crate::transcript::{self, Step};
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 const INSTAR: &str = env!("CARGO_BIN_EXE_instar");
 
@@ -70,12 +69,4 @@ pub fn refuses(folder: &Path, sandbox: &str, line: &str, file: &str, text: &str)
         true => Ok(()),
         false => Err(format!("{line} was refused and changed {file}")),
     }
-}
-
-/// Why one of these programs cannot be run, if that is so.
-pub fn missing_program(programs: &[&str]) -> Option<String> {
-    programs.iter().find_map(|program| {
-        let found = Command::new(program).arg("--version").output().is_ok();
-        (!found).then(|| format!("{program} is not installed"))
-    })
 }

@@ -33,8 +33,6 @@ pub fn sandboxes() -> Vec<(&'static str, Option<String>)> {
 }
 
 /// Why one of these programs cannot be run, if that is so.
-// Shared by several test binaries, not by all that include this file.
-#[allow(dead_code)]
 pub fn missing_program(programs: &[&str]) -> Option<String> {
     programs.iter().find_map(|program| {
         let found = std::process::Command::new(program)
@@ -43,4 +41,33 @@ pub fn missing_program(programs: &[&str]) -> Option<String> {
             .is_ok();
         (!found).then(|| format!("{program} is not installed"))
     })
+}
+
+/// Why a device cannot be used, if that is so.
+pub fn missing_device(path: &str) -> Option<String> {
+    let opened = std::fs::File::options().read(true).write(true).open(path);
+    opened.err().map(|error| format!("{path}: {error}"))
+}
+
+/// Why nothing can be mounted here, if that is so.
+pub fn missing_for_mounts() -> Option<String> {
+    let helper = || match nix::unistd::geteuid().is_root() {
+        true => None,
+        false => missing_program(&["fusermount3"]),
+    };
+    missing_device("/dev/fuse").or_else(helper)
+}
+
+/// Why texts and answers of qemu-img cannot be compared with, if that is so:
+/// they are those of version 10.
+pub fn missing_qemu_img_10() -> Option<String> {
+    let version = std::process::Command::new("qemu-img")
+        .arg("--version")
+        .output();
+    let Ok(version) = version else {
+        return Some("qemu-img is not installed".to_owned());
+    };
+    let text = String::from_utf8_lossy(&version.stdout);
+    let number = text.split_whitespace().nth(2).unwrap_or("unknown");
+    (!number.starts_with("10.")).then(|| format!("qemu-img {number} is not version 10"))
 }

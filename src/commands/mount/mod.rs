@@ -13,15 +13,16 @@ use options::Settings;
 use std::io;
 use std::path::{Path, PathBuf};
 
-/// Arguments of `mount`. Every long option exists as `-o` too, with
-/// underscores.
+/// Arguments of `mount`. Every long option but `--foreground` exists as `-o`
+/// too, with underscores.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Stay in the foreground and log to the standard error
     #[arg(short, long)]
     foreground: bool,
-    /// Options, separated by commas: all the long ones, and the generic ones of
-    /// mount(8)
+    /// Options, separated by commas: the long ones with underscores (all but
+    /// 'foreground'), 'rw', and the generic ones of mount(8). What is said here
+    /// wins over a long option, the last over the first
     #[arg(short = 'o', value_name = "OPTIONS")]
     options: Vec<String>,
     /// Allow no change

@@ -2,12 +2,16 @@
 
 use super::Args;
 use crate::commands::{Error, Global};
-use instar::fs::device::{KernelOptions, is_generic};
+use instar::fs::device::{KernelOptions, generic_options};
 use instar::fs::{FormatRules, Options};
 use instar::image::BackingPolicy;
 use instar::sandbox::Isolation;
 use instar_guest::proto::Preallocation;
 use std::path::PathBuf;
+
+#[cfg(test)]
+#[path = "../../../mount-helper/src/known.rs"]
+mod known;
 
 /// What the user asked for. Paths are absolute.
 #[derive(Debug)]
@@ -27,8 +31,9 @@ pub struct Settings {
 }
 
 impl Settings {
-    /// Brings the arguments together. Among contradicting ones the last of `-o`
-    /// wins, as mount(8) has it.
+    /// Brings the arguments together. What `-o` says wins over a long option, and
+    /// the last of `-o` over an earlier one, as mount(8) has it; directories and
+    /// format rules add up.
     pub fn new(args: &Args, global: &Global) -> Result<Self, Error> {
         let mut settings = Self {
             behaviour: Options {
@@ -98,10 +103,10 @@ impl Settings {
                     .parse()
                     .map_err(|error| format!("isolation={kind}: {error}"))?;
             }
-            (generic, None) if is_generic(generic) => {
-                self.kernel.generic.push(generic.to_string());
-            }
-            (name, value) => return Err(unknown(name, value)),
+            (name, value) => match generic_options().find(|generic| *generic == name) {
+                Some(generic) if value.is_none() => self.kernel.generic.push(generic.to_string()),
+                _ => return Err(unknown(name, value)),
+            },
         }
         Ok(())
     }
@@ -138,5 +143,138 @@ fn unknown(name: &str, value: Option<&str>) -> String {
     match value {
         None if WITH_VALUE.contains(&name) => format!("mount option '{name}' needs a value"),
         _ => format!("unknown mount option '{name}'; 'instar mount --help' lists them"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::known::KNOWN;
+    use super::*;
+    use clap::{CommandFactory as _, Parser};
+    use std::collections::BTreeSet;
+
+    /// The part of the command line that says how to mount.
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        global: Global,
+        #[command(flatten)]
+        args: Args,
+    }
+
+    /// Every option, as a long one and for `-o`.
+    const BOTH: [(&str, &str); 10] = [
+        ("--ro", "ro"),
+        ("--allow-other", "allow_other"),
+        ("--preallocation=falloc", "preallocation=falloc"),
+        ("--nogrow", "nogrow"),
+        ("--rw-backing", "rw_backing"),
+        ("--backing=none", "backing=none"),
+        ("--format=*.d:raw", "format=*.d:raw"),
+        ("--log=/log", "log=/log"),
+        ("--isolation=process", "isolation=process"),
+        ("--allow-path=/images", "allow_path=/images"),
+    ];
+
+    fn settings(words: &[&str]) -> Result<Settings, String> {
+        let words = ["mount"].iter().chain(words).chain(&["/source", "/mnt"]);
+        let line = Line::try_parse_from(words).map_err(|error| error.to_string())?;
+        Settings::new(&line.args, &line.global).map_err(|error| error.to_string())
+    }
+
+    /// All of them, as text to compare.
+    fn shown(words: &[&str]) -> String {
+        format!("{:?}", settings(words).unwrap())
+    }
+
+    /// The long options that concern the mount, with underscores.
+    fn long_options() -> BTreeSet<String> {
+        let command = Line::command();
+        let longs = command
+            .get_arguments()
+            .filter_map(|argument| argument.get_long());
+        let concerned = longs.filter(|long| !["foreground", "help", "version"].contains(long));
+        concerned.map(|long| long.replace('-', "_")).collect()
+    }
+
+    #[test]
+    fn every_option_says_the_same_as_a_long_one_and_after_o() {
+        for (long, option) in BOTH {
+            assert_eq!(shown(&[long]), shown(&["-o", option]), "{option}");
+            // The environment may name a sandbox already.
+            let other = ["--isolation=kvm"];
+            let plain = if option.starts_with("isolation") {
+                &other[..]
+            } else {
+                &[]
+            };
+            assert_ne!(shown(&[long]), shown(plain), "{option}");
+        }
+        let listed = BOTH.map(|(_, option)| option.split('=').next().unwrap().to_string());
+        assert_eq!(BTreeSet::from(listed), long_options());
+    }
+
+    #[test]
+    fn lists_after_o_add_up() {
+        let apart = shown(&["-o", "ro", "-o", "noexec,nogrow"]);
+        assert_eq!(apart, shown(&["-o", "ro,,noexec,nogrow"]));
+        let paths = settings(&["--allow-path=/a", "-o", "allow_path=/b,allow_path=/c"]).unwrap();
+        assert_eq!(paths.allow_paths, ["/a", "/b", "/c"].map(PathBuf::from));
+    }
+
+    #[test]
+    fn the_last_of_o_wins_and_o_wins_over_long_options() {
+        for (winner, words) in [
+            ("ro", ["--foreground", "-o", "rw,ro"]),
+            ("rw", ["--foreground", "-o", "ro,rw"]),
+            ("rw", ["--ro", "-o", "rw"]),
+            (
+                "isolation=kvm",
+                ["--isolation=process", "-o", "isolation=kvm"],
+            ),
+            ("log=/b", ["--log=/a", "-o", "log=/b"]),
+            (
+                "preallocation=off",
+                ["--preallocation=falloc", "-o", "preallocation=off"],
+            ),
+        ] {
+            assert_eq!(shown(&words), shown(&["-o", winner]), "{words:?}");
+        }
+        let read_only = settings(&["-o", "rw,ro"]).unwrap();
+        assert!(read_only.behaviour.read_only && read_only.kernel.read_only);
+    }
+
+    #[test]
+    fn what_makes_no_sense_is_refused_by_name() {
+        for (option, says) in [
+            ("foreground", "unknown mount option 'foreground'"),
+            ("bogus=1", "unknown mount option 'bogus'"),
+            ("noexec=1", "unknown mount option 'noexec'"),
+            ("ro=1", "unknown mount option 'ro'"),
+            ("log", "mount option 'log' needs a value"),
+            ("backing=all", "backing=all: the only value is 'none'"),
+            ("preallocation=full", "not available on a mount"),
+            ("isolation=none", "isolation=none: "),
+            ("format=raw", "expected GLOB:FORMAT"),
+        ] {
+            let error = settings(&["-o", option]).unwrap_err();
+            assert!(error.contains(says), "{option}: {error}");
+        }
+    }
+
+    #[test]
+    fn the_helper_of_mount_8_knows_the_same_options() {
+        // It drops 'defaults' itself.
+        let generic = generic_options().filter(|option| *option != "defaults");
+        let mut ours = long_options();
+        ours.extend(generic.chain(["rw"]).map(str::to_string));
+        let known: BTreeSet<String> = KNOWN.map(str::to_string).into();
+        assert_eq!(known, ours);
+        let with_values = BOTH.map(|(_, option)| option);
+        for name in KNOWN {
+            let has_name = |option: &&&str| option.split('=').next() == Some(name);
+            let option = with_values.iter().find(has_name).copied().unwrap_or(name);
+            settings(&["-o", option]).unwrap();
+        }
     }
 }

@@ -1,0 +1,36 @@
+//! The options of `instar mount`, whose own tests compare this list with what it
+//! accepts.
+
+/// What `instar mount -o` knows. With `-s` anything else is dropped.
+pub const KNOWN: [&str; 30] = [
+    "ro",
+    "allow_other",
+    "preallocation",
+    "nogrow",
+    "rw_backing",
+    "backing",
+    "allow_path",
+    "format",
+    "log",
+    "isolation",
+    "nodev",
+    "dev",
+    "nosuid",
+    "suid",
+    "noexec",
+    "exec",
+    "noatime",
+    "atime",
+    "nodiratime",
+    "diratime",
+    "relatime",
+    "norelatime",
+    "strictatime",
+    "sync",
+    "async",
+    "dirsync",
+    "lazytime",
+    "silent",
+    "loud",
+    "rw",
+];
