@@ -35,7 +35,8 @@ pub enum BackingPolicy {
     /// It is left alone: facts and resizes work, ranges that are not in this
     /// image cannot be read.
     Skip,
-    /// An image that names one is refused.
+    /// An image that names one is refused, and so is one that names a data
+    /// file.
     Refuse,
 }
 
@@ -256,10 +257,7 @@ impl Opening<'_> {
             return Err(super::read::unexpected("Open"));
         };
         let facts = checked_facts(facts)?;
-        let data = facts
-            .data_file
-            .as_ref()
-            .filter(|_| self.access != Access::Info);
+        let data = self.wanted_data(&facts)?;
         let backing = self.wanted_backing(&facts)?;
         let gate = match data.is_some() || backing.is_some() {
             true => Some(gate()?),
@@ -298,17 +296,19 @@ impl Opening<'_> {
         })
     }
 
+    /// The data file to open. Facts alone do not need it.
+    fn wanted_data<'f>(&self, facts: &'f Facts) -> Result<Option<&'f NamedFile>, Fault> {
+        match (&facts.data_file, self.options.backing) {
+            (Some(named), BackingPolicy::Refuse) => Err(refused_name("data file", named)),
+            (named, _) => Ok(named.as_ref().filter(|_| self.access != Access::Info)),
+        }
+    }
+
     fn wanted_backing<'f>(&self, facts: &'f Facts) -> Result<Option<&'f NamedFile>, Fault> {
         match (&facts.backing, self.options.backing) {
             (None, _) | (_, BackingPolicy::Skip) => Ok(None),
             (Some(named), BackingPolicy::Open) => Ok(Some(named)),
-            (Some(named), BackingPolicy::Refuse) => Err(Fault::new(
-                ErrorKind::Forbidden,
-                format!(
-                    "The image names the backing file '{}', and backing files are not allowed here",
-                    printable_name(&named.name)
-                ),
-            )),
+            (Some(named), BackingPolicy::Refuse) => Err(refused_name("backing file", named)),
         }
     }
 
@@ -412,6 +412,17 @@ fn backing_format(named: &NamedFile) -> Result<Option<Format>, Fault> {
             ),
         )),
     }
+}
+
+/// What an image is told that names a file where none may be named.
+fn refused_name(noun: &str, named: &NamedFile) -> Fault {
+    Fault::new(
+        ErrorKind::Forbidden,
+        format!(
+            "The image names the {noun} '{}', and {noun}s are not allowed here",
+            printable_name(&named.name)
+        ),
+    )
 }
 
 fn cycle(noun: &str, name: &str) -> Fault {
