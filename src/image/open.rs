@@ -8,6 +8,7 @@ use super::files::FileTable;
 use super::gate::{Gate, Role, Spot, Tree};
 use super::guest::{Guest, Serving, Stream};
 use super::lock::LockSet;
+use super::name::{NameRule, format_of_name};
 use crate::sandbox::Pool;
 use instar_guest::facts::NamedFile;
 use instar_guest::{Facts, FileNo, Format, Reply, Request};
@@ -51,6 +52,10 @@ pub struct OpenOptions {
     pub force_share: bool,
     /// What happens with the backing file.
     pub backing: BackingPolicy,
+    /// Whether the name of a backing file decides its format where the image
+    /// states none: a guest that wrote another format's header into its raw
+    /// disk gains nothing.
+    pub trust_names: bool,
     /// Directories besides the tree whose files an image may name.
     pub allow_paths: Vec<PathBuf>,
     /// Something to put around the effects on the image's files: tests record
@@ -129,6 +134,7 @@ impl OpenOptions {
             access,
             force_share: false,
             backing: BackingPolicy::Open,
+            trust_names: false,
             allow_paths: Vec::new(),
             effects: EffectsHook::default(),
         }
@@ -334,7 +340,10 @@ impl Opening<'_> {
                 format!("The backing chain has more than {MAX_DEPTH} images"),
             ));
         }
-        let format = backing_format(named)?;
+        let format = match backing_format(named)? {
+            None if self.options.trust_names => format_by_name(&passed.spot.path, named)?,
+            stated => stated,
+        };
         let access = match self.access {
             Access::Info => Access::Info,
             Access::Read | Access::Write => Access::Read,
@@ -403,15 +412,29 @@ fn backing_format(named: &NamedFile) -> Result<Option<Format>, Fault> {
         .find(|format| format.name() == name);
     match known {
         Some(format) => Ok(Some(format)),
-        None => Err(Fault::new(
-            ErrorKind::Unsupported,
-            format!(
-                "Could not open backing file '{}': its format '{}' is not supported",
-                printable_name(&named.name),
-                printable_name(name)
-            ),
-        )),
+        None => Err(unsupported_backing(named, name)),
     }
+}
+
+/// The format that a backing file's own name says it has; `None` probes.
+fn format_by_name(path: &Path, named: &NamedFile) -> Result<Option<Format>, Fault> {
+    match format_of_name(path.file_name().unwrap_or_default()) {
+        NameRule::Raw => Ok(Some(Format::Raw)),
+        NameRule::Must(format) => Ok(Some(format)),
+        NameRule::Unsupported(name) => Err(unsupported_backing(named, name)),
+        NameRule::Probe => Ok(None),
+    }
+}
+
+fn unsupported_backing(named: &NamedFile, format: &str) -> Fault {
+    Fault::new(
+        ErrorKind::Unsupported,
+        format!(
+            "Could not open backing file '{}': its format '{}' is not supported",
+            printable_name(&named.name),
+            printable_name(format)
+        ),
+    )
 }
 
 /// What an image is told that names a file where none may be named.

@@ -4,7 +4,8 @@ use super::{Fixture, Script, facts, told};
 use crate::image::{Access, BackingPolicy, ErrorKind, OpenOptions};
 use crate::sandbox::Files;
 use instar_guest::facts::NamedFile;
-use instar_guest::{Facts, Reply, Request};
+use instar_guest::{Facts, Format, Reply, Request};
+use std::sync::{Arc, Mutex};
 
 const SIZE: u64 = 8192;
 const UNIT: u64 = 4096;
@@ -51,4 +52,58 @@ fn where_no_file_may_be_named_a_data_file_is_refused() {
         let text = "The image names the data file 'data', and data files are not allowed here";
         assert_eq!(told(&error), (ErrorKind::Forbidden, text.to_string()));
     }
+}
+
+/// Opens an overlay over a file of this name; answers the format that the file
+/// is read as, `None` where it is probed.
+fn format_of_backing(
+    name: &str,
+    stated: Option<Format>,
+    trust_names: bool,
+) -> Result<Option<Format>, (ErrorKind, String)> {
+    let fixture = Fixture::new(&[1; SIZE as usize]);
+    std::fs::write(fixture.path.with_file_name(name), [2; SIZE as usize]).unwrap();
+    let backing = NamedFile {
+        name: name.to_string(),
+        format: stated.map(|format| format.name().to_string()),
+    };
+    let opened = Arc::new(Mutex::new(Vec::new()));
+    let log = Arc::clone(&opened);
+    let guest = Script(move |request: &Request, _: &mut dyn Files| {
+        let Request::Open { format, .. } = request else {
+            panic!("{request:?}")
+        };
+        let mut log = log.lock().unwrap();
+        log.push(*format);
+        Ok(Reply::Opened(Facts {
+            backing: Some(backing.clone()).filter(|_| log.len() == 1),
+            ..facts(SIZE, UNIT)
+        }))
+    });
+    let mut options = OpenOptions::new(Access::Read);
+    options.trust_names = trust_names;
+    fixture
+        .try_open(&options, guest)
+        .map_err(|error| told(&error))?;
+    let opened = opened.lock().unwrap();
+    assert_eq!(opened[0], None);
+    Ok(opened[1])
+}
+
+#[test]
+fn where_names_are_trusted_they_decide_what_a_backing_file_is() {
+    let trusted = |name| format_of_backing(name, None, true);
+    assert_eq!(trusted("base.raw"), Ok(Some(Format::Raw)));
+    assert_eq!(trusted("base.img"), Ok(Some(Format::Raw)));
+    assert_eq!(trusted("base.qcow2"), Ok(Some(Format::Qcow2)));
+    assert_eq!(trusted("base"), Ok(None));
+    let text = "Could not open backing file 'base.vmdk': its format 'vmdk' is not supported";
+    assert_eq!(
+        trusted("base.vmdk"),
+        Err((ErrorKind::Unsupported, text.to_string()))
+    );
+    // What the image states goes before its name.
+    let stated = format_of_backing("base.img", Some(Format::Qcow2), true);
+    assert_eq!(stated, Ok(Some(Format::Qcow2)));
+    assert_eq!(format_of_backing("base.raw", None, false), Ok(None));
 }
