@@ -152,9 +152,7 @@ impl Image {
             ));
         }
         let identity = self.identity()?;
-        for file in self.files.numbers() {
-            lock::release(self.files.file(file)?)?;
-        }
+        self.release_files()?;
         *hold(&self.unlocked) = Some(identity);
         Ok(())
     }
@@ -172,22 +170,38 @@ impl Image {
         let Some(identity) = unlocked.as_ref() else {
             return Ok(());
         };
+        if let Err(fault) = self.lock_unchanged(identity) {
+            // Why there is no lock is the news; that one of those already taken
+            // cannot be given up changes nothing in it.
+            let _ = self.release_files();
+            return Err(fault);
+        }
+        *unlocked = None;
+        Ok(())
+    }
+
+    /// Locks every file, and finds them as they were. A failure leaves some of
+    /// them locked.
+    fn lock_unchanged(&self, identity: &Identity) -> Result<(), Fault> {
         for file in self.files.numbers().filter(|_| !self.force_share) {
             LockSet::of(self.access).take(self.files.file(file)?, &self.path)?;
         }
         let unchanged = self.identity().is_ok_and(|now| now == *identity)
             && self.home.holds(self.files.file(FileNo::IMAGE)?)?;
-        if !unchanged {
-            for file in self.files.numbers() {
-                lock::release(self.files.file(file)?)?;
-            }
-            return Err(Fault::new(
+        match unchanged {
+            true => Ok(()),
+            false => Err(Fault::new(
                 ErrorKind::Stale,
                 "The file was changed or replaced by another program",
-            ));
+            )),
         }
-        *unlocked = None;
-        Ok(())
+    }
+
+    fn release_files(&self) -> io::Result<()> {
+        let release = |file| lock::release(self.files.file(file)?);
+        let released = self.files.numbers().map(release);
+        // Each of them, also where one fails.
+        released.fold(Ok(()), io::Result::and)
     }
 
     fn identity(&self) -> io::Result<Identity> {

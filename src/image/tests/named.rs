@@ -1,10 +1,13 @@
 //! Files that images name: which are opened, as what, and under which locks.
 
 use super::{Fixture, Script, facts, told};
+use crate::image::lock::LockSet;
 use crate::image::{Access, BackingPolicy, ErrorKind, OpenOptions};
 use crate::sandbox::Files;
 use instar_guest::facts::NamedFile;
 use instar_guest::{Facts, Format, Reply, Request};
+use std::fs::File;
+use std::path::Path;
 use std::sync::{Arc, Mutex};
 
 const SIZE: u64 = 8192;
@@ -106,4 +109,28 @@ fn where_names_are_trusted_they_decide_what_a_backing_file_is() {
     let stated = format_of_backing("base.img", Some(Format::Qcow2), true);
     assert_eq!(stated, Ok(Some(Format::Qcow2)));
     assert_eq!(format_of_backing("base.raw", None, false), Ok(None));
+}
+
+/// Another program's lock on a file, held as long as the file is open.
+fn lock_elsewhere(path: &Path) -> Result<File, ErrorKind> {
+    let file = File::options().read(true).write(true).open(path).unwrap();
+    let taken = LockSet::WRITE.take(&file, path);
+    taken.map(|()| file).map_err(|fault| fault.kind)
+}
+
+#[test]
+fn a_lock_that_cannot_be_taken_whole_is_not_taken() {
+    let fixture = Fixture::new(&[1; SIZE as usize]);
+    let data = fixture.path.with_file_name("data");
+    std::fs::write(&data, [2; SIZE as usize]).unwrap();
+    let image = fixture.open(&OpenOptions::new(Access::Write), guest(with_data("data")));
+    image.unlock().unwrap();
+    let held = lock_elsewhere(&data).unwrap();
+    assert_eq!(image.lock().unwrap_err().kind(), ErrorKind::Locked);
+    drop(lock_elsewhere(&fixture.path).unwrap());
+    drop(held);
+    image.lock().unwrap();
+    for path in [&fixture.path, &data] {
+        assert_eq!(lock_elsewhere(path).unwrap_err(), ErrorKind::Locked);
+    }
 }
