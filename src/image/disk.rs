@@ -218,9 +218,10 @@ impl Image {
         self.files.numbers().map(stamp).collect()
     }
 
-    /// Refuses everything once unflushed changes are lost.
+    /// Refuses everything once unflushed changes are lost, or may be: a sync
+    /// that failed, be it a flush's or a resize's, is not tried again.
     pub(super) fn alive(&self) -> Result<(), Fault> {
-        match self.lost.load(Ordering::Acquire) {
+        match self.lost.load(Ordering::Acquire) || self.files.is_sync_failed() {
             false => Ok(()),
             true => Err(Fault::new(
                 ErrorKind::Lost,

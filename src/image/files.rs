@@ -229,6 +229,11 @@ impl FileTable {
         self.disks.iter().any(Disk::is_unsynced)
     }
 
+    /// Whether a sync has failed: nobody knows what of the changes is durable.
+    pub fn is_sync_failed(&self) -> bool {
+        self.failed.load(Ordering::Acquire) != 0
+    }
+
     /// Makes every change so far durable. Once that has failed, it fails.
     pub fn sync(&self) -> io::Result<()> {
         let _syncing = self.syncing.lock().unwrap_or_else(PoisonError::into_inner);

@@ -176,6 +176,18 @@ fn after_the_commit_the_image_is_said_to_hold_the_new_size() {
     }
 }
 
+#[test]
+fn a_sync_that_fails_in_a_resize_ends_the_image_as_in_a_flush() {
+    // In front of the commit, behind it, and at the very end.
+    for after in [4, 6, 8] {
+        let run = run();
+        run.failing(after);
+        let error = run.image.read_at(&mut [0; 4], 0).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Lost);
+        assert_eq!(run.image.flush().unwrap_err().kind(), ErrorKind::Lost);
+    }
+}
+
 /// A disk of two units, the first shared, over effects that can fail.
 fn toy_run() -> (Fixture, Toy, Image, Faulty) {
     let fixture = Fixture::new(&[1; 2 * UNIT as usize]);
