@@ -24,6 +24,9 @@ use std::sync::{Arc, Mutex, RwLock};
 const MAX_DEPTH: usize = 32;
 /// The greatest allocation unit or cluster that a guest may claim, in bytes.
 pub(super) const MAX_UNIT: u64 = 64 << 20;
+/// The smallest cluster that a guest may claim, in bytes: what is kept for each
+/// cluster must stay small beside the cluster.
+const MIN_CLUSTER: u64 = 512;
 /// How often a file may be replaced while it is being opened.
 const MAX_REPLACED: usize = 10;
 
@@ -495,9 +498,10 @@ fn ask(guest: &mut dyn Guest, files: &FileTable, request: &Request) -> Result<Re
 /// Facts that the rest of this module can rely on.
 pub(super) fn checked_facts(facts: Facts) -> Result<Facts, Fault> {
     let sound_unit = |unit: u64| unit.is_power_of_two() && unit <= MAX_UNIT;
+    let sound_cluster = |size: u64| sound_unit(size) && size >= MIN_CLUSTER;
     let sound = sound_unit(facts.write_unit)
         && sound_unit(facts.size_unit)
-        && facts.cluster_size.is_none_or(sound_unit)
+        && facts.cluster_size.is_none_or(sound_cluster)
         && facts.virtual_size <= i64::MAX as u64;
     match sound {
         true => Ok(facts),

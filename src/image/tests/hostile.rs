@@ -54,12 +54,13 @@ fn bad(text: &str) -> (ErrorKind, String) {
 
 #[test]
 fn facts_out_of_range_are_refused() {
-    let lies: [fn(&mut Facts); 6] = [
+    let lies: [fn(&mut Facts); 7] = [
         |facts| facts.write_unit = 0,
         |facts| facts.write_unit = 3,
         |facts| facts.size_unit = 0,
         |facts| facts.cluster_size = Some(1 << 40),
         |facts| facts.cluster_size = Some(0),
+        |facts| facts.cluster_size = Some(256),
         |facts| facts.virtual_size = u64::MAX,
     ];
     for lie in lies {
