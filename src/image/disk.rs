@@ -25,7 +25,7 @@ use super::inflated::Inflated;
 use super::lock::{self, LockSet};
 use super::open::Home;
 use super::{Access, Counters};
-use instar_guest::{Facts, FileNo};
+use instar_guest::{Facts, FileNo, Plan};
 use std::fmt;
 use std::io;
 use std::os::unix::fs::MetadataExt;
@@ -63,6 +63,8 @@ pub(super) struct Link {
     /// Whether the guest has to read the image again before it is asked
     /// anything else.
     pub stale: bool,
+    /// The plan of a flush that found the disk full.
+    pub postponed: Option<Plan>,
 }
 
 /// What tells that files were not changed.

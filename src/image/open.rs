@@ -297,6 +297,7 @@ impl Opening<'_> {
                 guest,
                 placed: 0,
                 stale: false,
+                postponed: None,
             }),
             traffic: RwLock::default(),
             unflushed: AtomicBool::new(false),

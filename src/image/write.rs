@@ -196,6 +196,7 @@ impl Image {
     /// there, too.
     fn store_placed(&self, buf: &[u8], offset: u64) -> Result<usize, Fault> {
         let mut link = hold(&self.session);
+        self.settle(&mut link)?;
         let end = offset + (buf.len() as u64).min(CHUNK);
         let end = self.end_of_fixed(&mut link, offset, end)?;
         if end == offset {
@@ -431,6 +432,7 @@ impl Image {
         let mut next = start;
         while next < end {
             let mut link = hold(&self.session);
+            self.settle(&mut link)?;
             next = self.allocate_some(&mut link, next, end)?;
         }
         Ok(())
