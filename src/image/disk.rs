@@ -137,7 +137,8 @@ impl Image {
         }
     }
 
-    /// Gives up the lock, keeping the image open. Refused with
+    /// Gives up the lock and those of the backing chain, keeping the images
+    /// open. Refused with
     /// [`ErrorKind::InvalidRequest`] while something waits for a flush. What is
     /// read before [`lock`](Self::lock) may be what another process writes.
     pub fn unlock(&self) -> Result<(), Error> {
@@ -156,10 +157,13 @@ impl Image {
         let identity = self.identity()?;
         self.release_files()?;
         *hold(&self.unlocked) = Some(identity);
-        Ok(())
+        match &self.backing {
+            Some(backing) => backing.release_lock(),
+            None => Ok(()),
+        }
     }
 
-    /// Takes the lock again. [`ErrorKind::Locked`] if another process holds
+    /// Takes the locks again. [`ErrorKind::Locked`] if another process holds
     /// the image, [`ErrorKind::Stale`] if a file is not what it was at
     /// [`unlock`](Self::unlock): open the image again.
     pub fn lock(&self) -> Result<(), Error> {
@@ -172,14 +176,17 @@ impl Image {
         let Some(identity) = unlocked.as_ref() else {
             return Ok(());
         };
-        if let Err(fault) = self.lock_unchanged(identity) {
+        let backing = self.backing.as_deref();
+        let locked = self
+            .lock_unchanged(identity)
+            .and_then(|()| backing.map_or(Ok(()), Image::take_lock));
+        match locked {
+            Ok(()) => *unlocked = None,
             // Why there is no lock is the news; that one of those already taken
             // cannot be given up changes nothing in it.
-            let _ = self.release_files();
-            return Err(fault);
+            Err(_) => drop(self.release_files()),
         }
-        *unlocked = None;
-        Ok(())
+        locked
     }
 
     /// Locks every file, and finds them as they were. A failure leaves some of

@@ -134,3 +134,34 @@ fn a_lock_that_cannot_be_taken_whole_is_not_taken() {
         assert_eq!(lock_elsewhere(path).unwrap_err(), ErrorKind::Locked);
     }
 }
+
+#[test]
+fn an_unlocked_image_gives_up_its_backing_chain_too() {
+    let fixture = Fixture::new(&[1; SIZE as usize]);
+    let base = fixture.path.with_file_name("base");
+    std::fs::write(&base, [2; SIZE as usize]).unwrap();
+    let overlay = Script(move |request: &Request, _: &mut dyn Files| {
+        let Request::Open { write, .. } = request else {
+            panic!("{request:?}")
+        };
+        Ok(Reply::Opened(Facts {
+            backing: named("base").filter(|_| *write),
+            ..facts(SIZE, UNIT)
+        }))
+    });
+    let image = fixture.open(&OpenOptions::new(Access::Write), overlay);
+    assert_eq!(lock_elsewhere(&base).unwrap_err(), ErrorKind::Locked);
+    image.unlock().unwrap();
+    let held = lock_elsewhere(&base).unwrap();
+    // Neither without the other.
+    assert_eq!(image.lock().unwrap_err().kind(), ErrorKind::Locked);
+    drop(lock_elsewhere(&fixture.path).unwrap());
+    drop(held);
+    image.lock().unwrap();
+    assert_eq!(lock_elsewhere(&base).unwrap_err(), ErrorKind::Locked);
+    // What was changed meanwhile in the chain is noticed as in the image.
+    image.unlock().unwrap();
+    std::fs::write(&base, [3; 2 * SIZE as usize]).unwrap();
+    assert_eq!(image.lock().unwrap_err().kind(), ErrorKind::Stale);
+    drop(lock_elsewhere(&fixture.path).unwrap());
+}
