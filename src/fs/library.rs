@@ -40,6 +40,7 @@ impl Images {
             format: at.format,
             force_share: access == Access::Info,
             backing,
+            trust_names: true,
             allow_paths: self.allow_paths.clone(),
             ..OpenOptions::new(access)
         };

@@ -25,7 +25,7 @@ use super::inflated::Inflated;
 use super::lock::{self, LockSet};
 use super::open::Home;
 use super::{Access, Counters};
-use instar_guest::{Facts, FileNo};
+use instar_guest::{Facts, FileNo, Plan};
 use std::fmt;
 use std::io;
 use std::os::unix::fs::MetadataExt;
@@ -63,6 +63,8 @@ pub(super) struct Link {
     /// Whether the guest has to read the image again before it is asked
     /// anything else.
     pub stale: bool,
+    /// The plan of a flush that found the disk full.
+    pub postponed: Option<Plan>,
 }
 
 /// What tells that files were not changed.
@@ -135,7 +137,8 @@ impl Image {
         }
     }
 
-    /// Gives up the lock, keeping the image open. Refused with
+    /// Gives up the lock and those of the backing chain, keeping the images
+    /// open. Refused with
     /// [`ErrorKind::InvalidRequest`] while something waits for a flush. What is
     /// read before [`lock`](Self::lock) may be what another process writes.
     pub fn unlock(&self) -> Result<(), Error> {
@@ -152,14 +155,15 @@ impl Image {
             ));
         }
         let identity = self.identity()?;
-        for file in self.files.numbers() {
-            lock::release(self.files.file(file)?)?;
-        }
+        self.release_files()?;
         *hold(&self.unlocked) = Some(identity);
-        Ok(())
+        match &self.backing {
+            Some(backing) => backing.release_lock(),
+            None => Ok(()),
+        }
     }
 
-    /// Takes the lock again. [`ErrorKind::Locked`] if another process holds
+    /// Takes the locks again. [`ErrorKind::Locked`] if another process holds
     /// the image, [`ErrorKind::Stale`] if a file is not what it was at
     /// [`unlock`](Self::unlock): open the image again.
     pub fn lock(&self) -> Result<(), Error> {
@@ -172,22 +176,41 @@ impl Image {
         let Some(identity) = unlocked.as_ref() else {
             return Ok(());
         };
+        let backing = self.backing.as_deref();
+        let locked = self
+            .lock_unchanged(identity)
+            .and_then(|()| backing.map_or(Ok(()), Image::take_lock));
+        match locked {
+            Ok(()) => *unlocked = None,
+            // Why there is no lock is the news; that one of those already taken
+            // cannot be given up changes nothing in it.
+            Err(_) => drop(self.release_files()),
+        }
+        locked
+    }
+
+    /// Locks every file, and finds them as they were. A failure leaves some of
+    /// them locked.
+    fn lock_unchanged(&self, identity: &Identity) -> Result<(), Fault> {
         for file in self.files.numbers().filter(|_| !self.force_share) {
             LockSet::of(self.access).take(self.files.file(file)?, &self.path)?;
         }
         let unchanged = self.identity().is_ok_and(|now| now == *identity)
             && self.home.holds(self.files.file(FileNo::IMAGE)?)?;
-        if !unchanged {
-            for file in self.files.numbers() {
-                lock::release(self.files.file(file)?)?;
-            }
-            return Err(Fault::new(
+        match unchanged {
+            true => Ok(()),
+            false => Err(Fault::new(
                 ErrorKind::Stale,
                 "The file was changed or replaced by another program",
-            ));
+            )),
         }
-        *unlocked = None;
-        Ok(())
+    }
+
+    fn release_files(&self) -> io::Result<()> {
+        let release = |file| lock::release(self.files.file(file)?);
+        let released = self.files.numbers().map(release);
+        // Each of them, also where one fails.
+        released.fold(Ok(()), io::Result::and)
     }
 
     fn identity(&self) -> io::Result<Identity> {
@@ -204,9 +227,10 @@ impl Image {
         self.files.numbers().map(stamp).collect()
     }
 
-    /// Refuses everything once unflushed changes are lost.
+    /// Refuses everything once unflushed changes are lost, or may be: a sync
+    /// that failed, be it a flush's or a resize's, is not tried again.
     pub(super) fn alive(&self) -> Result<(), Fault> {
-        match self.lost.load(Ordering::Acquire) {
+        match self.lost.load(Ordering::Acquire) || self.files.is_sync_failed() {
             false => Ok(()),
             true => Err(Fault::new(
                 ErrorKind::Lost,

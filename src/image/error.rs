@@ -3,6 +3,7 @@
 
 use crate::sandbox::{CallError, SandboxError};
 use instar_guest::{Failure, FailureKind};
+use nix::errno::Errno;
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -252,11 +253,28 @@ impl From<&Failure> for Fault {
 impl From<SandboxError> for Fault {
     fn from(error: SandboxError) -> Self {
         Self {
-            kind: ErrorKind::Sandbox,
+            kind: kind_of(&error),
             message: printable(&error.to_string(), MAX_MESSAGE),
             hint: None,
             source: Some(Box::new(error)),
         }
+    }
+}
+
+/// A host that is short of something keeps its errno: that passes, and says
+/// nothing about the image.
+fn kind_of(error: &SandboxError) -> ErrorKind {
+    let (SandboxError::KvmMissing(errno)
+    | SandboxError::Kvm(_, errno)
+    | SandboxError::Host(_, errno)) = error
+    else {
+        return ErrorKind::Sandbox;
+    };
+    match errno {
+        Errno::ENOMEM | Errno::EMFILE | Errno::ENFILE | Errno::EAGAIN | Errno::EINTR => {
+            ErrorKind::Os(*errno as i32)
+        }
+        _ => ErrorKind::Sandbox,
     }
 }
 
@@ -333,6 +351,20 @@ mod tests {
         let fault = Fault::os("writing", io::Error::from_raw_os_error(libc::ENOSPC));
         assert_eq!(fault.kind.errno(), libc::ENOSPC);
         assert_eq!(fault.message, "writing: No space left on device");
+    }
+
+    #[test]
+    fn a_host_short_of_something_is_told_from_a_sandbox_that_failed() {
+        let kind = |error| Fault::from(error).kind;
+        let short = SandboxError::Host("map memory", Errno::ENOMEM);
+        assert_eq!(kind(short), ErrorKind::Os(libc::ENOMEM));
+        let short = SandboxError::Kvm("make a VM", Errno::EMFILE);
+        assert_eq!(kind(short), ErrorKind::Os(libc::EMFILE));
+        let short = SandboxError::KvmMissing(Errno::ENFILE);
+        assert_eq!(kind(short), ErrorKind::Os(libc::ENFILE));
+        let missing = SandboxError::KvmMissing(Errno::ENOENT);
+        assert_eq!(kind(missing), ErrorKind::Sandbox);
+        assert_eq!(kind(SandboxError::Stalled), ErrorKind::Sandbox);
     }
 
     #[test]

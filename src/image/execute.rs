@@ -23,12 +23,21 @@ pub(crate) struct Aborted {
     pub progress: Progress,
     pub error: io::Error,
     what: &'static str,
+    /// Whether it failed before its first barrier.
+    in_first_stage: bool,
 }
 
 impl Aborted {
     /// The failure alone.
     pub fn cause(self) -> Fault {
         Fault::os(self.what, self.error)
+    }
+
+    /// Whether the disk is full, or what the user may have of it, and nothing
+    /// was done but a part of the first stage.
+    pub fn is_for_want_of_space(&self) -> bool {
+        let full = matches!(self.error.raw_os_error(), Some(libc::ENOSPC | libc::EDQUOT));
+        full && self.in_first_stage
     }
 
     /// The failure, with what it means for the image.
@@ -55,6 +64,7 @@ pub(crate) fn execute(files: &FileTable, plan: &Plan, old: &[u64]) -> Result<(),
         files,
         old,
         inside: false,
+        passed: false,
         committed: false,
     };
     plan.stages.iter().try_for_each(|stage| run.stage(stage))
@@ -76,6 +86,8 @@ struct Run<'a> {
     old: &'a [u64],
     /// Whether anything below the old lengths was changed.
     inside: bool,
+    /// Whether a barrier has been passed.
+    passed: bool,
     committed: bool,
 }
 
@@ -101,6 +113,7 @@ impl Run<'_> {
             }
         }
         self.barrier(commit)?;
+        self.passed = true;
         self.committed |= commit;
         Ok(())
     }
@@ -124,6 +137,7 @@ impl Run<'_> {
             progress,
             error,
             what,
+            in_first_stage: !self.passed,
         }
     }
 }

@@ -8,8 +8,8 @@ use instar_guest::plan::Step;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use vm_memory::VolatileSlice;
 
 /// One file of an image.
@@ -18,9 +18,17 @@ struct Disk {
     writable: bool,
     /// Length in bytes. Changed only by whoever holds the image's session.
     len: AtomicU64,
-    /// Whether something was changed since the last sync. Set after the
-    /// change, cleared before the sync: a change is never taken for durable.
-    unsynced: AtomicBool,
+    /// How many changes were made; counted after the change.
+    changes: AtomicU64,
+    /// How many of them are durable; set after the sync to what had been
+    /// counted before it: a change is never taken for durable.
+    synced: AtomicU64,
+}
+
+impl Disk {
+    fn is_unsynced(&self) -> bool {
+        self.synced.load(Ordering::Acquire) != self.changes.load(Ordering::Acquire)
+    }
 }
 
 /// How often what has been done.
@@ -37,6 +45,11 @@ pub(crate) struct FileTable {
     effects: Box<dyn Effects>,
     /// Whether the files are locked, and so to be unlocked.
     pub locked: bool,
+    /// One sync at a time. The kernel tells one caller alone that a change could
+    /// not be made durable; whoever syncs next must learn it from `failed`.
+    syncing: Mutex<()>,
+    /// The errno of a sync that failed, or 0.
+    failed: AtomicI32,
     pub tally: Tally,
 }
 
@@ -48,6 +61,8 @@ impl FileTable {
             effects: effects(&disks, wrap),
             disks,
             locked: false,
+            syncing: Mutex::default(),
+            failed: AtomicI32::new(0),
             tally: Tally::default(),
         })
     }
@@ -193,7 +208,7 @@ impl FileTable {
         }
         self.tally.writes.fetch_add(1, Ordering::Relaxed);
         let done = act(self.effects.as_ref());
-        disk.unsynced.store(true, Ordering::Release);
+        disk.changes.fetch_add(1, Ordering::AcqRel);
         match (&done, end) {
             (Ok(()), Some(end)) => {
                 disk.len.fetch_max(end, Ordering::AcqRel);
@@ -211,21 +226,38 @@ impl FileTable {
 
     /// Whether anything is not durable.
     pub fn is_unsynced(&self) -> bool {
-        self.disks
-            .iter()
-            .any(|disk| disk.unsynced.load(Ordering::Acquire))
+        self.disks.iter().any(Disk::is_unsynced)
     }
 
-    /// Makes every change so far durable.
+    /// Whether a sync has failed: nobody knows what of the changes is durable.
+    pub fn is_sync_failed(&self) -> bool {
+        self.failed.load(Ordering::Acquire) != 0
+    }
+
+    /// Makes every change so far durable. Once that has failed, it fails.
     pub fn sync(&self) -> io::Result<()> {
-        for (file, disk) in self.numbers().zip(&self.disks) {
-            if disk.unsynced.swap(false, Ordering::AcqRel) {
-                self.tally.fdatasyncs.fetch_add(1, Ordering::Relaxed);
-                self.effects.sync(file).inspect_err(|_| {
-                    disk.unsynced.store(true, Ordering::Release);
-                })?;
-            }
+        let _syncing = self.syncing.lock().unwrap_or_else(PoisonError::into_inner);
+        match self.failed.load(Ordering::Acquire) {
+            0 => {}
+            errno => return Err(io::Error::from_raw_os_error(errno)),
         }
+        for (file, disk) in self.numbers().zip(&self.disks) {
+            self.sync_disk(file, disk).inspect_err(|error| {
+                let errno = error.raw_os_error().unwrap_or(libc::EIO);
+                self.failed.store(errno, Ordering::Release);
+            })?;
+        }
+        Ok(())
+    }
+
+    fn sync_disk(&self, file: FileNo, disk: &Disk) -> io::Result<()> {
+        let seen = disk.changes.load(Ordering::Acquire);
+        if disk.synced.load(Ordering::Acquire) == seen {
+            return Ok(());
+        }
+        self.tally.fdatasyncs.fetch_add(1, Ordering::Relaxed);
+        self.effects.sync(file)?;
+        disk.synced.store(seen, Ordering::Release);
         Ok(())
     }
 }
@@ -246,7 +278,8 @@ impl Disk {
             file: Arc::new(file),
             writable,
             len,
-            unsynced: AtomicBool::new(false),
+            changes: AtomicU64::new(0),
+            synced: AtomicU64::new(0),
         })
     }
 }

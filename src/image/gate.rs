@@ -135,9 +135,39 @@ impl Gate {
                 "belongs to another user and is not open to the owner of the image that names it",
             ));
         }
+        self.check_ways(&spot, &found, role, name)?;
         let file =
             reopen(&found, role.writes()).map_err(|error| Fault::os(quoted(role, name), error))?;
         Ok(Passed { file, spot })
+    }
+
+    /// Refuses a file that an owner could not reach by himself: each directory
+    /// between the tree's root and the place where the file really lies must let
+    /// him through. That the root does is the user's word.
+    fn check_ways(&self, spot: &Spot, found: &File, role: Role, name: &str) -> Result<(), Fault> {
+        let closed = || forbidden(role, name, CLOSED);
+        if self.owners.iter().all(|&owner| owner == 0) {
+            return Ok(());
+        }
+        let tree = &self.trees[spot.tree];
+        let place = place_of(found)?;
+        let inside = place
+            .strip_prefix(place_of(&tree.root)?)
+            .map_err(|_| closed())?;
+        for dir in inside
+            .ancestors()
+            .skip(1)
+            .filter(|dir| *dir != Path::new(""))
+        {
+            let metadata = tree
+                .open_below(dir, OFlag::O_PATH | OFlag::O_DIRECTORY)
+                .and_then(|dir| dir.metadata())
+                .map_err(|error| Fault::os(quoted(role, name), error))?;
+            if !self.owners.iter().all(|&owner| may_pass(owner, &metadata)) {
+                return Err(closed());
+            }
+        }
+        Ok(())
     }
 
     /// Finds the name below one of the trees, without opening what it finds:
@@ -201,6 +231,9 @@ impl Gate {
 /// Why a name is refused that no tree holds.
 const OUTSIDE: &str = "lies outside the directories that the image may use";
 
+/// Why a name is refused that the owner himself could not follow.
+const CLOSED: &str = "lies in a directory that is not open to the owner of the image that names it";
+
 /// As qemu says it.
 fn quoted(role: Role, name: &str) -> String {
     let name = printable_name(name);
@@ -229,6 +262,18 @@ fn has_protocol(name: &str) -> bool {
 fn may_use(owner: u32, file: &Metadata, write: bool) -> bool {
     let others = if write { 0o006 } else { 0o004 };
     owner == 0 || owner == file.uid() || file.mode() & others == others
+}
+
+/// Whether the user who owns an image could go through the directory by
+/// himself. Groups are not asked: which ones he is in is not known here.
+fn may_pass(owner: u32, dir: &Metadata) -> bool {
+    let search = if owner == dir.uid() { 0o100 } else { 0o001 };
+    owner == 0 || dir.mode() & search != 0
+}
+
+/// Where an open file lies: links on the way to it do not show.
+fn place_of(file: &impl AsRawFd) -> io::Result<PathBuf> {
+    std::fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd()))
 }
 
 /// Opens for real what was found, by descriptor: nothing can have been put in
@@ -437,6 +482,30 @@ mod tests {
             chown(&near, Some(4242), None).unwrap();
             assert_eq!(f.backing("near").unwrap(), "tree/sub/near");
         }
+    }
+
+    #[test]
+    fn a_file_behind_another_users_private_directory_is_refused() {
+        let mut f = fixture();
+        let sub = f.at("tree/sub");
+        symlink("sub/near", f.at("tree/link")).unwrap();
+        let mode = |mode| std::fs::set_permissions(&sub, PermissionsExt::from_mode(mode)).unwrap();
+        mode(0o700);
+        for name in ["near", "../sub/near", "../link"] {
+            assert_eq!(f.backing(name).unwrap(), "tree/sub/near");
+        }
+        f.owner = 4242;
+        for name in ["near", "../sub/near", "../link"] {
+            f.refused(name, CLOSED);
+        }
+        // What lies beside the directory is open, and what lies in it once
+        // others may go through.
+        assert_eq!(f.backing("../base").unwrap(), "tree/base");
+        mode(0o701);
+        assert_eq!(f.backing("near").unwrap(), "tree/sub/near");
+        // The root's own permissions are not asked.
+        std::fs::set_permissions(f.at("tree"), PermissionsExt::from_mode(0o700)).unwrap();
+        assert_eq!(f.backing("near").unwrap(), "tree/sub/near");
     }
 
     #[test]

@@ -8,6 +8,7 @@ use super::files::FileTable;
 use super::gate::{Gate, Role, Spot, Tree};
 use super::guest::{Guest, Serving, Stream};
 use super::lock::LockSet;
+use super::name::{NameRule, format_of_name};
 use crate::sandbox::Pool;
 use instar_guest::facts::NamedFile;
 use instar_guest::{Facts, FileNo, Format, Reply, Request};
@@ -23,6 +24,9 @@ use std::sync::{Arc, Mutex, RwLock};
 const MAX_DEPTH: usize = 32;
 /// The greatest allocation unit or cluster that a guest may claim, in bytes.
 pub(super) const MAX_UNIT: u64 = 64 << 20;
+/// The smallest cluster that a guest may claim, in bytes: what is kept for each
+/// cluster must stay small beside the cluster.
+const MIN_CLUSTER: u64 = 512;
 /// How often a file may be replaced while it is being opened.
 const MAX_REPLACED: usize = 10;
 
@@ -35,7 +39,8 @@ pub enum BackingPolicy {
     /// It is left alone: facts and resizes work, ranges that are not in this
     /// image cannot be read.
     Skip,
-    /// An image that names one is refused.
+    /// An image that names one is refused, and so is one that names a data
+    /// file.
     Refuse,
 }
 
@@ -50,6 +55,10 @@ pub struct OpenOptions {
     pub force_share: bool,
     /// What happens with the backing file.
     pub backing: BackingPolicy,
+    /// Whether the name of a backing file decides its format where the image
+    /// states none: a guest that wrote another format's header into its raw
+    /// disk gains nothing.
+    pub trust_names: bool,
     /// Directories besides the tree whose files an image may name.
     pub allow_paths: Vec<PathBuf>,
     /// Something to put around the effects on the image's files: tests record
@@ -128,6 +137,7 @@ impl OpenOptions {
             access,
             force_share: false,
             backing: BackingPolicy::Open,
+            trust_names: false,
             allow_paths: Vec::new(),
             effects: EffectsHook::default(),
         }
@@ -256,10 +266,7 @@ impl Opening<'_> {
             return Err(super::read::unexpected("Open"));
         };
         let facts = checked_facts(facts)?;
-        let data = facts
-            .data_file
-            .as_ref()
-            .filter(|_| self.access != Access::Info);
+        let data = self.wanted_data(&facts)?;
         let backing = self.wanted_backing(&facts)?;
         let gate = match data.is_some() || backing.is_some() {
             true => Some(gate()?),
@@ -290,6 +297,7 @@ impl Opening<'_> {
                 guest,
                 placed: 0,
                 stale: false,
+                postponed: None,
             }),
             traffic: RwLock::default(),
             unflushed: AtomicBool::new(false),
@@ -298,17 +306,19 @@ impl Opening<'_> {
         })
     }
 
+    /// The data file to open. Facts alone do not need it.
+    fn wanted_data<'f>(&self, facts: &'f Facts) -> Result<Option<&'f NamedFile>, Fault> {
+        match (&facts.data_file, self.options.backing) {
+            (Some(named), BackingPolicy::Refuse) => Err(refused_name("data file", named)),
+            (named, _) => Ok(named.as_ref().filter(|_| self.access != Access::Info)),
+        }
+    }
+
     fn wanted_backing<'f>(&self, facts: &'f Facts) -> Result<Option<&'f NamedFile>, Fault> {
         match (&facts.backing, self.options.backing) {
             (None, _) | (_, BackingPolicy::Skip) => Ok(None),
             (Some(named), BackingPolicy::Open) => Ok(Some(named)),
-            (Some(named), BackingPolicy::Refuse) => Err(Fault::new(
-                ErrorKind::Forbidden,
-                format!(
-                    "The image names the backing file '{}', and backing files are not allowed here",
-                    printable_name(&named.name)
-                ),
-            )),
+            (Some(named), BackingPolicy::Refuse) => Err(refused_name("backing file", named)),
         }
     }
 
@@ -334,7 +344,10 @@ impl Opening<'_> {
                 format!("The backing chain has more than {MAX_DEPTH} images"),
             ));
         }
-        let format = backing_format(named)?;
+        let format = match backing_format(named)? {
+            None if self.options.trust_names => format_by_name(&passed.spot.path, named)?,
+            stated => stated,
+        };
         let access = match self.access {
             Access::Info => Access::Info,
             Access::Read | Access::Write => Access::Read,
@@ -403,15 +416,40 @@ fn backing_format(named: &NamedFile) -> Result<Option<Format>, Fault> {
         .find(|format| format.name() == name);
     match known {
         Some(format) => Ok(Some(format)),
-        None => Err(Fault::new(
-            ErrorKind::Unsupported,
-            format!(
-                "Could not open backing file '{}': its format '{}' is not supported",
-                printable_name(&named.name),
-                printable_name(name)
-            ),
-        )),
+        None => Err(unsupported_backing(named, name)),
     }
+}
+
+/// The format that a backing file's own name says it has; `None` probes.
+fn format_by_name(path: &Path, named: &NamedFile) -> Result<Option<Format>, Fault> {
+    match format_of_name(path.file_name().unwrap_or_default()) {
+        NameRule::Raw => Ok(Some(Format::Raw)),
+        NameRule::Must(format) => Ok(Some(format)),
+        NameRule::Unsupported(name) => Err(unsupported_backing(named, name)),
+        NameRule::Probe => Ok(None),
+    }
+}
+
+fn unsupported_backing(named: &NamedFile, format: &str) -> Fault {
+    Fault::new(
+        ErrorKind::Unsupported,
+        format!(
+            "Could not open backing file '{}': its format '{}' is not supported",
+            printable_name(&named.name),
+            printable_name(format)
+        ),
+    )
+}
+
+/// What an image is told that names a file where none may be named.
+fn refused_name(noun: &str, named: &NamedFile) -> Fault {
+    Fault::new(
+        ErrorKind::Forbidden,
+        format!(
+            "The image names the {noun} '{}', and {noun}s are not allowed here",
+            printable_name(&named.name)
+        ),
+    )
 }
 
 fn cycle(noun: &str, name: &str) -> Fault {
@@ -461,9 +499,10 @@ fn ask(guest: &mut dyn Guest, files: &FileTable, request: &Request) -> Result<Re
 /// Facts that the rest of this module can rely on.
 pub(super) fn checked_facts(facts: Facts) -> Result<Facts, Fault> {
     let sound_unit = |unit: u64| unit.is_power_of_two() && unit <= MAX_UNIT;
+    let sound_cluster = |size: u64| sound_unit(size) && size >= MIN_CLUSTER;
     let sound = sound_unit(facts.write_unit)
         && sound_unit(facts.size_unit)
-        && facts.cluster_size.is_none_or(sound_unit)
+        && facts.cluster_size.is_none_or(sound_cluster)
         && facts.virtual_size <= i64::MAX as u64;
     match sound {
         true => Ok(facts),

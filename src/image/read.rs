@@ -266,7 +266,11 @@ impl Image {
     ) -> Result<T, Fault> {
         match held {
             Some(link) => act(link),
-            None => act(&mut hold(&self.session)),
+            None => {
+                let mut link = hold(&self.session);
+                self.settle(&mut link)?;
+                act(&mut link)
+            }
         }
     }
 

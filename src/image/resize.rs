@@ -5,13 +5,13 @@ use super::ResizeOptions;
 use super::check::{Commits, FileLimits, Limits, check};
 use super::disk::{Image, Link, exclusive, hold, shared};
 use super::error::{Error, Fault, Operation};
-use super::execute::{Aborted, execute, truncate_back};
+use super::execute::{execute, truncate_back};
 use super::files::FileTable;
 use super::guest::{Serving, Stream};
 use super::open::checked_facts;
 use super::read::unexpected;
 use instar_guest::proto::{PlanReply, Preallocation};
-use instar_guest::{ExtentKind, FileNo, Reply, Request};
+use instar_guest::{ExtentKind, FileNo, Plan, Reply, Request};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -99,24 +99,46 @@ impl Image {
         if !self.unflushed.load(Ordering::Acquire) {
             return self.sync();
         }
+        self.settle(link)?;
         let Reply::Plan(reply) = self.ask(link, &Request::Flush)? else {
             self.lose();
             return Err(unexpected("Flush"));
         };
         let room = SLACK.saturating_add(link.placed.saturating_mul(4));
         let limits = limits(&self.files, room, room, Commits::None, false);
-        let done = check(&reply.plan, &limits)
-            .map_err(Fault::from)
-            .and_then(|_| {
-                execute(&self.files, &reply.plan, &self.files.lens()).map_err(Aborted::cause)
-            });
         // From here on the guest takes its mapping for durable.
-        done.inspect_err(|_| self.lose())?;
+        check(&reply.plan, &limits)
+            .map_err(Fault::from)
+            .inspect_err(|_| self.lose())?;
         if reply.plan.is_empty() {
             self.sync()?;
         }
+        self.carry_flush(link, reply.plan)?;
         self.unflushed.store(false, Ordering::Release);
         link.placed = 0;
+        Ok(())
+    }
+
+    /// Executes the plan of a flush for which there was no disk space before.
+    /// The guest takes it for executed: nothing may be asked of it until it is.
+    /// As the holder of the session and not of `traffic`.
+    pub(super) fn settle(&self, link: &mut Link) -> Result<(), Fault> {
+        match link.postponed.take() {
+            None => Ok(()),
+            Some(plan) => self.alive().and_then(|()| self.carry_flush(link, plan)),
+        }
+    }
+
+    /// Executes the plan of a flush, or keeps it where the disk is full: nothing
+    /// refers to anything that its first stage writes, which can be repeated.
+    fn carry_flush(&self, link: &mut Link, plan: Plan) -> Result<(), Fault> {
+        if let Err(aborted) = execute(&self.files, &plan, &self.files.lens()) {
+            match aborted.is_for_want_of_space() && !self.files.is_sync_failed() {
+                true => link.postponed = Some(plan),
+                false => self.lose(),
+            }
+            return Err(aborted.cause());
+        }
         // Space that was released may be used again from now on: whoever still
         // reads from it finishes first.
         drop(exclusive(&self.traffic));

@@ -22,6 +22,8 @@ const ZERO_CHUNK: u64 = 16 << 20;
 /// covers a table for each smallest cluster.
 const SLACK: u64 = 64 << 20;
 const SLACK_FACTOR: u64 = 4;
+/// How often a guest may want more placed together before it places any of it.
+const MAX_WIDER: usize = 4;
 
 /// Whole allocation units of the disk, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,12 +32,54 @@ struct Units {
     end: u64,
 }
 
+impl Units {
+    fn len(self) -> u64 {
+        self.end - self.start
+    }
+}
+
+/// Units to be placed: those that were wanted, and those that the guest wants
+/// placed together with them.
+#[derive(Clone, Copy, Debug)]
+struct Widening {
+    wanted: Units,
+    now: Units,
+    left: usize,
+}
+
+impl Widening {
+    fn new(wanted: Units) -> Self {
+        Self {
+            wanted,
+            now: wanted,
+            left: MAX_WIDER,
+        }
+    }
+
+    /// Takes a range that the guest wants instead: more than was asked for, and
+    /// all in all little more. `None` refuses it.
+    fn widened(self, offset: u64, len: u64, size: u64) -> Option<Self> {
+        let now = Units {
+            start: offset,
+            end: offset.checked_add(len)?,
+        };
+        let contains = now.start <= self.now.start && now.end >= self.now.end && now.end <= size;
+        let fits = len > self.now.len() && len - self.wanted.len() <= 2 * MAX_UNIT;
+        Some(Self {
+            now,
+            left: self.left.checked_sub(1)?,
+            ..self
+        })
+        .filter(|_| contains && fits)
+    }
+}
+
 /// The guest's answer to an allocation.
 enum Placement {
     /// Where the data goes.
     Places(Vec<Place>),
     /// Nothing has changed: these have to be placed together.
-    Wider(Units),
+    Wider(Widening),
 }
 
 /// Part of what goes to newly placed units.
@@ -152,23 +196,25 @@ impl Image {
     /// there, too.
     fn store_placed(&self, buf: &[u8], offset: u64) -> Result<usize, Fault> {
         let mut link = hold(&self.session);
+        self.settle(&mut link)?;
         let end = offset + (buf.len() as u64).min(CHUNK);
         let end = self.end_of_fixed(&mut link, offset, end)?;
         if end == offset {
             return Ok(0);
         }
         let body = &buf[..(end - offset) as usize];
-        let mut units = self.units(offset, end);
+        let mut widening = Widening::new(self.units(offset, end));
         loop {
+            let units = widening.now;
             let quiet = self.quiet(&mut link, units)?;
             let head = self.old(&mut link, units.start, offset)?;
             let tail = self.old(&mut link, end, units.end)?;
             let pieces = [head.piece(), Piece::New(body), tail.piece()];
-            let placed = self.place(&mut link, units, &pieces, false);
+            let placed = self.place(&mut link, widening, &pieces, false);
             drop(quiet);
             match placed {
                 Ok(None) => return Ok(body.len()),
-                Ok(Some(wider)) => units = wider,
+                Ok(Some(wider)) => widening = wider,
                 Err(fault) => return self.make_room(&mut link, fault).map(|()| 0),
             }
         }
@@ -235,17 +281,17 @@ impl Image {
     fn place(
         &self,
         link: &mut Link,
-        units: Units,
+        widening: Widening,
         pieces: &[Piece<'_>],
         reserve: bool,
-    ) -> Result<Option<Units>, Fault> {
+    ) -> Result<Option<Widening>, Fault> {
         self.no_backing_skipped()?;
-        let places = match self.allocate(link, units)? {
+        let places = match self.allocate(link, widening)? {
             Placement::Places(places) => places,
             Placement::Wider(wider) => return Ok(Some(wider)),
         };
         let lens = self.files.lens();
-        let written = self.fill_places(&places, units.start, pieces, reserve);
+        let written = self.fill_places(&places, widening.now.start, pieces, reserve);
         if let Err(fault) = written {
             self.undo(link, &lens);
             return Err(fault);
@@ -283,11 +329,15 @@ impl Image {
     }
 
     /// Asks for places.
-    fn allocate(&self, link: &mut Link, units: Units) -> Result<Placement, Fault> {
-        let (offset, len) = (units.start, units.end - units.start);
+    fn allocate(&self, link: &mut Link, widening: Widening) -> Result<Placement, Fault> {
+        let (offset, len) = (widening.now.start, widening.now.len());
         let reply = self.ask(link, &Request::Allocate { offset, len })?;
         if let Reply::Wider { offset, len } = reply {
-            return self.wider(units, offset, len).map(Placement::Wider);
+            let wider = widening.widened(offset, len, self.virtual_size());
+            return wider.map(Placement::Wider).ok_or_else(|| {
+                self.lose();
+                unexpected("Allocate")
+            });
         }
         // From here on the guest's mapping differs from the file's.
         self.unflushed.store(true, Ordering::Release);
@@ -306,18 +356,6 @@ impl Image {
         };
         // A guest that answers nonsense holds nothing that should reach disk.
         checked.inspect_err(|_| self.lose())
-    }
-
-    /// A range that the guest wants to place instead: more than was asked for,
-    /// and little more.
-    fn wider(&self, units: Units, offset: u64, len: u64) -> Result<Units, Fault> {
-        let end = offset.saturating_add(len);
-        let contains = offset <= units.start && end >= units.end && end <= self.virtual_size();
-        let more = len.saturating_sub(units.end - units.start);
-        match contains && (1..=2 * MAX_UNIT).contains(&more) {
-            true => Ok(Units { start: offset, end }),
-            false => Err(unexpected("Allocate")),
-        }
     }
 
     /// Writes pieces without gaps, from guest offset `start` on, to the places.
@@ -394,6 +432,7 @@ impl Image {
         let mut next = start;
         while next < end {
             let mut link = hold(&self.session);
+            self.settle(&mut link)?;
             next = self.allocate_some(&mut link, next, end)?;
         }
         Ok(())
@@ -415,15 +454,17 @@ impl Image {
             true => ZERO_CHUNK,
             false => CHUNK,
         };
-        let mut units = self.units(start, start + extent.len.min(chunk));
+        let wanted = self.units(start, start + extent.len.min(chunk));
+        let mut widening = Widening::new(wanted);
         loop {
+            let units = widening.now;
             let quiet = self.quiet(link, units)?;
             let old = self.old(link, units.start, units.end)?;
-            let placed = self.place(link, units, &[old.piece()], true);
+            let placed = self.place(link, widening, &[old.piece()], true);
             drop(quiet);
             match placed {
                 Ok(None) => return Ok(units.end),
-                Ok(Some(wider)) => units = wider,
+                Ok(Some(wider)) => widening = wider,
                 Err(fault) => return self.make_room(link, fault).map(|()| start),
             }
         }

@@ -8,7 +8,7 @@ use crate::image::{Effects, EffectsHook, Image};
 use instar_guest::FileNo;
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, mpsc};
+use std::sync::{Arc, Mutex, mpsc};
 use std::thread;
 use std::time::Duration;
 
@@ -190,4 +190,115 @@ fn a_flush_does_not_release_space_that_is_still_being_read() {
         [seen.recv().unwrap(), seen.recv().unwrap()],
         ["read", "flushed"]
     );
+}
+
+/// Effects whose syncs wait for a word, and say that they are waiting.
+struct Gated {
+    real: Box<dyn Effects>,
+    waiting: mpsc::Sender<()>,
+    go: Arc<Mutex<mpsc::Receiver<io::Result<()>>>>,
+}
+
+impl Effects for Gated {
+    fn write(&self, file: FileNo, offset: u64, data: &[u8]) -> io::Result<()> {
+        self.real.write(file, offset, data)
+    }
+
+    fn zero(&self, file: FileNo, offset: u64, len: u64) -> io::Result<()> {
+        self.real.zero(file, offset, len)
+    }
+
+    fn copy(&self, file: FileNo, from: u64, to: u64, len: u64) -> io::Result<()> {
+        self.real.copy(file, from, to, len)
+    }
+
+    fn reserve(&self, file: FileNo, offset: u64, len: u64) -> io::Result<()> {
+        self.real.reserve(file, offset, len)
+    }
+
+    fn punch(&self, file: FileNo, offset: u64, len: u64) -> io::Result<()> {
+        self.real.punch(file, offset, len)
+    }
+
+    fn set_len(&self, file: FileNo, len: u64) -> io::Result<()> {
+        self.real.set_len(file, len)
+    }
+
+    fn sync(&self, _: FileNo) -> io::Result<()> {
+        self.waiting.send(()).unwrap();
+        self.go.lock().unwrap().recv().unwrap()
+    }
+}
+
+/// A disk that can be written in place, with a word to end each sync by.
+fn gated() -> (
+    Fixture,
+    Image,
+    mpsc::Receiver<()>,
+    mpsc::Sender<io::Result<()>>,
+) {
+    let (waiting, seen) = mpsc::channel();
+    let (word, go) = mpsc::channel();
+    let go = Arc::new(Mutex::new(go));
+    let fixture = Fixture::new(&[1; 2 * UNIT as usize]);
+    let mut options = for_writing();
+    options.effects = EffectsHook(Some(Arc::new(move |real| {
+        Box::new(Gated {
+            real,
+            waiting: waiting.clone(),
+            go: Arc::clone(&go),
+        })
+    })));
+    let toy = Toy::new(vec![Unit::At(UNIT, false)], 2 * UNIT);
+    let image = fixture.open(&options, toy);
+    image.read_at(&mut [0], 0).unwrap();
+    (fixture, image, seen, word)
+}
+
+#[test]
+fn an_image_is_dirty_until_its_changes_are_durable() {
+    let (_fixture, image, waiting, word) = gated();
+    image.write_at(&[9], 0).unwrap();
+    thread::scope(|scope| {
+        let flush = scope.spawn(|| image.flush());
+        waiting.recv().unwrap();
+        let during = image.is_dirty();
+        word.send(Ok(())).unwrap();
+        flush.join().unwrap().unwrap();
+        assert!(during);
+    });
+    assert!(!image.is_dirty());
+}
+
+#[test]
+fn what_is_written_during_a_sync_waits_for_the_next() {
+    let (_fixture, image, waiting, word) = gated();
+    image.write_at(&[9], 0).unwrap();
+    thread::scope(|scope| {
+        let flush = scope.spawn(|| image.flush());
+        waiting.recv().unwrap();
+        image.write_at(&[8], 1).unwrap();
+        word.send(Ok(())).unwrap();
+        flush.join().unwrap().unwrap();
+    });
+    assert!(image.is_dirty());
+}
+
+#[test]
+fn a_second_sync_waits_for_the_first_and_fails_with_it() {
+    let (_fixture, image, waiting, word) = gated();
+    image.write_at(&[9], 0).unwrap();
+    thread::scope(|scope| {
+        let first = scope.spawn(|| image.files.sync());
+        waiting.recv().unwrap();
+        let second = scope.spawn(|| image.files.sync());
+        word.send(Err(io::Error::from_raw_os_error(libc::EIO)))
+            .unwrap();
+        // For a second sync that would succeed, as the kernel's does.
+        word.send(Ok(())).unwrap();
+        for sync in [first, second] {
+            let error = sync.join().unwrap().unwrap_err();
+            assert_eq!(error.raw_os_error(), Some(libc::EIO));
+        }
+    });
 }

@@ -176,6 +176,18 @@ fn after_the_commit_the_image_is_said_to_hold_the_new_size() {
     }
 }
 
+#[test]
+fn a_sync_that_fails_in_a_resize_ends_the_image_as_in_a_flush() {
+    // In front of the commit, behind it, and at the very end.
+    for after in [4, 6, 8] {
+        let run = run();
+        run.failing(after);
+        let error = run.image.read_at(&mut [0; 4], 0).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Lost);
+        assert_eq!(run.image.flush().unwrap_err().kind(), ErrorKind::Lost);
+    }
+}
+
 /// A disk of two units, the first shared, over effects that can fail.
 fn toy_run() -> (Fixture, Toy, Image, Faulty) {
     let fixture = Fixture::new(&[1; 2 * UNIT as usize]);
@@ -241,4 +253,47 @@ fn a_flush_that_fails_ends_the_image_until_it_is_opened_again() {
         );
         assert_eq!(log.take(), [""; 0]);
     }
+}
+
+#[test]
+fn a_flush_without_disk_space_is_carried_out_later() {
+    for (errno, text) in [
+        (libc::ENOSPC, "No space left on device"),
+        (libc::EDQUOT, "Disk quota exceeded"),
+    ] {
+        let (fixture, toy, image, log) = toy_run();
+        image.write_at(&[9; 7], UNIT).unwrap();
+        log.fail(0, errno);
+        let full = (
+            ErrorKind::Os(errno),
+            format!("Could not write metadata: {text}"),
+        );
+        assert_eq!(told(&image.flush().unwrap_err()), full);
+        assert!(image.is_dirty());
+        // What is known is read and written over; nothing new gets a place.
+        let mut buf = [0; 7];
+        image.read_at(&mut buf, UNIT).unwrap();
+        assert_eq!(buf, [9; 7]);
+        image.write_at(&[8; 7], UNIT).unwrap();
+        log.fail(0, errno);
+        assert_eq!(told(&image.write_at(&[7; 7], 0).unwrap_err()), full);
+        assert_eq!(toy.0.lock().unwrap().units[0], Unit::At(UNIT, true));
+        // With space again, the plan is the first thing that happens.
+        log.take();
+        image.flush().unwrap();
+        assert_eq!(log.take()[..2], ["write 0+1", "sync"]);
+        assert!(!image.is_dirty());
+        image.read_at(&mut buf, UNIT).unwrap();
+        assert_eq!(buf, [8; 7]);
+        assert_eq!(fixture.content()[2 * UNIT as usize..][..7], [8; 7]);
+    }
+}
+
+#[test]
+fn a_flush_without_disk_space_for_its_second_stage_ends_the_image() {
+    let (_fixture, _toy, image, log) = toy_run();
+    image.write_at(&[9; 7], UNIT).unwrap();
+    log.fail(2, libc::ENOSPC);
+    assert_eq!(image.flush().unwrap_err().errno(), libc::ENOSPC);
+    assert_eq!(image.flush().unwrap_err().kind(), ErrorKind::Lost);
 }

@@ -7,6 +7,8 @@ use crate::sandbox::{CallError, Crash, Files, SandboxError};
 use instar_guest::plan::{Plan, Purpose, Stage, Step};
 use instar_guest::proto::{Content, Place, PlanReply};
 use instar_guest::{Extent, ExtentKind, Facts, FileNo, Reply, Request};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 const FILE: FileNo = FileNo::IMAGE;
 const SIZE: u64 = 1 << 20;
@@ -52,12 +54,13 @@ fn bad(text: &str) -> (ErrorKind, String) {
 
 #[test]
 fn facts_out_of_range_are_refused() {
-    let lies: [fn(&mut Facts); 6] = [
+    let lies: [fn(&mut Facts); 7] = [
         |facts| facts.write_unit = 0,
         |facts| facts.write_unit = 3,
         |facts| facts.size_unit = 0,
         |facts| facts.cluster_size = Some(1 << 40),
         |facts| facts.cluster_size = Some(0),
+        |facts| facts.cluster_size = Some(256),
         |facts| facts.virtual_size = u64::MAX,
     ];
     for lie in lies {
@@ -254,6 +257,38 @@ fn a_wider_range_must_contain_what_was_asked_for_and_end() {
             told(&error),
             bad("The sandbox's reply does not answer the request (Allocate)")
         );
+        assert_eq!(fixture.content(), [1; LEN]);
+    }
+}
+
+#[test]
+fn a_range_that_grows_again_and_again_ends() {
+    // Slowly, without an end; and at once, by less than the limit each time.
+    for (more, requests) in [(UNIT, 5), (72 << 20, 2)] {
+        let asked = Arc::new(AtomicUsize::new(0));
+        let count = Arc::clone(&asked);
+        let guest = Script(move |request: &Request, _: &mut dyn Files| match *request {
+            Request::Open { .. } => Ok(Reply::Opened(facts(1 << 30, UNIT))),
+            Request::Map { offset, len } => {
+                let kind = ExtentKind::Unallocated;
+                Ok(Reply::Extents(vec![Extent { offset, len, kind }]))
+            }
+            Request::Allocate { offset, len } => {
+                count.fetch_add(1, Ordering::Relaxed);
+                let len = len + more;
+                Ok(Reply::Wider { offset, len })
+            }
+            ref other => panic!("{other:?}"),
+        });
+        let fixture = Fixture::new(&[1; LEN]);
+        let image = fixture.open(&for_writing(), guest);
+        let error = image.write_at(&[9; 7], 0).unwrap_err();
+        assert_eq!(
+            told(&error),
+            bad("The sandbox's reply does not answer the request (Allocate)")
+        );
+        assert_eq!(asked.load(Ordering::Relaxed), requests);
+        assert_eq!(image.flush().unwrap_err().kind(), ErrorKind::Lost);
         assert_eq!(fixture.content(), [1; LEN]);
     }
 }

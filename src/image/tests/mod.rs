@@ -5,6 +5,7 @@ mod concurrent;
 mod failing;
 mod faulty;
 mod hostile;
+mod named;
 mod plans;
 mod toy;
 mod writing;

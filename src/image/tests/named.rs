@@ -1,0 +1,167 @@
+//! Files that images name: which are opened, as what, and under which locks.
+
+use super::{Fixture, Script, facts, told};
+use crate::image::lock::LockSet;
+use crate::image::{Access, BackingPolicy, ErrorKind, OpenOptions};
+use crate::sandbox::Files;
+use instar_guest::facts::NamedFile;
+use instar_guest::{Facts, Format, Reply, Request};
+use std::fs::File;
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+
+const SIZE: u64 = 8192;
+const UNIT: u64 = 4096;
+
+fn named(name: &str) -> Option<NamedFile> {
+    Some(NamedFile {
+        name: name.to_string(),
+        format: None,
+    })
+}
+
+/// Facts of an image that names this data file.
+fn with_data(name: &str) -> Facts {
+    Facts {
+        data_file: named(name),
+        ..facts(SIZE, UNIT)
+    }
+}
+
+/// A guest whose image has these facts.
+fn guest(
+    facts: Facts,
+) -> Script<
+    impl FnMut(&Request, &mut dyn Files) -> Result<Reply, crate::sandbox::CallError> + Clone + Send,
+> {
+    Script(move |request: &Request, _: &mut dyn Files| match request {
+        Request::Open { .. } => Ok(Reply::Opened(facts.clone())),
+        Request::Attach { .. } => Ok(Reply::Done),
+        other => panic!("{other:?}"),
+    })
+}
+
+#[test]
+fn where_no_file_may_be_named_a_data_file_is_refused() {
+    let fixture = Fixture::new(&[1; SIZE as usize]);
+    std::fs::write(fixture.path.with_file_name("data"), [2; SIZE as usize]).unwrap();
+    for access in [Access::Info, Access::Read, Access::Write] {
+        let mut options = OpenOptions::new(access);
+        fixture.open(&options, guest(with_data("data")));
+        options.backing = BackingPolicy::Refuse;
+        let error = fixture
+            .try_open(&options, guest(with_data("data")))
+            .unwrap_err();
+        let text = "The image names the data file 'data', and data files are not allowed here";
+        assert_eq!(told(&error), (ErrorKind::Forbidden, text.to_string()));
+    }
+}
+
+/// Opens an overlay over a file of this name; answers the format that the file
+/// is read as, `None` where it is probed.
+fn format_of_backing(
+    name: &str,
+    stated: Option<Format>,
+    trust_names: bool,
+) -> Result<Option<Format>, (ErrorKind, String)> {
+    let fixture = Fixture::new(&[1; SIZE as usize]);
+    std::fs::write(fixture.path.with_file_name(name), [2; SIZE as usize]).unwrap();
+    let backing = NamedFile {
+        name: name.to_string(),
+        format: stated.map(|format| format.name().to_string()),
+    };
+    let opened = Arc::new(Mutex::new(Vec::new()));
+    let log = Arc::clone(&opened);
+    let guest = Script(move |request: &Request, _: &mut dyn Files| {
+        let Request::Open { format, .. } = request else {
+            panic!("{request:?}")
+        };
+        let mut log = log.lock().unwrap();
+        log.push(*format);
+        Ok(Reply::Opened(Facts {
+            backing: Some(backing.clone()).filter(|_| log.len() == 1),
+            ..facts(SIZE, UNIT)
+        }))
+    });
+    let mut options = OpenOptions::new(Access::Read);
+    options.trust_names = trust_names;
+    fixture
+        .try_open(&options, guest)
+        .map_err(|error| told(&error))?;
+    let opened = opened.lock().unwrap();
+    assert_eq!(opened[0], None);
+    Ok(opened[1])
+}
+
+#[test]
+fn where_names_are_trusted_they_decide_what_a_backing_file_is() {
+    let trusted = |name| format_of_backing(name, None, true);
+    assert_eq!(trusted("base.raw"), Ok(Some(Format::Raw)));
+    assert_eq!(trusted("base.img"), Ok(Some(Format::Raw)));
+    assert_eq!(trusted("base.qcow2"), Ok(Some(Format::Qcow2)));
+    assert_eq!(trusted("base"), Ok(None));
+    let text = "Could not open backing file 'base.vmdk': its format 'vmdk' is not supported";
+    assert_eq!(
+        trusted("base.vmdk"),
+        Err((ErrorKind::Unsupported, text.to_string()))
+    );
+    // What the image states goes before its name.
+    let stated = format_of_backing("base.img", Some(Format::Qcow2), true);
+    assert_eq!(stated, Ok(Some(Format::Qcow2)));
+    assert_eq!(format_of_backing("base.raw", None, false), Ok(None));
+}
+
+/// Another program's lock on a file, held as long as the file is open.
+fn lock_elsewhere(path: &Path) -> Result<File, ErrorKind> {
+    let file = File::options().read(true).write(true).open(path).unwrap();
+    let taken = LockSet::WRITE.take(&file, path);
+    taken.map(|()| file).map_err(|fault| fault.kind)
+}
+
+#[test]
+fn a_lock_that_cannot_be_taken_whole_is_not_taken() {
+    let fixture = Fixture::new(&[1; SIZE as usize]);
+    let data = fixture.path.with_file_name("data");
+    std::fs::write(&data, [2; SIZE as usize]).unwrap();
+    let image = fixture.open(&OpenOptions::new(Access::Write), guest(with_data("data")));
+    image.unlock().unwrap();
+    let held = lock_elsewhere(&data).unwrap();
+    assert_eq!(image.lock().unwrap_err().kind(), ErrorKind::Locked);
+    drop(lock_elsewhere(&fixture.path).unwrap());
+    drop(held);
+    image.lock().unwrap();
+    for path in [&fixture.path, &data] {
+        assert_eq!(lock_elsewhere(path).unwrap_err(), ErrorKind::Locked);
+    }
+}
+
+#[test]
+fn an_unlocked_image_gives_up_its_backing_chain_too() {
+    let fixture = Fixture::new(&[1; SIZE as usize]);
+    let base = fixture.path.with_file_name("base");
+    std::fs::write(&base, [2; SIZE as usize]).unwrap();
+    let overlay = Script(move |request: &Request, _: &mut dyn Files| {
+        let Request::Open { write, .. } = request else {
+            panic!("{request:?}")
+        };
+        Ok(Reply::Opened(Facts {
+            backing: named("base").filter(|_| *write),
+            ..facts(SIZE, UNIT)
+        }))
+    });
+    let image = fixture.open(&OpenOptions::new(Access::Write), overlay);
+    assert_eq!(lock_elsewhere(&base).unwrap_err(), ErrorKind::Locked);
+    image.unlock().unwrap();
+    let held = lock_elsewhere(&base).unwrap();
+    // Neither without the other.
+    assert_eq!(image.lock().unwrap_err().kind(), ErrorKind::Locked);
+    drop(lock_elsewhere(&fixture.path).unwrap());
+    drop(held);
+    image.lock().unwrap();
+    assert_eq!(lock_elsewhere(&base).unwrap_err(), ErrorKind::Locked);
+    // What was changed meanwhile in the chain is noticed as in the image.
+    image.unlock().unwrap();
+    std::fs::write(&base, [3; 2 * SIZE as usize]).unwrap();
+    assert_eq!(image.lock().unwrap_err().kind(), ErrorKind::Stale);
+    drop(lock_elsewhere(&fixture.path).unwrap());
+}
