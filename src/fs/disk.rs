@@ -78,7 +78,8 @@ pub trait Disk: Send + Sync {
     /// Allocates a range inside the disk, with disk space behind it.
     fn preallocate(&self, offset: u64, len: u64) -> Result<()>;
 
-    /// Makes data and mapping durable.
+    /// Makes data and mapping durable. Waits for a flush in progress; cheap if
+    /// there is nothing to do.
     fn flush(&self) -> Result<()>;
 
     /// Whether anything waits for a flush.

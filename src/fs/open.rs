@@ -144,10 +144,12 @@ impl OpenFile {
         lock(&self.sizing)
     }
 
-    /// Makes everything durable, if the image is open.
+    /// Makes everything durable. Also an image that seems clean is asked: it
+    /// may be in the middle of a flush, to be waited for, whose error the
+    /// caller has to see.
     pub fn flush(&self) -> Result<()> {
         match &read(&self.state).open {
-            Some(open) if open.disk.is_dirty() => open.disk.flush(),
+            Some(open) if open.access == Access::Write => open.disk.flush(),
             _ => Ok(()),
         }
     }
@@ -275,11 +277,12 @@ impl OpenFile {
     fn reopen(&self, context: Context<'_>, state: &mut State, access: Access) -> Result<()> {
         let path = &self.node.path;
         let before = match &state.open {
-            Some(open) if open.disk.is_dirty() => {
-                open.disk.flush()?;
+            Some(open) => {
+                if open.access == Access::Write {
+                    open.disk.flush()?;
+                }
                 context.source.stat(path).ok()
             }
-            Some(_) => context.source.stat(path).ok(),
             None => None,
         };
         state.open = None;

@@ -147,8 +147,10 @@ impl Disk for FakeDisk {
         if shelf.fail_flush {
             return Err(Error::new(Errno::ENOSPC, "no space"));
         }
-        shelf.events.push("flush");
-        *lock(&self.dirty) = false;
+        let dirty = std::mem::take(&mut *lock(&self.dirty));
+        shelf
+            .events
+            .push(if dirty { "flush" } else { "flush nothing" });
         Ok(())
     }
 

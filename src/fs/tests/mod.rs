@@ -77,10 +77,11 @@ impl Stage {
         names
     }
 
-    /// What happened since the last call, looks without locks left out.
+    /// What happened since the last call; looks without locks and flushes of
+    /// nothing are left out.
     fn events(&self) -> Vec<&'static str> {
         let mut events = std::mem::take(&mut lock(&self.shelf).events);
-        events.retain(|event| *event != "describe");
+        events.retain(|event| !["describe", "flush nothing"].contains(event));
         events
     }
 
@@ -273,6 +274,21 @@ fn closing_flushes_and_unlocks_without_waiting_for_release() {
     assert_eq!(stage.events(), ["lock", "flush"]);
     stage.fs.release(handle);
     assert_eq!(stage.events(), ["unlock", "close"]);
+}
+
+#[test]
+fn fsync_and_close_ask_also_an_image_that_seems_clean() {
+    let stage = Stage::new(&[("a.qcow2", "size=512")]);
+    let handle = stage.open("a.qcow2", true).unwrap();
+    for call in [Filesystem::fsync, Filesystem::flush] {
+        lock(&stage.shelf).events.clear();
+        call(&stage.fs, handle).unwrap();
+        // It may be in the middle of a flush, and that flush may fail.
+        assert!(lock(&stage.shelf).events.contains(&"flush nothing"));
+        lock(&stage.shelf).fail_flush = true;
+        assert_eq!(errno(call(&stage.fs, handle)), Errno::ENOSPC);
+        lock(&stage.shelf).fail_flush = false;
+    }
 }
 
 #[test]
