@@ -153,6 +153,7 @@ impl Filesystem {
         }
         let stat = self.stat(node)?;
         self.no_backing_image(node, &stat)?;
+        self.usable(node, &stat)?;
         let file = self.file(node);
         let resized = {
             let sizing = file.sizing();

@@ -63,6 +63,9 @@ pub trait Library: Send + Sync {
 /// An image that is open. Dropping it releases its
 /// locks.
 pub trait Disk: Send + Sync {
+    /// The format it was opened as.
+    fn format(&self) -> Format;
+
     /// Size in bytes.
     fn virtual_size(&self) -> u64;
 

@@ -285,9 +285,7 @@ impl Filesystem {
             self.writable()?;
             self.no_backing_image(node, stat)?;
         }
-        if let Face::Unusable(error) = self.catalog.face(&self.source, &node.path, stat) {
-            return Err(error);
-        }
+        self.usable(node, stat)?;
         let file = self.file(node);
         let in_use = file.is_locked();
         let handle = file.handle(self.context(), writable);
@@ -368,6 +366,15 @@ impl Filesystem {
             return Err(Errno::EROFS.into());
         }
         Ok(())
+    }
+
+    /// Refuses what is no image, or one that cannot be used.
+    pub(super) fn usable(&self, node: &Node, stat: &Stat) -> Result<()> {
+        match self.catalog.face(&self.source, &node.path, stat) {
+            Face::Image(_) => Ok(()),
+            Face::Unusable(error) => Err(error),
+            Face::Hidden => Err(Errno::ENOENT.into()),
+        }
     }
 
     /// Refuses to change what other images of the tree build on.

@@ -7,7 +7,7 @@ use crate::image::{
     self, Access, BackingPolicy, Image, Location, OpenOptions, ResizeOptions, SegmentKind, Tree,
 };
 use crate::sandbox::Pool;
-use instar_guest::proto::Preallocation;
+use instar_guest::proto::{Format, Preallocation};
 use nix::errno::Errno;
 use std::fs::File;
 use std::os::unix::fs::MetadataExt as _;
@@ -84,6 +84,10 @@ impl Library for Images {
 }
 
 impl Disk for OpenImage {
+    fn format(&self) -> Format {
+        self.0.facts().format
+    }
+
     fn virtual_size(&self) -> u64 {
         self.0.virtual_size()
     }

@@ -15,6 +15,7 @@ use super::nodes::Node;
 use super::source::{Source, Stat};
 use super::sync::{lock, read, write};
 use crate::image::Access;
+use instar_guest::proto::Format;
 use nix::errno::Errno;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, RwLock, RwLockWriteGuard};
@@ -297,6 +298,16 @@ impl OpenFile {
             format: context.catalog.format_for(path),
         };
         let disk = context.catalog.library().open(at, file, access)?;
+        if at.format.is_none() && disk.format() == Format::Raw {
+            return Err(Error::new(
+                Errno::EIO,
+                format!(
+                    "{}: no image any more; a raw image needs a name that says so, as .raw, \
+                     or -o format=GLOB:raw",
+                    context.source.display(path).display()
+                ),
+            ));
+        }
         if let Some(before) = before
             && !same_content(&before, &context.source.stat(path)?)
         {

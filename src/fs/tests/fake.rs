@@ -26,6 +26,7 @@ pub struct Shelf {
     pub locked_by_others: bool,
     pub changed_by_others: bool,
     pub fail_flush: bool,
+    pub opens_as_raw: bool,
 }
 
 pub struct FakeLibrary(pub Arc<Mutex<Shelf>>);
@@ -33,6 +34,7 @@ pub struct FakeLibrary(pub Arc<Mutex<Shelf>>);
 struct FakeDisk {
     shelf: Arc<Mutex<Shelf>>,
     ino: u64,
+    format: Format,
     dirty: Mutex<bool>,
 }
 
@@ -83,7 +85,11 @@ impl Library for FakeLibrary {
 
     fn open(&self, _at: At<'_>, file: File, access: Access) -> Result<Arc<dyn Disk>> {
         let ino = file.metadata()?.ino();
-        let size = parse(file)?.virtual_size;
+        let Portrait {
+            format,
+            virtual_size: size,
+            ..
+        } = parse(file)?;
         let mut shelf = lock(&self.0);
         if shelf.locked_by_others {
             return Err(Error::new(Errno::EBUSY, "locked by qemu"));
@@ -97,6 +103,7 @@ impl Library for FakeLibrary {
         Ok(Arc::new(FakeDisk {
             shelf: Arc::clone(&self.0),
             ino,
+            format: if shelf.opens_as_raw { Format::Raw } else { format },
             dirty: Mutex::new(false),
         }))
     }
@@ -115,6 +122,10 @@ impl Drop for FakeDisk {
 }
 
 impl Disk for FakeDisk {
+    fn format(&self) -> Format {
+        self.format
+    }
+
     fn virtual_size(&self) -> u64 {
         self.with(|content| content.len() as u64)
     }

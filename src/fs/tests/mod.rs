@@ -145,6 +145,36 @@ fn an_unusable_image_says_why_and_disturbs_no_other() {
 }
 
 #[test]
+fn a_truncate_by_name_refuses_what_an_open_refuses() {
+    let stage = Stage::new(&[
+        ("x.vmdk", "hello"),
+        ("bad.qcow2", "size=1 damaged"),
+        ("was", "size=512"),
+    ]);
+    for unusable in ["x.vmdk", "bad.qcow2"] {
+        assert_eq!(errno(stage.truncate(unusable, MIB)), Errno::EIO);
+    }
+    let was = stage.lookup("was").unwrap().id;
+    std::fs::write(stage.dir.path().join("was"), "no image any more").unwrap();
+    let changes = Changes {
+        size: Some(MIB),
+        ..Changes::default()
+    };
+    assert_eq!(errno(stage.fs.setattr(was, None, &changes)), Errno::ENOENT);
+    assert_eq!(errno(stage.fs.open(was, true)), Errno::ENOENT);
+    assert_eq!(stage.events(), [] as [&str; 0]);
+}
+
+#[test]
+fn what_is_opened_without_a_format_is_never_raw() {
+    let stage = Stage::new(&[("noname", "size=512"), ("d.img", "content")]);
+    lock(&stage.shelf).opens_as_raw = true;
+    assert_eq!(errno(stage.open("noname", true)), Errno::EIO);
+    assert_eq!(errno(stage.truncate("noname", MIB)), Errno::EIO);
+    assert!(stage.open("d.img", true).is_ok());
+}
+
+#[test]
 fn an_image_that_does_not_change_is_looked_at_once() {
     let stage = Stage::new(&[("a.qcow2", "size=512")]);
     let id = stage.lookup("a.qcow2").unwrap().id;
