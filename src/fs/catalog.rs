@@ -182,7 +182,7 @@ impl Catalog {
         let (face, keep) = match self.look(source, path, format) {
             Ok((face, seen)) => (face, seen == stamp && settled(stat)),
             Err(error) => {
-                let keep = !is_passing(error.errno) && settled(stat);
+                let keep = !error.is_passing() && settled(stat);
                 (Face::Unusable(unusable(error)), keep)
             }
         };
@@ -271,12 +271,4 @@ fn unusable(error: Error) -> Error {
         other => other,
     };
     Error { errno, ..error }
-}
-
-/// Failures that say nothing about the image.
-fn is_passing(errno: Errno) -> bool {
-    matches!(
-        errno,
-        Errno::EMFILE | Errno::ENFILE | Errno::ENOMEM | Errno::EAGAIN | Errno::EINTR
-    )
 }

@@ -203,6 +203,7 @@ impl Filesystem {
         for warning in disk.resize(size, preallocation)? {
             log::warn!("{}: {warning}", path.display());
         }
+        file.note_size(disk.virtual_size());
         log::debug!("{}: resized to {size} bytes", path.display());
         Ok(())
     }

@@ -156,8 +156,10 @@ impl Filesystem {
         if face == Some(Face::Hidden) {
             return Err(Errno::ENOENT.into());
         }
-        let node = self.nodes.hold(path, stat.id, stat.kind)?;
-        Ok(self.attributes(&node, stat, face.as_ref()))
+        let id = self.nodes.id_of(&path, stat.id);
+        let attributes = self.attributes(id, stat, face.as_ref())?;
+        self.nodes.hold(path, stat.id, stat.kind)?;
+        Ok(attributes)
     }
 
     /// Takes back references.
@@ -172,7 +174,7 @@ impl Filesystem {
         let node = self.nodes.get(id)?;
         let stat = self.stat(&node)?;
         let face = self.face_if_file(&node.path, &stat);
-        Ok(self.attributes(&node, stat, face.as_ref()))
+        self.attributes(node.id, stat, face.as_ref())
     }
 
     /// Changes attributes. A new size comes first: if it is refused, nothing
@@ -419,26 +421,33 @@ impl Filesystem {
         }
     }
 
-    fn attributes(&self, node: &Node, stat: Stat, face: Option<&Face>) -> Attributes {
+    /// An open image answers for itself, whatever a look at its file says. A
+    /// look that failed for want of something says nothing about the size.
+    fn attributes(&self, id: NodeId, stat: Stat, face: Option<&Face>) -> Result<Attributes> {
+        let own_size = || {
+            let open = lock(&self.files).get(&id).cloned()?;
+            open.virtual_size()
+        };
         let (size, block) = match face {
             None => (stat.size, u64::from(stat.blksize)),
-            Some(Face::Image(portrait)) => {
-                let open = lock(&self.files).get(&node.id).cloned();
-                let size = open.and_then(|file| file.virtual_size());
-                (
-                    size.unwrap_or(portrait.virtual_size),
-                    portrait.cluster_size.unwrap_or(BLOCK),
-                )
-            }
-            Some(Face::Unusable(_) | Face::Hidden) => (0, BLOCK),
+            Some(Face::Image(portrait)) => (
+                own_size().unwrap_or(portrait.virtual_size),
+                portrait.cluster_size.unwrap_or(BLOCK),
+            ),
+            Some(Face::Unusable(error)) => match own_size() {
+                Some(size) => (size, BLOCK),
+                None if error.is_passing() => return Err(error.clone()),
+                None => (0, BLOCK),
+            },
+            Some(Face::Hidden) => (own_size().unwrap_or(0), BLOCK),
         };
         let block = block.clamp(4096, 2 << 20).next_power_of_two();
-        Attributes {
-            id: node.id,
+        Ok(Attributes {
+            id,
             size,
             block: u32::try_from(block).unwrap_or(4096),
             stat,
-        }
+        })
     }
 
     fn remember_trouble(&self, file: FileId, error: Option<&Error>) {

@@ -13,7 +13,7 @@ use super::error::{Error, Result};
 use super::memory::{Memory, Stale};
 use super::nodes::Node;
 use super::source::{Source, Stat};
-use super::sync::{lock, read, write};
+use super::sync::{lock, read, try_read, write};
 use crate::image::Access;
 use instar_guest::proto::Format;
 use nix::errno::Errno;
@@ -25,6 +25,9 @@ pub struct OpenFile {
     /// The file.
     pub node: Arc<Node>,
     state: RwLock<State>,
+    /// The size of the disk when it was last asked for, for as long as the
+    /// image is open and locked.
+    size: Mutex<Option<u64>>,
     uses: Mutex<Uses>,
     sizing: Mutex<()>,
 }
@@ -75,6 +78,7 @@ impl OpenFile {
         Arc::new(Self {
             node,
             state: RwLock::default(),
+            size: Mutex::default(),
             uses: Mutex::default(),
             sizing: Mutex::default(),
         })
@@ -132,11 +136,21 @@ impl OpenFile {
         read(&self.state).serves(Access::Read)
     }
 
-    /// The size of the disk, while the image is open and locked.
+    /// The size of the disk, while the image is open and locked. Does not wait
+    /// for whoever is opening or closing it: the last size known is right then.
     pub fn virtual_size(&self) -> Option<u64> {
-        let state = read(&self.state);
-        let open = state.open.as_ref().filter(|open| open.locked)?;
-        Some(open.disk.virtual_size())
+        let Some(state) = try_read(&self.state) else {
+            return *lock(&self.size);
+        };
+        let locked = state.open.as_ref().filter(|open| open.locked);
+        let size = locked.map(|open| open.disk.virtual_size());
+        *lock(&self.size) = size;
+        size
+    }
+
+    /// Takes note of the size after a change.
+    pub fn note_size(&self, size: u64) {
+        *lock(&self.size) = Some(size);
     }
 
     /// Held by whoever changes the size, from looking at it until it is
@@ -174,6 +188,7 @@ impl OpenFile {
             self.note_version(context);
             open.disk.unlock()?;
             open.locked = false;
+            *lock(&self.size) = None;
         } else if open.access == Access::Write && uses.busy_writers == 0 {
             self.note_version(context);
             state.open = None;
@@ -209,6 +224,7 @@ impl OpenFile {
     /// know of it.
     fn note_change(&self, context: Context<'_>, state: &mut State) {
         state.generation += 1;
+        *lock(&self.size) = None;
         context.memory.invalidate(self.node.id, Stale::Content);
     }
 
@@ -313,6 +329,7 @@ impl OpenFile {
         {
             self.note_change(context, state);
         }
+        self.note_size(disk.virtual_size());
         state.open = Some(Opened {
             disk,
             access,

@@ -26,6 +26,7 @@ pub struct Shelf {
     pub locked_by_others: bool,
     pub changed_by_others: bool,
     pub fail_flush: bool,
+    pub fail_describe: Option<Errno>,
     pub opens_as_raw: bool,
 }
 
@@ -68,7 +69,11 @@ fn parse(mut file: File) -> Result<Portrait> {
 
 impl Library for FakeLibrary {
     fn describe(&self, at: At<'_>, file: File) -> Result<Portrait> {
-        lock(&self.0).events.push("describe");
+        let mut shelf = lock(&self.0);
+        shelf.events.push("describe");
+        if let Some(errno) = shelf.fail_describe {
+            return Err(errno.into());
+        }
         let portrait = parse(file)?;
         if at.format.is_some_and(|format| format != portrait.format) {
             return Err(Error::new(Errno::EIO, "not this format"));

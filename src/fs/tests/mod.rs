@@ -192,6 +192,44 @@ fn an_image_that_does_not_change_is_looked_at_once() {
 }
 
 #[test]
+fn a_look_that_fails_for_want_of_memory_is_no_verdict() {
+    let stage = Stage::new(&[("a.qcow2", "size=512"), ("b.qcow2", "size=1024")]);
+    let id = |name| stage.lookup(name).unwrap().id;
+    let (idle, open) = (id("a.qcow2"), id("b.qcow2"));
+    stage.fs.open(open, false).unwrap();
+    lock(&stage.shelf).fail_describe = Some(Errno::ENOMEM);
+    // Also once the time stamps tell every further change.
+    std::thread::sleep(std::time::Duration::from_millis(30));
+    touch(&stage, &["a.qcow2", "b.qcow2"]);
+    assert_eq!(errno(stage.fs.getattr(idle)), Errno::ENOMEM);
+    assert_eq!(errno(stage.lookup("a.qcow2")), Errno::ENOMEM);
+    assert_eq!(stage.fs.getattr(open).unwrap().size, 1024);
+    lock(&stage.shelf).fail_describe = None;
+    assert_eq!(stage.fs.getattr(idle).unwrap().size, 512);
+}
+
+#[test]
+fn the_size_of_an_open_image_is_its_own_whatever_its_file_looks_like() {
+    let stage = Stage::new(&[("a.qcow2", "size=512")]);
+    let id = stage.lookup("a.qcow2").unwrap().id;
+    stage.fs.open(id, true).unwrap();
+    lock(&stage.shelf).fail_describe = Some(Errno::EIO);
+    touch(&stage, &["a.qcow2"]);
+    assert_eq!(stage.fs.getattr(id).unwrap().size, 512);
+}
+
+/// Gives files new times, as a change of their content does.
+fn touch(stage: &Stage, names: &[&str]) {
+    for name in names {
+        let file = std::fs::File::options()
+            .write(true)
+            .open(stage.dir.path().join(name));
+        let then = std::time::SystemTime::UNIX_EPOCH;
+        file.unwrap().set_modified(then).unwrap();
+    }
+}
+
+#[test]
 fn a_truncate_by_name_grows_and_leaves_no_lock() {
     let stage = Stage::new(&[("a.qcow2", "size=1048576")]);
     stage.truncate("a.qcow2", 2 * MIB).unwrap();
