@@ -20,6 +20,11 @@ const REMEMBERED: usize = 64 << 10;
 /// looked at sooner than this after a change may change again unnoticed.
 const TICK: Duration = Duration::from_millis(20);
 
+/// Permission of others to read a file.
+const OTHERS_READ: u16 = 0o004;
+/// Permission of others to write a file.
+const OTHERS_WRITE: u16 = 0o002;
+
 /// What a file is to the mount.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Face {
@@ -112,7 +117,9 @@ impl Catalog {
         while let Some(directory) = directories.pop() {
             directories.extend(self.survey(source, &directory));
         }
-        self.named(source, file, |naming| naming.backing.as_deref())
+        self.named(source, file, OTHERS_READ, |naming| {
+            naming.backing.as_deref()
+        })
     }
 
     /// Looks at every image of a directory that may name other files, and
@@ -148,13 +155,19 @@ impl Catalog {
     }
 
     fn is_data_file(&self, source: &Source, file: FileId) -> bool {
-        self.named(source, file, |naming| naming.data_file.as_deref())
+        self.named(source, file, OTHERS_READ | OTHERS_WRITE, |naming| {
+            naming.data_file.as_deref()
+        })
     }
 
+    /// Whether an image whose owner may use the file names it: what anybody
+    /// else's image says must not take it from its owner. `perm` is what others
+    /// need for that use.
     fn named(
         &self,
         source: &Source,
         file: FileId,
+        perm: u16,
         field: impl Fn(&Naming) -> Option<&str>,
     ) -> bool {
         let namings: Vec<(FileId, PathBuf, String)> = lock(&self.namings)
@@ -166,8 +179,12 @@ impl Catalog {
             .collect();
         namings.iter().any(|(namer, path, name)| {
             *namer != file
-                && source.stat(path).is_ok_and(|stat| stat.id == *namer)
-                && source.resolve(path, name) == Some(file)
+                && source.stat(path).is_ok_and(|stat| {
+                    stat.id == *namer
+                        && source.resolve(path, name).is_some_and(|target| {
+                            target.id == file && may_name(stat.uid, &target, perm)
+                        })
+                })
         })
     }
 
@@ -239,6 +256,12 @@ impl Stamp {
             ctime: stat.ctime,
         }
     }
+}
+
+/// Whether an image of that owner may have the file for a backing or data file,
+/// as the gate decides it when the image is opened.
+fn may_name(owner: u32, file: &Stat, perm: u16) -> bool {
+    owner == 0 || owner == file.uid || file.perm & perm == perm
 }
 
 fn raw_portrait(stat: &Stat) -> Portrait {

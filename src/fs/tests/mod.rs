@@ -13,7 +13,7 @@ use fake::{FakeLibrary, MIB, Shelf};
 use instar_guest::proto::Preallocation;
 use nix::errno::Errno;
 use std::ffi::OsStr;
-use std::os::unix::fs::MetadataExt as _;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::sync::{Arc, Mutex};
 use tempfile::TempDir;
 
@@ -464,6 +464,40 @@ fn a_data_file_is_part_of_its_image_and_not_shown() {
     assert_eq!(stage.listing(), ["a.qcow2", "b.raw"]);
     std::fs::remove_file(stage.dir.path().join("a.qcow2")).unwrap();
     assert_eq!(stage.listing(), ["a.raw", "b.raw"]);
+}
+
+/// Makes another user the owner of an image; only root can.
+fn give_away(stage: &Stage, name: &str) -> bool {
+    std::os::unix::fs::chown(stage.dir.path().join(name), Some(4242), None).is_ok()
+}
+
+fn permit(stage: &Stage, name: &str, mode: u32) {
+    let mode = std::fs::Permissions::from_mode(mode);
+    std::fs::set_permissions(stage.dir.path().join(name), mode).unwrap();
+}
+
+#[test]
+fn an_image_hides_no_data_file_that_its_owner_may_not_write() {
+    let stage = Stage::new(&[("a.qcow2", "size=512 data=a.raw"), ("a.raw", "content")]);
+    let foreign = give_away(&stage, "a.qcow2");
+    for (mode, hidden) in [(0o600, !foreign), (0o644, !foreign), (0o666, true)] {
+        permit(&stage, "a.raw", mode);
+        assert_eq!(stage.lookup("a.raw").is_err(), hidden, "{mode:o}");
+    }
+}
+
+#[test]
+fn an_image_freezes_no_backing_file_that_its_owner_may_not_read() {
+    let stage = Stage::new(&[
+        ("base.qcow2", "size=512"),
+        ("over.qcow2", "size=512 backing=base.qcow2"),
+    ]);
+    let foreign = give_away(&stage, "over.qcow2");
+    for (mode, frozen) in [(0o600, !foreign), (0o604, true)] {
+        permit(&stage, "base.qcow2", mode);
+        let opened = errno_of(stage.open("base.qcow2", true));
+        assert_eq!(opened == Some(Errno::EROFS), frozen, "{mode:o}");
+    }
 }
 
 #[test]
