@@ -339,12 +339,18 @@ impl Filesystem {
         Some(Arc::clone(file))
     }
 
-    /// Says that an open file is done with. After its last user it is gone, and
-    /// with it its image.
+    /// Says that an open file is done with. After its last user its image is
+    /// closed, also where it could not be flushed; only then it is forgotten,
+    /// so that nobody opens the image while we still lock it.
     pub(super) fn leave(&self, file: &Arc<OpenFile>) {
+        if !file.leave() {
+            return;
+        }
+        file.close_unused(self.context());
         let mut files = lock(&self.files);
-        if file.leave() {
-            files.remove(&file.node.id);
+        let id = file.node.id;
+        if file.is_unused() && files.get(&id).is_some_and(|known| Arc::ptr_eq(known, file)) {
+            files.remove(&id);
         }
     }
 

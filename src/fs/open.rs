@@ -121,6 +121,29 @@ impl OpenFile {
         uses.users == 0
     }
 
+    /// Whether nobody uses it.
+    pub fn is_unused(&self) -> bool {
+        lock(&self.uses).users == 0
+    }
+
+    /// Closes the image, and with it its locks, unless it has a user again.
+    /// What could not be made durable is gone then, and the kernel must not
+    /// show it.
+    pub fn close_unused(&self, context: Context<'_>) {
+        let mut state = write(&self.state);
+        if !self.is_unused() {
+            return;
+        }
+        let Some(open) = state.open.take() else {
+            return;
+        };
+        if open.disk.is_dirty() {
+            self.note_change(context, &mut state);
+            context.memory.forget(self.node.id);
+        }
+        *lock(&self.size) = None;
+    }
+
     /// Works with the image outside of any handle.
     pub fn with<R>(
         &self,

@@ -432,6 +432,24 @@ fn a_flush_that_fails_is_reported_and_the_lock_stays() {
 }
 
 #[test]
+fn after_the_last_close_a_failed_flush_leaves_neither_lock_nor_cache() {
+    let stage = Stage::new(&[("a.qcow2", "size=512")]);
+    let handle = stage.open("a.qcow2", true).unwrap();
+    stage.fs.write(handle, 0, b"x").unwrap();
+    lock(&stage.shelf).fail_flush = true;
+    // The timer remembers what it has complained about.
+    let mut failing = Vec::new();
+    stage.fs.tick(&mut failing);
+    assert_eq!(failing.len(), 1);
+    assert_eq!(errno(stage.fs.flush(handle)), Errno::ENOSPC);
+    stage.fs.release(handle);
+    assert_eq!(stage.events(), ["open to write", "close"]);
+    lock(&stage.shelf).fail_flush = false;
+    let id = stage.lookup("a.qcow2").unwrap().id;
+    assert!(!stage.fs.open(id, true).unwrap().keep_cache);
+}
+
+#[test]
 fn a_backing_image_is_read_only_unless_asked_for() {
     let files = [
         ("base.raw", "content"),
