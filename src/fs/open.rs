@@ -44,8 +44,22 @@ pub struct Handle {
 #[derive(Default)]
 struct State {
     open: Option<Opened>,
+    left: Left,
     /// Counts the times at which the content changed behind our back.
     generation: u64,
+}
+
+/// What the file was like when the lock was given up, to tell whether somebody
+/// has changed it when the lock is taken again.
+#[derive(Default)]
+enum Left {
+    /// The lock has not been given up since it was taken, or was never taken.
+    #[default]
+    Not,
+    /// It was like this.
+    As(Stat),
+    /// It could not be asked for.
+    Unknown,
 }
 
 struct Opened {
@@ -208,13 +222,15 @@ impl OpenFile {
         }
         let uses = lock(&self.uses);
         if uses.busy == 0 {
-            self.note_version(context);
+            let left = self.note_version(context);
             open.disk.unlock()?;
             open.locked = false;
+            state.left = left;
             *lock(&self.size) = None;
         } else if open.access == Access::Write && uses.busy_writers == 0 {
-            self.note_version(context);
+            state.left = self.note_version(context);
             state.open = None;
+            *lock(&self.size) = None;
         }
         Ok(())
     }
@@ -231,15 +247,23 @@ impl OpenFile {
         };
         if unlocked(&state) && !context.memory.is_current(self.node.id, &stat) {
             state.open = None;
+            state.left = Left::As(stat);
             self.note_change(context, &mut state);
             context.memory.leave(self.node.id, &stat);
         }
     }
 
     /// Remembers what the file is like while it is still locked.
-    fn note_version(&self, context: Context<'_>) {
-        if let Ok(stat) = context.source.stat(&self.node.path) {
-            context.memory.leave(self.node.id, &stat);
+    fn note_version(&self, context: Context<'_>) -> Left {
+        match context.source.stat(&self.node.path) {
+            Ok(stat) => {
+                context.memory.leave(self.node.id, &stat);
+                Left::As(stat)
+            }
+            Err(_) => {
+                context.memory.forget(self.node.id);
+                Left::Unknown
+            }
         }
     }
 
@@ -300,10 +324,12 @@ impl OpenFile {
             match open.disk.lock() {
                 Ok(()) => {
                     open.locked = true;
+                    state.left = Left::Not;
                     return Ok(());
                 }
                 Err(error) if error.errno == Errno::ESTALE => {
                     state.open = None;
+                    state.left = Left::Not;
                     self.note_change(context, state);
                 }
                 Err(error) => return Err(error),
@@ -316,15 +342,12 @@ impl OpenFile {
     /// reading to writing, so they go first.
     fn reopen(&self, context: Context<'_>, state: &mut State, access: Access) -> Result<()> {
         let path = &self.node.path;
-        let before = match &state.open {
-            Some(open) => {
-                if open.access == Access::Write {
-                    open.disk.flush()?;
-                }
-                context.source.stat(path).ok()
+        if let Some(open) = state.open.as_ref().filter(|open| open.locked) {
+            if open.access == Access::Write {
+                open.disk.flush()?;
             }
-            None => None,
-        };
+            state.left = self.note_version(context);
+        }
         state.open = None;
         let write = access == Access::Write;
         let (file, stat) = context.source.open_file(path, write)?;
@@ -347,11 +370,15 @@ impl OpenFile {
                 ),
             ));
         }
-        if let Some(before) = before
-            && !same_content(&before, &context.source.stat(path)?)
-        {
+        let changed = match &state.left {
+            Left::Not => false,
+            Left::As(before) => !same_content(before, &context.source.stat(path)?),
+            Left::Unknown => true,
+        };
+        if changed {
             self.note_change(context, state);
         }
+        state.left = Left::Not;
         self.note_size(disk.virtual_size());
         state.open = Some(Opened {
             disk,

@@ -405,6 +405,53 @@ fn a_writer_whose_image_changed_meanwhile_must_open_it_again() {
 }
 
 #[test]
+fn a_change_after_the_lock_for_writing_went_is_seen_by_an_idle_writer() {
+    let stage = Stage::new(&[("a.qcow2", "size=512")]);
+    let _reader = stage.open("a.qcow2", false).unwrap();
+    let writer = stage.open("a.qcow2", true).unwrap();
+    stage.fs.flush(writer).unwrap();
+    touch(&stage, &["a.qcow2"]);
+    assert_eq!(errno(stage.fs.write(writer, 0, b"x")), Errno::ESTALE);
+}
+
+#[test]
+fn a_change_before_a_reader_becomes_a_writer_is_seen_by_an_idle_writer() {
+    let stage = Stage::new(&[("a.qcow2", "size=512")]);
+    let writer = stage.open("a.qcow2", true).unwrap();
+    stage.fs.flush(writer).unwrap();
+    let reader = stage.open("a.qcow2", false).unwrap();
+    stage.fs.flush(reader).unwrap();
+    touch(&stage, &["a.qcow2"]);
+    assert_eq!(errno(stage.fs.write(writer, 0, b"x")), Errno::ESTALE);
+}
+
+#[test]
+fn a_change_is_seen_also_after_an_attempt_that_found_the_image_locked() {
+    let stage = Stage::new(&[("a.qcow2", "size=512")]);
+    let reader = stage.open("a.qcow2", false).unwrap();
+    let writer = stage.open("a.qcow2", true).unwrap();
+    stage.fs.flush(writer).unwrap();
+    lock(&stage.shelf).locked_by_others = true;
+    assert_eq!(errno(stage.fs.write(writer, 0, b"x")), Errno::EBUSY);
+    touch(&stage, &["a.qcow2"]);
+    lock(&stage.shelf).locked_by_others = false;
+    stage.fs.read(reader, 0, &mut [0; 8]).unwrap();
+    assert_eq!(errno(stage.fs.write(writer, 0, b"x")), Errno::ESTALE);
+}
+
+#[test]
+fn without_a_change_an_idle_writer_goes_on() {
+    let stage = Stage::new(&[("a.qcow2", "size=512")]);
+    let _reader = stage.open("a.qcow2", false).unwrap();
+    let writer = stage.open("a.qcow2", true).unwrap();
+    stage.fs.flush(writer).unwrap();
+    lock(&stage.shelf).locked_by_others = true;
+    assert_eq!(errno(stage.fs.write(writer, 0, b"x")), Errno::EBUSY);
+    lock(&stage.shelf).locked_by_others = false;
+    stage.fs.write(writer, 0, b"x").unwrap();
+}
+
+#[test]
 fn a_locked_image_is_busy_and_says_why() {
     let stage = Stage::new(&[("a.qcow2", "size=512")]);
     lock(&stage.shelf).locked_by_others = true;
