@@ -26,6 +26,10 @@ pub struct Images {
     pub backing: BackingPolicy,
 }
 
+/// Runs that one call answers at most: an image that changes between data and
+/// holes all the time has millions of them, and they take memory.
+const MOST_RUNS: usize = 16 << 10;
+
 struct OpenImage(Image);
 
 impl Images {
@@ -133,7 +137,7 @@ impl Disk for OpenImage {
     }
 
     fn runs(&self, offset: u64, len: u64) -> Result<Vec<Run>> {
-        let segments = self.0.segments(offset, len)?;
+        let segments = self.0.first_segments(offset, len, MOST_RUNS)?;
         Ok(segments
             .into_iter()
             .map(|segment| Run {
