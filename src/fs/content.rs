@@ -5,7 +5,7 @@ use super::error::{Error, Result};
 use super::filesystem::Filesystem;
 use super::memory::Stale;
 use super::nodes::Node;
-use super::open::{Handle, OpenFile};
+use super::open::{Context, Handle, OpenFile};
 use crate::image::Access;
 use instar_guest::proto::Preallocation;
 use nix::errno::Errno;
@@ -88,25 +88,34 @@ impl Filesystem {
     }
 
     /// Makes every image durable that waits for it; to be called every second.
-    /// An image that fails is reported the first time and tried again.
+    /// An image that fails is reported the first time and tried again; one that
+    /// somebody is opening or closing is left to the next time.
     pub fn tick(&self, failing: &mut Vec<Arc<OpenFile>>) {
+        self.settle_all(failing, OpenFile::tick);
+    }
+
+    /// Makes every image durable; whether that worked for all of them.
+    pub fn flush_all(&self) -> bool {
+        let mut failing = Vec::new();
+        self.settle_all(&mut failing, OpenFile::settle);
+        failing.is_empty()
+    }
+
+    fn settle_all(
+        &self,
+        failing: &mut Vec<Arc<OpenFile>>,
+        settle: fn(&OpenFile, Context<'_>) -> Result<()>,
+    ) {
         let before = std::mem::take(failing);
         for file in self.open_files() {
             file.refresh(self.context());
-            if let Err(error) = file.settle(self.context()) {
+            if let Err(error) = settle(&file, self.context()) {
                 if !before.iter().any(|known| Arc::ptr_eq(known, &file)) {
                     self.report(&file.node, &error);
                 }
                 failing.push(file);
             }
         }
-    }
-
-    /// Makes every image durable; whether that worked for all of them.
-    pub fn flush_all(&self) -> bool {
-        let mut failing = Vec::new();
-        self.tick(&mut failing);
-        failing.is_empty()
     }
 
     /// Allocates a range. `mode` is that of fallocate(2).

@@ -13,7 +13,7 @@ use super::error::{Error, Result};
 use super::memory::{Memory, Stale};
 use super::nodes::Node;
 use super::source::{Source, Stat};
-use super::sync::{lock, read, try_read, write};
+use super::sync::{lock, read, try_read, try_write, write};
 use crate::image::Access;
 use instar_guest::proto::Format;
 use nix::errno::Errno;
@@ -213,7 +213,31 @@ impl OpenFile {
         if lock(&self.uses).busy_writers > 0 {
             return Ok(());
         }
-        let mut state = write(&self.state);
+        self.let_go(context, write(&self.state))
+    }
+
+    /// The same, as far as it needs no waiting for whoever works with the
+    /// image: a slow image must not hold up the others.
+    pub fn tick(&self, context: Context<'_>) -> Result<()> {
+        match try_read(&self.state).as_deref() {
+            Some(State {
+                open: Some(open), ..
+            }) if open.disk.is_dirty() => open.disk.flush()?,
+            _ => {}
+        }
+        match try_write(&self.state) {
+            Some(state) => self.let_go(context, state),
+            None => Ok(()),
+        }
+    }
+
+    /// Gives up the locks unless a handle in use needs them.
+
+    fn let_go(
+        &self,
+        context: Context<'_>,
+        mut state: RwLockWriteGuard<'_, State>,
+    ) -> Result<()> {
         let Some(open) = state.open.as_mut().filter(|open| open.locked) else {
             return Ok(());
         };
@@ -221,13 +245,16 @@ impl OpenFile {
             return Ok(());
         }
         let uses = lock(&self.uses);
+        if uses.busy_writers > 0 {
+            return Ok(());
+        }
         if uses.busy == 0 {
             let left = self.note_version(context);
             open.disk.unlock()?;
             open.locked = false;
             state.left = left;
             *lock(&self.size) = None;
-        } else if open.access == Access::Write && uses.busy_writers == 0 {
+        } else if open.access == Access::Write {
             state.left = self.note_version(context);
             state.open = None;
             *lock(&self.size) = None;
@@ -235,17 +262,17 @@ impl OpenFile {
         Ok(())
     }
 
-    /// Notices that an image that is open without a lock has changed.
+    /// Notices that an image that is open without a lock has changed. One that
+    /// is in use is left alone: its users notice it themselves.
     pub fn refresh(&self, context: Context<'_>) {
         let unlocked = |state: &State| state.open.as_ref().is_some_and(|open| !open.locked);
-        if !unlocked(&read(&self.state)) {
+        let Some(mut state) = try_write(&self.state).filter(|state| unlocked(state)) else {
             return;
-        }
-        let mut state = write(&self.state);
+        };
         let Ok(stat) = context.source.stat(&self.node.path) else {
             return;
         };
-        if unlocked(&state) && !context.memory.is_current(self.node.id, &stat) {
+        if !context.memory.is_current(self.node.id, &stat) {
             state.open = None;
             state.left = Left::As(stat);
             self.note_change(context, &mut state);

@@ -9,6 +9,7 @@ use super::nodes::NodeId;
 use super::source::Source;
 use super::sync::lock;
 use super::{Attributes, Seek, Stale};
+use crate::image::Access;
 use fake::{FakeLibrary, MIB, Shelf};
 use instar_guest::proto::Preallocation;
 use nix::errno::Errno;
@@ -494,6 +495,31 @@ fn after_the_last_close_a_failed_flush_leaves_neither_lock_nor_cache() {
     lock(&stage.shelf).fail_flush = false;
     let id = stage.lookup("a.qcow2").unwrap().id;
     assert!(!stage.fs.open(id, true).unwrap().keep_cache);
+}
+
+#[test]
+fn the_timer_flushes_an_image_in_use() {
+    let stage = Stage::new(&[("a.qcow2", "size=512")]);
+    let handle = stage.open("a.qcow2", true).unwrap();
+    stage.fs.write(handle, 0, b"x").unwrap();
+    stage.fs.tick(&mut Vec::new());
+    stage.fs.tick(&mut Vec::new());
+    assert_eq!(lock(&stage.shelf).events[1..], ["open to write", "flush"]);
+}
+
+#[test]
+fn neither_the_timer_nor_stat_waits_for_who_works_with_an_image() {
+    let stage = Stage::new(&[("a.qcow2", "size=512")]);
+    stage.open("a.qcow2", false).unwrap();
+    let file = stage.fs.open_files().remove(0);
+    file.with(stage.fs.context(), Access::Read, |_| {
+        let mut failing = Vec::new();
+        stage.fs.tick(&mut failing);
+        assert!(failing.is_empty());
+        assert_eq!(stage.fs.getattr(file.node.id)?.size, 512);
+        Ok(())
+    })
+    .unwrap();
 }
 
 #[test]
