@@ -141,10 +141,14 @@ impl Filesystem {
                 ));
             }
             if end > size {
-                self.resize(file, disk, &sizing, end, Preallocation::Falloc)?;
+                self.whole_units(file, disk, end)?;
             }
+            // The part that may fail without a trace in the size comes first.
             if offset < size {
                 disk.preallocate(offset, end.min(size) - offset)?;
+            }
+            if end > size {
+                self.resize(file, disk, &sizing, end, Preallocation::Falloc)?;
             }
             disk.flush()
         })
@@ -186,16 +190,7 @@ impl Filesystem {
         preallocation: Preallocation,
     ) -> Result<()> {
         let path = self.source.display(&file.node.path);
-        let unit = disk.size_unit();
-        if !size.is_multiple_of(unit) {
-            return Err(Error::new(
-                Errno::EINVAL,
-                format!(
-                    "{}: a size of {size} bytes is not a multiple of {unit}",
-                    path.display()
-                ),
-            ));
-        }
+        self.whole_units(file, disk, size)?;
         if size < disk.virtual_size() {
             return Err(Error::new(
                 Errno::EPERM,
@@ -215,6 +210,22 @@ impl Filesystem {
         file.note_size(disk.virtual_size());
         log::debug!("{}: resized to {size} bytes", path.display());
         Ok(())
+    }
+
+    /// Refuses a size that the format cannot express.
+    fn whole_units(&self, file: &OpenFile, disk: &dyn Disk, size: u64) -> Result<()> {
+        let unit = disk.size_unit();
+        if size.is_multiple_of(unit) {
+            return Ok(());
+        }
+        let path = self.source.display(&file.node.path);
+        Err(Error::new(
+            Errno::EINVAL,
+            format!(
+                "{}: a size of {size} bytes is not a multiple of {unit}",
+                path.display()
+            ),
+        ))
     }
 
     /// The next data or hole at or after `offset`.

@@ -26,6 +26,7 @@ pub struct Shelf {
     pub locked_by_others: bool,
     pub changed_by_others: bool,
     pub fail_flush: bool,
+    pub full: bool,
     pub fail_describe: Option<Errno>,
     pub opens_as_raw: bool,
 }
@@ -154,6 +155,9 @@ impl Disk for FakeDisk {
 
     fn preallocate(&self, offset: u64, len: u64) -> Result<()> {
         assert!(offset + len <= self.virtual_size());
+        if lock(&self.shelf).full {
+            return Err(Error::new(Errno::ENOSPC, "no space"));
+        }
         lock(&self.shelf).allocated.push((offset, len));
         Ok(())
     }

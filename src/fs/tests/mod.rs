@@ -290,10 +290,20 @@ fn fallocate_grows_and_allocates_the_whole_range_durably() {
     stage.fs.fallocate(handle, 0, MIB - 512, MIB).unwrap();
     assert_eq!(
         lock(&stage.shelf).allocated,
-        [(MIB, MIB - 512), (MIB - 512, 512)]
+        [(MIB - 512, 512), (MIB, MIB - 512)]
     );
     assert_eq!(stage.events(), ["open to write", "flush"]);
     assert_eq!(stage.lookup("a.qcow2").unwrap().size, 2 * MIB - 512);
+}
+
+#[test]
+fn a_fallocate_that_fails_inside_the_disk_does_not_grow_it() {
+    let stage = Stage::new(&[("a.qcow2", "size=1048576")]);
+    let handle = stage.open("a.qcow2", true).unwrap();
+    lock(&stage.shelf).full = true;
+    let failed = stage.fs.fallocate(handle, 0, MIB - 512, MIB);
+    assert_eq!(errno(failed), Errno::ENOSPC);
+    assert_eq!(stage.lookup("a.qcow2").unwrap().size, MIB);
 }
 
 #[test]
@@ -308,6 +318,7 @@ fn fallocate_refuses_what_it_cannot_do() {
     assert_eq!(errno(fallocate(punch, 0, 512)), Errno::EOPNOTSUPP);
     assert_eq!(errno(fallocate(0, 0, MIB + 1)), Errno::EINVAL);
     assert_eq!(errno(fallocate(0, 0, 0)), Errno::EINVAL);
+    assert_eq!(lock(&stage.shelf).allocated, [(0, MIB)]);
     assert_eq!(stage.lookup("a.qcow2").unwrap().size, MIB);
 }
 
