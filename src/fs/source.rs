@@ -220,7 +220,7 @@ impl Source {
         let how = OpenHow::new()
             .flags(OFlag::O_PATH | OFlag::O_CLOEXEC)
             .resolve(ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_MAGICLINKS);
-        let fd = openat2(&self.root, &target, how).ok()?;
+        let fd = self.resolved(&target, how).ok()?;
         Stat::of(&fstat(fd).ok()?)
     }
 
@@ -293,12 +293,19 @@ impl Source {
         } else {
             relative
         };
+        match self.resolved(path, how) {
+            Err(Errno::ELOOP) => Err(Errno::ENOENT.into()),
+            other => Ok(other?),
+        }
+    }
+
+    fn resolved(&self, path: &Path, how: OpenHow) -> nix::Result<OwnedFd> {
         loop {
             match openat2(&self.root, path, how) {
-                // A rename somewhere in the tree while it was resolved.
-                Err(Errno::EAGAIN) => {}
-                Err(Errno::ELOOP) => return Err(Errno::ENOENT.into()),
-                other => return Ok(other?),
+                // A rename somewhere in the tree while it was resolved, which
+                // says nothing about the path.
+                Err(Errno::EAGAIN | Errno::EINTR) => {}
+                other => return other,
             }
         }
     }
