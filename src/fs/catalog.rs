@@ -9,9 +9,9 @@ use super::sync::lock;
 use crate::image::NameRule;
 use instar_guest::proto::Format;
 use nix::errno::Errno;
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// Files remembered; past that, everything is forgotten and looked at again.
@@ -61,7 +61,8 @@ pub struct Catalog {
     library: Box<dyn Library>,
     faces: Mutex<HashMap<Look, (Stamp, Face)>>,
     namings: Mutex<HashMap<FileId, Naming>>,
-    surveyed: Mutex<HashSet<PathBuf>>,
+    /// Directories whose images have been asked for the names they hold.
+    surveyed: Mutex<HashMap<(PathBuf, FileId), Arc<OnceLock<()>>>>,
 }
 
 impl Catalog {
@@ -148,10 +149,21 @@ impl Catalog {
     /// neighbours are asked whether it is the data file of one.
     fn survey_siblings(&self, source: &Source, path: &Path) {
         let directory = path.parent().unwrap_or(Path::new(""));
-        let first = lock(&self.surveyed).insert(directory.to_path_buf());
-        if first {
+        let Ok(stat) = source.stat(directory) else {
+            return;
+        };
+        let done = {
+            let mut surveyed = lock(&self.surveyed);
+            if surveyed.len() >= REMEMBERED {
+                surveyed.clear();
+            }
+            let key = (directory.to_path_buf(), stat.id);
+            Arc::clone(surveyed.entry(key).or_default())
+        };
+        // Whoever comes second waits: until then the answer is not known.
+        done.get_or_init(|| {
             self.survey(source, directory);
-        }
+        });
     }
 
     fn is_data_file(&self, source: &Source, file: FileId) -> bool {
@@ -178,8 +190,16 @@ impl Catalog {
             })
             .collect();
         namings.iter().any(|(namer, path, name)| {
+            let stat = source.stat(path);
+            let is_gone = match &stat {
+                Ok(stat) => stat.id != *namer,
+                Err(error) => error.errno == Errno::ENOENT,
+            };
+            if is_gone {
+                self.forget_naming(*namer, path);
+            }
             *namer != file
-                && source.stat(path).is_ok_and(|stat| {
+                && stat.is_ok_and(|stat| {
                     stat.id == *namer
                         && source.resolve(path, name).is_some_and(|target| {
                             target.id == file && may_name(stat.uid, &target, perm)
@@ -188,13 +208,22 @@ impl Catalog {
         })
     }
 
+    /// Forgets what an image names that is not where it was: if it has moved,
+    /// it is looked at under its new name.
+    fn forget_naming(&self, namer: FileId, path: &Path) {
+        let mut namings = lock(&self.namings);
+        if namings.get(&namer).is_some_and(|naming| naming.path == path) {
+            namings.remove(&namer);
+        }
+    }
+
     fn described(&self, source: &Source, path: &Path, stat: &Stat, format: Option<Format>) -> Face {
         let key = (stat.id, format);
         let stamp = Stamp::of(stat);
-        if let Some((known, face)) = lock(&self.faces).get(&key)
-            && *known == stamp
-        {
-            return face.clone();
+        let known = lock(&self.faces).get(&key).cloned();
+        if let Some((_, face)) = known.filter(|(known, _)| *known == stamp) {
+            self.note_names(path, stat.id, &face);
+            return face;
         }
         let (face, keep) = match self.look(source, path, format) {
             Ok((face, seen)) => (face, seen == stamp && settled(stat)),
@@ -241,6 +270,8 @@ impl Catalog {
                 };
                 namings.insert(id, naming);
             }
+            // What it names is as little known as the rest.
+            Face::Unusable(error) if error.is_passing() => {}
             _ => {
                 namings.remove(&id);
             }

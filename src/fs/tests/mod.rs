@@ -589,6 +589,35 @@ fn an_image_hides_no_data_file_that_its_owner_may_not_write() {
 }
 
 #[test]
+fn a_moved_image_still_names_its_files_and_a_deleted_one_does_not() {
+    let stage = Stage::new(&[
+        ("base.qcow2", "size=512"),
+        ("over.qcow2", "size=512 backing=base.qcow2"),
+    ]);
+    let is_frozen = || errno_of(stage.open("base.qcow2", true)) == Some(Errno::EROFS);
+    assert!(is_frozen());
+    let at = |name| stage.dir.path().join(name);
+    std::fs::rename(at("over.qcow2"), at("moved.qcow2")).unwrap();
+    assert!(is_frozen());
+    // The name under which it was known is gone, and found to be gone.
+    assert!(is_frozen());
+    std::fs::remove_file(at("moved.qcow2")).unwrap();
+    assert!(!is_frozen());
+}
+
+#[test]
+fn what_cannot_be_looked_at_for_the_moment_still_names_its_files() {
+    let stage = Stage::new(&[
+        ("base.raw", "content"),
+        ("over.qcow2", "size=512 backing=base.raw"),
+    ]);
+    assert_eq!(errno(stage.open("base.raw", true)), Errno::EROFS);
+    lock(&stage.shelf).fail_describe = Some(Errno::ENOMEM);
+    touch(&stage, &["over.qcow2"]);
+    assert_eq!(errno(stage.open("base.raw", true)), Errno::EROFS);
+}
+
+#[test]
 fn an_image_freezes_no_backing_file_that_its_owner_may_not_read() {
     let stage = Stage::new(&[
         ("base.qcow2", "size=512"),
