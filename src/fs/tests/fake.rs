@@ -109,7 +109,11 @@ impl Library for FakeLibrary {
         Ok(Arc::new(FakeDisk {
             shelf: Arc::clone(&self.0),
             ino,
-            format: if shelf.opens_as_raw { Format::Raw } else { format },
+            format: if shelf.opens_as_raw {
+                Format::Raw
+            } else {
+                format
+            },
             dirty: Mutex::new(false),
         }))
     }
