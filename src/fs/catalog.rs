@@ -9,9 +9,9 @@ use super::sync::lock;
 use crate::image::NameRule;
 use instar_guest::proto::Format;
 use nix::errno::Errno;
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// Files remembered; past that, everything is forgotten and looked at again.
@@ -19,6 +19,11 @@ const REMEMBERED: usize = 64 << 10;
 /// Time stamps of files advance in steps of up to 10 ms (one tick). What was
 /// looked at sooner than this after a change may change again unnoticed.
 const TICK: Duration = Duration::from_millis(20);
+
+/// Permission of others to read a file.
+const OTHERS_READ: u16 = 0o004;
+/// Permission of others to write a file.
+const OTHERS_WRITE: u16 = 0o002;
 
 /// What a file is to the mount.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -56,7 +61,8 @@ pub struct Catalog {
     library: Box<dyn Library>,
     faces: Mutex<HashMap<Look, (Stamp, Face)>>,
     namings: Mutex<HashMap<FileId, Naming>>,
-    surveyed: Mutex<HashSet<PathBuf>>,
+    /// Directories whose images have been asked for the names they hold.
+    surveyed: Mutex<HashMap<(PathBuf, FileId), Arc<OnceLock<()>>>>,
 }
 
 impl Catalog {
@@ -112,7 +118,9 @@ impl Catalog {
         while let Some(directory) = directories.pop() {
             directories.extend(self.survey(source, &directory));
         }
-        self.named(source, file, |naming| naming.backing.as_deref())
+        self.named(source, file, OTHERS_READ, |naming| {
+            naming.backing.as_deref()
+        })
     }
 
     /// Looks at every image of a directory that may name other files, and
@@ -141,20 +149,37 @@ impl Catalog {
     /// neighbours are asked whether it is the data file of one.
     fn survey_siblings(&self, source: &Source, path: &Path) {
         let directory = path.parent().unwrap_or(Path::new(""));
-        let first = lock(&self.surveyed).insert(directory.to_path_buf());
-        if first {
+        let Ok(stat) = source.stat(directory) else {
+            return;
+        };
+        let done = {
+            let mut surveyed = lock(&self.surveyed);
+            if surveyed.len() >= REMEMBERED {
+                surveyed.clear();
+            }
+            let key = (directory.to_path_buf(), stat.id);
+            Arc::clone(surveyed.entry(key).or_default())
+        };
+        // Whoever comes second waits: until then the answer is not known.
+        done.get_or_init(|| {
             self.survey(source, directory);
-        }
+        });
     }
 
     fn is_data_file(&self, source: &Source, file: FileId) -> bool {
-        self.named(source, file, |naming| naming.data_file.as_deref())
+        self.named(source, file, OTHERS_READ | OTHERS_WRITE, |naming| {
+            naming.data_file.as_deref()
+        })
     }
 
+    /// Whether an image whose owner may use the file names it: what anybody
+    /// else's image says must not take it from its owner. `perm` is what others
+    /// need for that use.
     fn named(
         &self,
         source: &Source,
         file: FileId,
+        perm: u16,
         field: impl Fn(&Naming) -> Option<&str>,
     ) -> bool {
         let namings: Vec<(FileId, PathBuf, String)> = lock(&self.namings)
@@ -165,24 +190,48 @@ impl Catalog {
             })
             .collect();
         namings.iter().any(|(namer, path, name)| {
+            let stat = source.stat(path);
+            let is_gone = match &stat {
+                Ok(stat) => stat.id != *namer,
+                Err(error) => error.errno == Errno::ENOENT,
+            };
+            if is_gone {
+                self.forget_naming(*namer, path);
+            }
             *namer != file
-                && source.stat(path).is_ok_and(|stat| stat.id == *namer)
-                && source.resolve(path, name) == Some(file)
+                && stat.is_ok_and(|stat| {
+                    stat.id == *namer
+                        && source.resolve(path, name).is_some_and(|target| {
+                            target.id == file && may_name(stat.uid, &target, perm)
+                        })
+                })
         })
+    }
+
+    /// Forgets what an image names that is not where it was: if it has moved,
+    /// it is looked at under its new name.
+    fn forget_naming(&self, namer: FileId, path: &Path) {
+        let mut namings = lock(&self.namings);
+        if namings
+            .get(&namer)
+            .is_some_and(|naming| naming.path == path)
+        {
+            namings.remove(&namer);
+        }
     }
 
     fn described(&self, source: &Source, path: &Path, stat: &Stat, format: Option<Format>) -> Face {
         let key = (stat.id, format);
         let stamp = Stamp::of(stat);
-        if let Some((known, face)) = lock(&self.faces).get(&key)
-            && *known == stamp
-        {
-            return face.clone();
+        let known = lock(&self.faces).get(&key).cloned();
+        if let Some((_, face)) = known.filter(|(known, _)| *known == stamp) {
+            self.note_names(path, stat.id, &face);
+            return face;
         }
         let (face, keep) = match self.look(source, path, format) {
             Ok((face, seen)) => (face, seen == stamp && settled(stat)),
             Err(error) => {
-                let keep = !is_passing(error.errno) && settled(stat);
+                let keep = !error.is_passing() && settled(stat);
                 (Face::Unusable(error.of_opening()), keep)
             }
         };
@@ -224,6 +273,8 @@ impl Catalog {
                 };
                 namings.insert(id, naming);
             }
+            // What it names is as little known as the rest.
+            Face::Unusable(error) if error.is_passing() => {}
             _ => {
                 namings.remove(&id);
             }
@@ -239,6 +290,12 @@ impl Stamp {
             ctime: stat.ctime,
         }
     }
+}
+
+/// Whether an image of that owner may have the file for a backing or data file,
+/// as the gate decides it when the image is opened.
+fn may_name(owner: u32, file: &Stat, perm: u16) -> bool {
+    owner == 0 || owner == file.uid || file.perm & perm == perm
 }
 
 fn raw_portrait(stat: &Stat) -> Portrait {
@@ -261,12 +318,4 @@ fn settled(stat: &Stat) -> bool {
         .map(|sec| Duration::new(sec, stat.ctime.nsec))
         .unwrap_or_default();
     now >= changed + TICK
-}
-
-/// Failures that say nothing about the image.
-fn is_passing(errno: Errno) -> bool {
-    matches!(
-        errno,
-        Errno::EMFILE | Errno::ENFILE | Errno::ENOMEM | Errno::EAGAIN | Errno::EINTR
-    )
 }

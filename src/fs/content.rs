@@ -5,7 +5,7 @@ use super::error::{Error, Result};
 use super::filesystem::Filesystem;
 use super::memory::Stale;
 use super::nodes::Node;
-use super::open::{Handle, OpenFile};
+use super::open::{Context, Handle, OpenFile};
 use crate::image::Access;
 use instar_guest::proto::Preallocation;
 use nix::errno::Errno;
@@ -88,25 +88,34 @@ impl Filesystem {
     }
 
     /// Makes every image durable that waits for it; to be called every second.
-    /// An image that fails is reported the first time and tried again.
+    /// An image that fails is reported the first time and tried again; one that
+    /// somebody is opening or closing is left to the next time.
     pub fn tick(&self, failing: &mut Vec<Arc<OpenFile>>) {
+        self.settle_all(failing, OpenFile::tick);
+    }
+
+    /// Makes every image durable; whether that worked for all of them.
+    pub fn flush_all(&self) -> bool {
+        let mut failing = Vec::new();
+        self.settle_all(&mut failing, OpenFile::settle);
+        failing.is_empty()
+    }
+
+    fn settle_all(
+        &self,
+        failing: &mut Vec<Arc<OpenFile>>,
+        settle: fn(&OpenFile, Context<'_>) -> Result<()>,
+    ) {
         let before = std::mem::take(failing);
         for file in self.open_files() {
             file.refresh(self.context());
-            if let Err(error) = file.settle(self.context()) {
+            if let Err(error) = settle(&file, self.context()) {
                 if !before.iter().any(|known| Arc::ptr_eq(known, &file)) {
                     self.report(&file.node, &error);
                 }
                 failing.push(file);
             }
         }
-    }
-
-    /// Makes every image durable; whether that worked for all of them.
-    pub fn flush_all(&self) -> bool {
-        let mut failing = Vec::new();
-        self.tick(&mut failing);
-        failing.is_empty()
     }
 
     /// Allocates a range. `mode` is that of fallocate(2).
@@ -132,10 +141,14 @@ impl Filesystem {
                 ));
             }
             if end > size {
-                self.resize(file, disk, &sizing, end, Preallocation::Falloc)?;
+                self.whole_units(file, disk, end)?;
             }
+            // The part that may fail without a trace in the size comes first.
             if offset < size {
                 disk.preallocate(offset, end.min(size) - offset)?;
+            }
+            if end > size {
+                self.resize(file, disk, &sizing, end, Preallocation::Falloc)?;
             }
             disk.flush()
         })
@@ -153,6 +166,7 @@ impl Filesystem {
         }
         let stat = self.stat(node)?;
         self.no_backing_image(node, &stat)?;
+        self.usable(node, &stat)?;
         let file = self.file(node);
         let resized = {
             let sizing = file.sizing();
@@ -176,16 +190,7 @@ impl Filesystem {
         preallocation: Preallocation,
     ) -> Result<()> {
         let path = self.source.display(&file.node.path);
-        let unit = disk.size_unit();
-        if !size.is_multiple_of(unit) {
-            return Err(Error::new(
-                Errno::EINVAL,
-                format!(
-                    "{}: a size of {size} bytes is not a multiple of {unit}",
-                    path.display()
-                ),
-            ));
-        }
+        self.whole_units(file, disk, size)?;
         if size < disk.virtual_size() {
             return Err(Error::new(
                 Errno::EPERM,
@@ -202,8 +207,25 @@ impl Filesystem {
         for warning in disk.resize(size, preallocation)? {
             log::warn!("{}: {warning}", path.display());
         }
+        file.note_size(disk.virtual_size());
         log::debug!("{}: resized to {size} bytes", path.display());
         Ok(())
+    }
+
+    /// Refuses a size that the format cannot express.
+    fn whole_units(&self, file: &OpenFile, disk: &dyn Disk, size: u64) -> Result<()> {
+        let unit = disk.size_unit();
+        if size.is_multiple_of(unit) {
+            return Ok(());
+        }
+        let path = self.source.display(&file.node.path);
+        Err(Error::new(
+            Errno::EINVAL,
+            format!(
+                "{}: a size of {size} bytes is not a multiple of {unit}",
+                path.display()
+            ),
+        ))
     }
 
     /// The next data or hole at or after `offset`.

@@ -63,6 +63,9 @@ pub trait Library: Send + Sync {
 /// An image that is open. Dropping it releases its
 /// locks.
 pub trait Disk: Send + Sync {
+    /// The format it was opened as.
+    fn format(&self) -> Format;
+
     /// Size in bytes.
     fn virtual_size(&self) -> u64;
 
@@ -78,7 +81,8 @@ pub trait Disk: Send + Sync {
     /// Allocates a range inside the disk, with disk space behind it.
     fn preallocate(&self, offset: u64, len: u64) -> Result<()>;
 
-    /// Makes data and mapping durable.
+    /// Makes data and mapping durable. Waits for a flush in progress; cheap if
+    /// there is nothing to do.
     fn flush(&self) -> Result<()>;
 
     /// Whether anything waits for a flush.

@@ -43,6 +43,15 @@ impl Error {
         Self { errno, ..self }
     }
 
+    /// Whether it says nothing about the image: this machine lacks something
+    /// for the moment.
+    pub fn is_passing(&self) -> bool {
+        matches!(
+            self.errno,
+            Errno::EMFILE | Errno::ENFILE | Errno::ENOMEM | Errno::EAGAIN | Errno::EINTR
+        )
+    }
+
     /// The level at which the failure is logged. What a caller provokes by an
     /// ordinary mistake is quiet, so that nobody fills the log on purpose;
     /// what an administrator has to know is not.

@@ -156,8 +156,10 @@ impl Filesystem {
         if face == Some(Face::Hidden) {
             return Err(Errno::ENOENT.into());
         }
-        let node = self.nodes.hold(path, stat.id, stat.kind)?;
-        Ok(self.attributes(&node, stat, face.as_ref()))
+        let id = self.nodes.id_of(&path, stat.id);
+        let attributes = self.attributes(id, stat, face.as_ref())?;
+        self.nodes.hold(path, stat.id, stat.kind)?;
+        Ok(attributes)
     }
 
     /// Takes back references.
@@ -172,7 +174,7 @@ impl Filesystem {
         let node = self.nodes.get(id)?;
         let stat = self.stat(&node)?;
         let face = self.face_if_file(&node.path, &stat);
-        Ok(self.attributes(&node, stat, face.as_ref()))
+        self.attributes(node.id, stat, face.as_ref())
     }
 
     /// Changes attributes. A new size comes first: if it is refused, nothing
@@ -285,9 +287,7 @@ impl Filesystem {
             self.writable()?;
             self.no_backing_image(node, stat)?;
         }
-        if let Face::Unusable(error) = self.catalog.face(&self.source, &node.path, stat) {
-            return Err(error);
-        }
+        self.usable(node, stat)?;
         let file = self.file(node);
         let in_use = file.is_locked();
         let handle = file.handle(self.context(), writable);
@@ -339,12 +339,18 @@ impl Filesystem {
         Some(Arc::clone(file))
     }
 
-    /// Says that an open file is done with. After its last user it is gone, and
-    /// with it its image.
+    /// Says that an open file is done with. After its last user its image is
+    /// closed, also where it could not be flushed; only then it is forgotten,
+    /// so that nobody opens the image while we still lock it.
     pub(super) fn leave(&self, file: &Arc<OpenFile>) {
+        if !file.leave() {
+            return;
+        }
+        file.close_unused(self.context());
         let mut files = lock(&self.files);
-        if file.leave() {
-            files.remove(&file.node.id);
+        let id = file.node.id;
+        if file.is_unused() && files.get(&id).is_some_and(|known| Arc::ptr_eq(known, file)) {
+            files.remove(&id);
         }
     }
 
@@ -368,6 +374,15 @@ impl Filesystem {
             return Err(Errno::EROFS.into());
         }
         Ok(())
+    }
+
+    /// Refuses what is no image, or one that cannot be used.
+    pub(super) fn usable(&self, node: &Node, stat: &Stat) -> Result<()> {
+        match self.catalog.face(&self.source, &node.path, stat) {
+            Face::Image(_) => Ok(()),
+            Face::Unusable(error) => Err(error),
+            Face::Hidden => Err(Errno::ENOENT.into()),
+        }
     }
 
     /// Refuses to change what other images of the tree build on.
@@ -415,26 +430,33 @@ impl Filesystem {
         }
     }
 
-    fn attributes(&self, node: &Node, stat: Stat, face: Option<&Face>) -> Attributes {
+    /// An open image answers for itself, whatever a look at its file says. A
+    /// look that failed for want of something says nothing about the size.
+    fn attributes(&self, id: NodeId, stat: Stat, face: Option<&Face>) -> Result<Attributes> {
+        let own_size = || {
+            let open = lock(&self.files).get(&id).cloned()?;
+            open.virtual_size()
+        };
         let (size, block) = match face {
             None => (stat.size, u64::from(stat.blksize)),
-            Some(Face::Image(portrait)) => {
-                let open = lock(&self.files).get(&node.id).cloned();
-                let size = open.and_then(|file| file.virtual_size());
-                (
-                    size.unwrap_or(portrait.virtual_size),
-                    portrait.cluster_size.unwrap_or(BLOCK),
-                )
-            }
-            Some(Face::Unusable(_) | Face::Hidden) => (0, BLOCK),
+            Some(Face::Image(portrait)) => (
+                own_size().unwrap_or(portrait.virtual_size),
+                portrait.cluster_size.unwrap_or(BLOCK),
+            ),
+            Some(Face::Unusable(error)) => match own_size() {
+                Some(size) => (size, BLOCK),
+                None if error.is_passing() => return Err(error.clone()),
+                None => (0, BLOCK),
+            },
+            Some(Face::Hidden) => (own_size().unwrap_or(0), BLOCK),
         };
         let block = block.clamp(4096, 2 << 20).next_power_of_two();
-        Attributes {
-            id: node.id,
+        Ok(Attributes {
+            id,
             size,
             block: u32::try_from(block).unwrap_or(4096),
             stat,
-        }
+        })
     }
 
     fn remember_trouble(&self, file: FileId, error: Option<&Error>) {

@@ -7,7 +7,7 @@ use crate::image::{
     self, Access, BackingPolicy, Image, Location, OpenOptions, ResizeOptions, SegmentKind, Tree,
 };
 use crate::sandbox::Pool;
-use instar_guest::proto::Preallocation;
+use instar_guest::proto::{Format, Preallocation};
 use nix::errno::Errno;
 use std::fs::File;
 use std::os::unix::fs::MetadataExt as _;
@@ -25,6 +25,10 @@ pub struct Images {
     /// What happens with images that name a backing image.
     pub backing: BackingPolicy,
 }
+
+/// Runs that one call answers at most: an image that changes between data and
+/// holes all the time has millions of them, and they take memory.
+const MOST_RUNS: usize = 16 << 10;
 
 struct OpenImage(Image);
 
@@ -85,6 +89,10 @@ impl Library for Images {
 }
 
 impl Disk for OpenImage {
+    fn format(&self) -> Format {
+        self.0.facts().format
+    }
+
     fn virtual_size(&self) -> u64 {
         self.0.virtual_size()
     }
@@ -130,7 +138,7 @@ impl Disk for OpenImage {
     }
 
     fn runs(&self, offset: u64, len: u64) -> Result<Vec<Run>> {
-        let segments = self.0.segments(offset, len)?;
+        let segments = self.0.first_segments(offset, len, MOST_RUNS)?;
         Ok(segments
             .into_iter()
             .map(|segment| Run {

@@ -13,8 +13,9 @@ use super::error::{Error, Result};
 use super::memory::{Memory, Stale};
 use super::nodes::Node;
 use super::source::{Source, Stat};
-use super::sync::{lock, read, write};
+use super::sync::{lock, read, try_read, try_write, write};
 use crate::image::Access;
+use instar_guest::proto::Format;
 use nix::errno::Errno;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, RwLock, RwLockWriteGuard};
@@ -24,6 +25,9 @@ pub struct OpenFile {
     /// The file.
     pub node: Arc<Node>,
     state: RwLock<State>,
+    /// The size of the disk when it was last asked for, for as long as the
+    /// image is open and locked.
+    size: Mutex<Option<u64>>,
     uses: Mutex<Uses>,
     sizing: Mutex<()>,
 }
@@ -40,8 +44,22 @@ pub struct Handle {
 #[derive(Default)]
 struct State {
     open: Option<Opened>,
+    left: Left,
     /// Counts the times at which the content changed behind our back.
     generation: u64,
+}
+
+/// What the file was like when the lock was given up, to tell whether somebody
+/// has changed it when the lock is taken again.
+#[derive(Default)]
+enum Left {
+    /// The lock has not been given up since it was taken, or was never taken.
+    #[default]
+    Not,
+    /// It was like this.
+    As(Stat),
+    /// It could not be asked for.
+    Unknown,
 }
 
 struct Opened {
@@ -74,6 +92,7 @@ impl OpenFile {
         Arc::new(Self {
             node,
             state: RwLock::default(),
+            size: Mutex::default(),
             uses: Mutex::default(),
             sizing: Mutex::default(),
         })
@@ -116,6 +135,29 @@ impl OpenFile {
         uses.users == 0
     }
 
+    /// Whether nobody uses it.
+    pub fn is_unused(&self) -> bool {
+        lock(&self.uses).users == 0
+    }
+
+    /// Closes the image, and with it its locks, unless it has a user again.
+    /// What could not be made durable is gone then, and the kernel must not
+    /// show it.
+    pub fn close_unused(&self, context: Context<'_>) {
+        let mut state = write(&self.state);
+        if !self.is_unused() {
+            return;
+        }
+        let Some(open) = state.open.take() else {
+            return;
+        };
+        if open.disk.is_dirty() {
+            self.note_change(context, &mut state);
+            context.memory.forget(self.node.id);
+        }
+        *lock(&self.size) = None;
+    }
+
     /// Works with the image outside of any handle.
     pub fn with<R>(
         &self,
@@ -131,11 +173,21 @@ impl OpenFile {
         read(&self.state).serves(Access::Read)
     }
 
-    /// The size of the disk, while the image is open and locked.
+    /// The size of the disk, while the image is open and locked. Does not wait
+    /// for whoever is opening or closing it: the last size known is right then.
     pub fn virtual_size(&self) -> Option<u64> {
-        let state = read(&self.state);
-        let open = state.open.as_ref().filter(|open| open.locked)?;
-        Some(open.disk.virtual_size())
+        let Some(state) = try_read(&self.state) else {
+            return *lock(&self.size);
+        };
+        let locked = state.open.as_ref().filter(|open| open.locked);
+        let size = locked.map(|open| open.disk.virtual_size());
+        *lock(&self.size) = size;
+        size
+    }
+
+    /// Takes note of the size after a change.
+    pub fn note_size(&self, size: u64) {
+        *lock(&self.size) = Some(size);
     }
 
     /// Held by whoever changes the size, from looking at it until it is
@@ -144,10 +196,12 @@ impl OpenFile {
         lock(&self.sizing)
     }
 
-    /// Makes everything durable, if the image is open.
+    /// Makes everything durable. Also an image that seems clean is asked: it
+    /// may be in the middle of a flush, to be waited for, whose error the
+    /// caller has to see.
     pub fn flush(&self) -> Result<()> {
         match &read(&self.state).open {
-            Some(open) if open.disk.is_dirty() => open.disk.flush(),
+            Some(open) if open.access == Access::Write => open.disk.flush(),
             _ => Ok(()),
         }
     }
@@ -159,7 +213,26 @@ impl OpenFile {
         if lock(&self.uses).busy_writers > 0 {
             return Ok(());
         }
-        let mut state = write(&self.state);
+        self.let_go(context, write(&self.state))
+    }
+
+    /// The same, as far as it needs no waiting for whoever works with the
+    /// image: a slow image must not hold up the others.
+    pub fn tick(&self, context: Context<'_>) -> Result<()> {
+        match try_read(&self.state).as_deref() {
+            Some(State {
+                open: Some(open), ..
+            }) if open.disk.is_dirty() => open.disk.flush()?,
+            _ => {}
+        }
+        match try_write(&self.state) {
+            Some(state) => self.let_go(context, state),
+            None => Ok(()),
+        }
+    }
+
+    /// Gives up the locks unless a handle in use needs them.
+    fn let_go(&self, context: Context<'_>, mut state: RwLockWriteGuard<'_, State>) -> Result<()> {
         let Some(open) = state.open.as_mut().filter(|open| open.locked) else {
             return Ok(());
         };
@@ -167,38 +240,52 @@ impl OpenFile {
             return Ok(());
         }
         let uses = lock(&self.uses);
+        if uses.busy_writers > 0 {
+            return Ok(());
+        }
         if uses.busy == 0 {
-            self.note_version(context);
+            let left = self.note_version(context);
             open.disk.unlock()?;
             open.locked = false;
-        } else if open.access == Access::Write && uses.busy_writers == 0 {
-            self.note_version(context);
+            state.left = left;
+            *lock(&self.size) = None;
+        } else if open.access == Access::Write {
+            state.left = self.note_version(context);
             state.open = None;
+            *lock(&self.size) = None;
         }
         Ok(())
     }
 
-    /// Notices that an image that is open without a lock has changed.
+    /// Notices that an image that is open without a lock has changed. One that
+    /// is in use is left alone: its users notice it themselves.
     pub fn refresh(&self, context: Context<'_>) {
         let unlocked = |state: &State| state.open.as_ref().is_some_and(|open| !open.locked);
-        if !unlocked(&read(&self.state)) {
+        let Some(mut state) = try_write(&self.state).filter(|state| unlocked(state)) else {
             return;
-        }
-        let mut state = write(&self.state);
+        };
         let Ok(stat) = context.source.stat(&self.node.path) else {
             return;
         };
-        if unlocked(&state) && !context.memory.is_current(self.node.id, &stat) {
+        if !context.memory.is_current(self.node.id, &stat) {
             state.open = None;
+            state.left = Left::As(stat);
             self.note_change(context, &mut state);
             context.memory.leave(self.node.id, &stat);
         }
     }
 
     /// Remembers what the file is like while it is still locked.
-    fn note_version(&self, context: Context<'_>) {
-        if let Ok(stat) = context.source.stat(&self.node.path) {
-            context.memory.leave(self.node.id, &stat);
+    fn note_version(&self, context: Context<'_>) -> Left {
+        match context.source.stat(&self.node.path) {
+            Ok(stat) => {
+                context.memory.leave(self.node.id, &stat);
+                Left::As(stat)
+            }
+            Err(_) => {
+                context.memory.forget(self.node.id);
+                Left::Unknown
+            }
         }
     }
 
@@ -206,6 +293,7 @@ impl OpenFile {
     /// know of it.
     fn note_change(&self, context: Context<'_>, state: &mut State) {
         state.generation += 1;
+        *lock(&self.size) = None;
         context.memory.invalidate(self.node.id, Stale::Content);
     }
 
@@ -258,10 +346,12 @@ impl OpenFile {
             match open.disk.lock() {
                 Ok(()) => {
                     open.locked = true;
+                    state.left = Left::Not;
                     return Ok(());
                 }
                 Err(error) if error.errno == Errno::ESTALE => {
                     state.open = None;
+                    state.left = Left::Not;
                     self.note_change(context, state);
                 }
                 Err(error) => return Err(error),
@@ -274,14 +364,12 @@ impl OpenFile {
     /// reading to writing, so they go first.
     fn reopen(&self, context: Context<'_>, state: &mut State, access: Access) -> Result<()> {
         let path = &self.node.path;
-        let before = match &state.open {
-            Some(open) if open.disk.is_dirty() => {
+        if let Some(open) = state.open.as_ref().filter(|open| open.locked) {
+            if open.access == Access::Write {
                 open.disk.flush()?;
-                context.source.stat(path).ok()
             }
-            Some(_) => context.source.stat(path).ok(),
-            None => None,
-        };
+            state.left = self.note_version(context);
+        }
         state.open = None;
         let write = access == Access::Write;
         let (file, stat) = context.source.open_file(path, write)?;
@@ -295,11 +383,26 @@ impl OpenFile {
         };
         let opened = context.catalog.library().open(at, file, access);
         let disk = opened.map_err(Error::of_opening)?;
-        if let Some(before) = before
-            && !same_content(&before, &context.source.stat(path)?)
-        {
+        if at.format.is_none() && disk.format() == Format::Raw {
+            return Err(Error::new(
+                Errno::EIO,
+                format!(
+                    "{}: no image any more; a raw image needs a name that says so, as .raw, \
+                     or -o format=GLOB:raw",
+                    context.source.display(path).display()
+                ),
+            ));
+        }
+        let changed = match &state.left {
+            Left::Not => false,
+            Left::As(before) => !same_content(before, &context.source.stat(path)?),
+            Left::Unknown => true,
+        };
+        if changed {
             self.note_change(context, state);
         }
+        state.left = Left::Not;
+        self.note_size(disk.virtual_size());
         state.open = Some(Opened {
             disk,
             access,

@@ -210,7 +210,7 @@ impl Source {
 
     /// The file of this tree that an image at `relative` names, if it names one
     /// and the file exists. Nothing is opened for reading.
-    pub fn resolve(&self, relative: &Path, name: &str) -> Option<FileId> {
+    pub fn resolve(&self, relative: &Path, name: &str) -> Option<Stat> {
         let name = name.strip_prefix("file:").unwrap_or(name);
         let target = match Path::new(name).strip_prefix(&self.path) {
             Ok(below) => below.to_path_buf(),
@@ -220,8 +220,8 @@ impl Source {
         let how = OpenHow::new()
             .flags(OFlag::O_PATH | OFlag::O_CLOEXEC)
             .resolve(ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_MAGICLINKS);
-        let fd = openat2(&self.root, &target, how).ok()?;
-        Stat::of(&fstat(fd).ok()?).map(|stat| stat.id)
+        let fd = self.resolved(&target, how).ok()?;
+        Stat::of(&fstat(fd).ok()?)
     }
 
     /// Space and files of the file system that holds the root.
@@ -293,12 +293,19 @@ impl Source {
         } else {
             relative
         };
+        match self.resolved(path, how) {
+            Err(Errno::ELOOP) => Err(Errno::ENOENT.into()),
+            other => Ok(other?),
+        }
+    }
+
+    fn resolved(&self, path: &Path, how: OpenHow) -> nix::Result<OwnedFd> {
         loop {
             match openat2(&self.root, path, how) {
-                // A rename somewhere in the tree while it was resolved.
-                Err(Errno::EAGAIN) => {}
-                Err(Errno::ELOOP) => return Err(Errno::ENOENT.into()),
-                other => return Ok(other?),
+                // A rename somewhere in the tree while it was resolved, which
+                // says nothing about the path.
+                Err(Errno::EAGAIN | Errno::EINTR) => {}
+                other => return other,
             }
         }
     }
@@ -448,9 +455,10 @@ mod tests {
         let id = source.stat(Path::new("a.raw")).unwrap().id;
         let image = Path::new("sub/b.raw");
         let absolute = source.path().join("a.raw");
-        assert_eq!(source.resolve(image, "../a.raw"), Some(id));
-        assert_eq!(source.resolve(image, absolute.to_str().unwrap()), Some(id));
-        assert_eq!(source.resolve(image, "/etc/passwd"), None);
-        assert_eq!(source.resolve(image, "a.raw"), None);
+        let resolve = |name| source.resolve(image, name).map(|stat| stat.id);
+        assert_eq!(resolve("../a.raw"), Some(id));
+        assert_eq!(resolve(absolute.to_str().unwrap()), Some(id));
+        assert_eq!(resolve("/etc/passwd"), None);
+        assert_eq!(resolve("a.raw"), None);
     }
 }

@@ -52,22 +52,30 @@ impl Image {
     /// segments without gaps from `offset` to `offset + len`, neighbours of a
     /// kind joined.
     pub fn segments(&self, offset: u64, len: u64) -> Result<Vec<Segment>, Error> {
-        let mut segments = Vec::new();
-        self.inside(offset, len)
-            .and_then(|()| self.collect(offset, offset + len, 0, &mut segments))
-            .map_err(|fault| fault.at(Operation::Map, &self.path))?;
-        Ok(segments)
+        self.first_segments(offset, len, usize::MAX)
     }
 
-    fn collect(
+    /// The same, but no more than the first `most`, at least one: they may end
+    /// before the range does. A range of any length costs bounded memory.
+    pub fn first_segments(
         &self,
         offset: u64,
-        end: u64,
-        depth: u32,
-        out: &mut Vec<Segment>,
-    ) -> Result<(), Fault> {
+        len: u64,
+        most: usize,
+    ) -> Result<Vec<Segment>, Error> {
+        let mut out = Collected {
+            segments: Vec::new(),
+            most: most.max(1),
+        };
+        self.inside(offset, len)
+            .and_then(|()| self.collect(offset, offset + len, 0, &mut out))
+            .map_err(|fault| fault.at(Operation::Map, &self.path))?;
+        Ok(out.segments)
+    }
+
+    fn collect(&self, offset: u64, end: u64, depth: u32, out: &mut Collected) -> Result<(), Fault> {
         let mut next = offset;
-        while next < end {
+        while next < end && !out.is_full() {
             let extent = self.look(next, end - next, &mut None)?;
             let segment = |kind, at| Segment {
                 offset: next,
@@ -83,12 +91,12 @@ impl Image {
                 }
                 ExtentKind::Zero { at } => {
                     let file = self.files.numbers().last().unwrap_or(FileNo::IMAGE);
-                    push(out, segment(SegmentKind::Zero, at.map(|at| (file, at))));
+                    out.push(segment(SegmentKind::Zero, at.map(|at| (file, at))));
                 }
-                ExtentKind::Compressed => push(out, segment(SegmentKind::Compressed, None)),
+                ExtentKind::Compressed => out.push(segment(SegmentKind::Compressed, None)),
                 ExtentKind::Unallocated => match self.backing() {
                     Some(backing) => backing.collect_below(next, extent.len, depth + 1, out)?,
-                    None => push(out, segment(SegmentKind::Absent, None)),
+                    None => out.push(segment(SegmentKind::Absent, None)),
                 },
             }
             next += extent.len;
@@ -102,11 +110,11 @@ impl Image {
         offset: u64,
         len: u64,
         depth: u32,
-        out: &mut Vec<Segment>,
+        out: &mut Collected,
     ) -> Result<(), Fault> {
         let end = (offset + len).min(self.virtual_size()).max(offset);
         self.collect(offset, end, depth, out)?;
-        if end < offset + len {
+        if end < offset + len && !out.is_full() {
             let past = Segment {
                 offset: end,
                 len: offset + len - end,
@@ -114,32 +122,44 @@ impl Image {
                 depth,
                 at: None,
             };
-            push(out, past);
+            out.push(past);
         }
         Ok(())
     }
 }
 
-/// Adds a segment, joined with the last one where they continue each other.
-fn push(out: &mut Vec<Segment>, segment: Segment) {
-    if let Some(last) = out.last_mut() {
-        let next_at = last.at.map(|(file, at)| (file, at + last.len));
-        if last.kind == segment.kind && last.depth == segment.depth && next_at == segment.at {
-            last.len += segment.len;
-            return;
-        }
+/// Segments so far, and how many there may be.
+struct Collected {
+    segments: Vec<Segment>,
+    most: usize,
+}
+
+impl Collected {
+    fn is_full(&self) -> bool {
+        self.segments.len() >= self.most
     }
-    out.push(segment);
+
+    /// Adds a segment, joined with the last one where they continue each other.
+    fn push(&mut self, segment: Segment) {
+        if let Some(last) = self.segments.last_mut() {
+            let next_at = last.at.map(|(file, at)| (file, at + last.len));
+            if last.kind == segment.kind && last.depth == segment.depth && next_at == segment.at {
+                last.len += segment.len;
+                return;
+            }
+        }
+        self.segments.push(segment);
+    }
 }
 
 /// Adds a data segment in the parts that the filesystem tells apart.
-fn split_holes(file: &File, whole: Segment, out: &mut Vec<Segment>) -> Result<(), Fault> {
+fn split_holes(file: &File, whole: Segment, out: &mut Collected) -> Result<(), Fault> {
     let Some((number, start)) = whole.at else {
         return Ok(());
     };
     let end = start + whole.len;
     let mut next = start;
-    while next < end {
+    while next < end && !out.is_full() {
         let data = seek(file, next, Whence::SeekData)?.unwrap_or(end).min(end);
         let (stop, kind) = match data > next {
             true => (data, SegmentKind::Hole),
@@ -155,7 +175,7 @@ fn split_holes(file: &File, whole: Segment, out: &mut Vec<Segment>) -> Result<()
             depth: whole.depth,
             at: Some((number, next)),
         };
-        push(out, part);
+        out.push(part);
         next = stop;
     }
     Ok(())

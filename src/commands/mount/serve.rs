@@ -67,9 +67,12 @@ pub fn serve(job: Job, ready: Ready) -> Result<(), Error> {
         filesystem.source().display(),
         mountpoint.display()
     );
-    if let Ready::Background(word) = ready {
-        word.ready()
-            .map_err(Error::system("Could not go to the background"))?;
+    if let Ready::Background(word) = ready
+        && let Err(error) = word.ready()
+    {
+        // Whoever asked for the mount is gone; nobody is going to serve it.
+        let _ = device::detach(&mountpoint, true);
+        return Err(Error::system("Could not go to the background")(error));
     }
     let served = session.run();
     let flushed = filesystem.flush_all();

@@ -26,6 +26,9 @@ pub struct Shelf {
     pub locked_by_others: bool,
     pub changed_by_others: bool,
     pub fail_flush: bool,
+    pub full: bool,
+    pub fail_describe: Option<Errno>,
+    pub opens_as_raw: bool,
 }
 
 pub struct FakeLibrary(pub Arc<Mutex<Shelf>>);
@@ -33,6 +36,7 @@ pub struct FakeLibrary(pub Arc<Mutex<Shelf>>);
 struct FakeDisk {
     shelf: Arc<Mutex<Shelf>>,
     ino: u64,
+    format: Format,
     dirty: Mutex<bool>,
 }
 
@@ -66,7 +70,11 @@ fn parse(mut file: File) -> Result<Portrait> {
 
 impl Library for FakeLibrary {
     fn describe(&self, at: At<'_>, file: File) -> Result<Portrait> {
-        lock(&self.0).events.push("describe");
+        let mut shelf = lock(&self.0);
+        shelf.events.push("describe");
+        if let Some(errno) = shelf.fail_describe {
+            return Err(errno.into());
+        }
         let portrait = parse(file)?;
         if at.format.is_some_and(|format| format != portrait.format) {
             return Err(Error::new(Errno::EIO, "not this format"));
@@ -83,7 +91,11 @@ impl Library for FakeLibrary {
 
     fn open(&self, _at: At<'_>, file: File, access: Access) -> Result<Arc<dyn Disk>> {
         let ino = file.metadata()?.ino();
-        let size = parse(file)?.virtual_size;
+        let Portrait {
+            format,
+            virtual_size: size,
+            ..
+        } = parse(file)?;
         let mut shelf = lock(&self.0);
         if shelf.locked_by_others {
             return Err(Error::new(Errno::EBUSY, "locked by qemu"));
@@ -97,6 +109,11 @@ impl Library for FakeLibrary {
         Ok(Arc::new(FakeDisk {
             shelf: Arc::clone(&self.0),
             ino,
+            format: if shelf.opens_as_raw {
+                Format::Raw
+            } else {
+                format
+            },
             dirty: Mutex::new(false),
         }))
     }
@@ -115,6 +132,10 @@ impl Drop for FakeDisk {
 }
 
 impl Disk for FakeDisk {
+    fn format(&self) -> Format {
+        self.format
+    }
+
     fn virtual_size(&self) -> u64 {
         self.with(|content| content.len() as u64)
     }
@@ -138,6 +159,9 @@ impl Disk for FakeDisk {
 
     fn preallocate(&self, offset: u64, len: u64) -> Result<()> {
         assert!(offset + len <= self.virtual_size());
+        if lock(&self.shelf).full {
+            return Err(Error::new(Errno::ENOSPC, "no space"));
+        }
         lock(&self.shelf).allocated.push((offset, len));
         Ok(())
     }
@@ -147,8 +171,10 @@ impl Disk for FakeDisk {
         if shelf.fail_flush {
             return Err(Error::new(Errno::ENOSPC, "no space"));
         }
-        shelf.events.push("flush");
-        *lock(&self.dirty) = false;
+        let dirty = std::mem::take(&mut *lock(&self.dirty));
+        shelf
+            .events
+            .push(if dirty { "flush" } else { "flush nothing" });
         Ok(())
     }
 
@@ -201,6 +227,8 @@ impl Disk for FakeDisk {
                 data: false,
             });
         }
+        // Whoever asks must be content with the start of the range.
+        runs.truncate(1);
         Ok(runs)
     }
 }

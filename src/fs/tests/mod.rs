@@ -9,11 +9,12 @@ use super::nodes::NodeId;
 use super::source::Source;
 use super::sync::lock;
 use super::{Attributes, Seek, Stale};
+use crate::image::Access;
 use fake::{FakeLibrary, MIB, Shelf};
 use instar_guest::proto::Preallocation;
 use nix::errno::Errno;
 use std::ffi::OsStr;
-use std::os::unix::fs::MetadataExt as _;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::sync::{Arc, Mutex};
 use tempfile::TempDir;
 
@@ -77,10 +78,11 @@ impl Stage {
         names
     }
 
-    /// What happened since the last call, looks without locks left out.
+    /// What happened since the last call; looks without locks and flushes of
+    /// nothing are left out.
     fn events(&self) -> Vec<&'static str> {
         let mut events = std::mem::take(&mut lock(&self.shelf).events);
-        events.retain(|event| *event != "describe");
+        events.retain(|event| !["describe", "flush nothing"].contains(event));
         events
     }
 
@@ -144,6 +146,36 @@ fn an_unusable_image_says_why_and_disturbs_no_other() {
 }
 
 #[test]
+fn a_truncate_by_name_refuses_what_an_open_refuses() {
+    let stage = Stage::new(&[
+        ("x.vmdk", "hello"),
+        ("bad.qcow2", "size=1 damaged"),
+        ("was", "size=512"),
+    ]);
+    for unusable in ["x.vmdk", "bad.qcow2"] {
+        assert_eq!(errno(stage.truncate(unusable, MIB)), Errno::EIO);
+    }
+    let was = stage.lookup("was").unwrap().id;
+    std::fs::write(stage.dir.path().join("was"), "no image any more").unwrap();
+    let changes = Changes {
+        size: Some(MIB),
+        ..Changes::default()
+    };
+    assert_eq!(errno(stage.fs.setattr(was, None, &changes)), Errno::ENOENT);
+    assert_eq!(errno(stage.fs.open(was, true)), Errno::ENOENT);
+    assert_eq!(stage.events(), [] as [&str; 0]);
+}
+
+#[test]
+fn what_is_opened_without_a_format_is_never_raw() {
+    let stage = Stage::new(&[("noname", "size=512"), ("d.img", "content")]);
+    lock(&stage.shelf).opens_as_raw = true;
+    assert_eq!(errno(stage.open("noname", true)), Errno::EIO);
+    assert_eq!(errno(stage.truncate("noname", MIB)), Errno::EIO);
+    assert!(stage.open("d.img", true).is_ok());
+}
+
+#[test]
 fn an_image_that_does_not_change_is_looked_at_once() {
     let stage = Stage::new(&[("a.qcow2", "size=512")]);
     let id = stage.lookup("a.qcow2").unwrap().id;
@@ -158,6 +190,44 @@ fn an_image_that_does_not_change_is_looked_at_once() {
     std::fs::write(stage.dir.path().join("a.qcow2"), "size=1024").unwrap();
     stage.fs.getattr(id).unwrap();
     assert_eq!(lock(&stage.shelf).events, ["describe"]);
+}
+
+#[test]
+fn a_look_that_fails_for_want_of_memory_is_no_verdict() {
+    let stage = Stage::new(&[("a.qcow2", "size=512"), ("b.qcow2", "size=1024")]);
+    let id = |name| stage.lookup(name).unwrap().id;
+    let (idle, open) = (id("a.qcow2"), id("b.qcow2"));
+    stage.fs.open(open, false).unwrap();
+    lock(&stage.shelf).fail_describe = Some(Errno::ENOMEM);
+    // Also once the time stamps tell every further change.
+    std::thread::sleep(std::time::Duration::from_millis(30));
+    touch(&stage, &["a.qcow2", "b.qcow2"]);
+    assert_eq!(errno(stage.fs.getattr(idle)), Errno::ENOMEM);
+    assert_eq!(errno(stage.lookup("a.qcow2")), Errno::ENOMEM);
+    assert_eq!(stage.fs.getattr(open).unwrap().size, 1024);
+    lock(&stage.shelf).fail_describe = None;
+    assert_eq!(stage.fs.getattr(idle).unwrap().size, 512);
+}
+
+#[test]
+fn the_size_of_an_open_image_is_its_own_whatever_its_file_looks_like() {
+    let stage = Stage::new(&[("a.qcow2", "size=512")]);
+    let id = stage.lookup("a.qcow2").unwrap().id;
+    stage.fs.open(id, true).unwrap();
+    lock(&stage.shelf).fail_describe = Some(Errno::EIO);
+    touch(&stage, &["a.qcow2"]);
+    assert_eq!(stage.fs.getattr(id).unwrap().size, 512);
+}
+
+/// Gives files new times, as a change of their content does.
+fn touch(stage: &Stage, names: &[&str]) {
+    for name in names {
+        let file = std::fs::File::options()
+            .write(true)
+            .open(stage.dir.path().join(name));
+        let then = std::time::SystemTime::UNIX_EPOCH;
+        file.unwrap().set_modified(then).unwrap();
+    }
 }
 
 #[test]
@@ -220,10 +290,20 @@ fn fallocate_grows_and_allocates_the_whole_range_durably() {
     stage.fs.fallocate(handle, 0, MIB - 512, MIB).unwrap();
     assert_eq!(
         lock(&stage.shelf).allocated,
-        [(MIB, MIB - 512), (MIB - 512, 512)]
+        [(MIB - 512, 512), (MIB, MIB - 512)]
     );
     assert_eq!(stage.events(), ["open to write", "flush"]);
     assert_eq!(stage.lookup("a.qcow2").unwrap().size, 2 * MIB - 512);
+}
+
+#[test]
+fn a_fallocate_that_fails_inside_the_disk_does_not_grow_it() {
+    let stage = Stage::new(&[("a.qcow2", "size=1048576")]);
+    let handle = stage.open("a.qcow2", true).unwrap();
+    lock(&stage.shelf).full = true;
+    let failed = stage.fs.fallocate(handle, 0, MIB - 512, MIB);
+    assert_eq!(errno(failed), Errno::ENOSPC);
+    assert_eq!(stage.lookup("a.qcow2").unwrap().size, MIB);
 }
 
 #[test]
@@ -238,6 +318,7 @@ fn fallocate_refuses_what_it_cannot_do() {
     assert_eq!(errno(fallocate(punch, 0, 512)), Errno::EOPNOTSUPP);
     assert_eq!(errno(fallocate(0, 0, MIB + 1)), Errno::EINVAL);
     assert_eq!(errno(fallocate(0, 0, 0)), Errno::EINVAL);
+    assert_eq!(lock(&stage.shelf).allocated, [(0, MIB)]);
     assert_eq!(stage.lookup("a.qcow2").unwrap().size, MIB);
 }
 
@@ -273,6 +354,21 @@ fn closing_flushes_and_unlocks_without_waiting_for_release() {
     assert_eq!(stage.events(), ["lock", "flush"]);
     stage.fs.release(handle);
     assert_eq!(stage.events(), ["unlock", "close"]);
+}
+
+#[test]
+fn fsync_and_close_ask_also_an_image_that_seems_clean() {
+    let stage = Stage::new(&[("a.qcow2", "size=512")]);
+    let handle = stage.open("a.qcow2", true).unwrap();
+    for call in [Filesystem::fsync, Filesystem::flush] {
+        lock(&stage.shelf).events.clear();
+        call(&stage.fs, handle).unwrap();
+        // It may be in the middle of a flush, and that flush may fail.
+        assert!(lock(&stage.shelf).events.contains(&"flush nothing"));
+        lock(&stage.shelf).fail_flush = true;
+        assert_eq!(errno(call(&stage.fs, handle)), Errno::ENOSPC);
+        lock(&stage.shelf).fail_flush = false;
+    }
 }
 
 #[test]
@@ -321,6 +417,53 @@ fn a_writer_whose_image_changed_meanwhile_must_open_it_again() {
 }
 
 #[test]
+fn a_change_after_the_lock_for_writing_went_is_seen_by_an_idle_writer() {
+    let stage = Stage::new(&[("a.qcow2", "size=512")]);
+    let _reader = stage.open("a.qcow2", false).unwrap();
+    let writer = stage.open("a.qcow2", true).unwrap();
+    stage.fs.flush(writer).unwrap();
+    touch(&stage, &["a.qcow2"]);
+    assert_eq!(errno(stage.fs.write(writer, 0, b"x")), Errno::ESTALE);
+}
+
+#[test]
+fn a_change_before_a_reader_becomes_a_writer_is_seen_by_an_idle_writer() {
+    let stage = Stage::new(&[("a.qcow2", "size=512")]);
+    let writer = stage.open("a.qcow2", true).unwrap();
+    stage.fs.flush(writer).unwrap();
+    let reader = stage.open("a.qcow2", false).unwrap();
+    stage.fs.flush(reader).unwrap();
+    touch(&stage, &["a.qcow2"]);
+    assert_eq!(errno(stage.fs.write(writer, 0, b"x")), Errno::ESTALE);
+}
+
+#[test]
+fn a_change_is_seen_also_after_an_attempt_that_found_the_image_locked() {
+    let stage = Stage::new(&[("a.qcow2", "size=512")]);
+    let reader = stage.open("a.qcow2", false).unwrap();
+    let writer = stage.open("a.qcow2", true).unwrap();
+    stage.fs.flush(writer).unwrap();
+    lock(&stage.shelf).locked_by_others = true;
+    assert_eq!(errno(stage.fs.write(writer, 0, b"x")), Errno::EBUSY);
+    touch(&stage, &["a.qcow2"]);
+    lock(&stage.shelf).locked_by_others = false;
+    stage.fs.read(reader, 0, &mut [0; 8]).unwrap();
+    assert_eq!(errno(stage.fs.write(writer, 0, b"x")), Errno::ESTALE);
+}
+
+#[test]
+fn without_a_change_an_idle_writer_goes_on() {
+    let stage = Stage::new(&[("a.qcow2", "size=512")]);
+    let _reader = stage.open("a.qcow2", false).unwrap();
+    let writer = stage.open("a.qcow2", true).unwrap();
+    stage.fs.flush(writer).unwrap();
+    lock(&stage.shelf).locked_by_others = true;
+    assert_eq!(errno(stage.fs.write(writer, 0, b"x")), Errno::EBUSY);
+    lock(&stage.shelf).locked_by_others = false;
+    stage.fs.write(writer, 0, b"x").unwrap();
+}
+
+#[test]
 fn a_locked_image_is_busy_and_says_why() {
     let stage = Stage::new(&[("a.qcow2", "size=512")]);
     lock(&stage.shelf).locked_by_others = true;
@@ -345,6 +488,49 @@ fn a_flush_that_fails_is_reported_and_the_lock_stays() {
     lock(&stage.shelf).fail_flush = false;
     assert!(stage.fs.flush_all());
     assert_eq!(stage.events(), ["open to write", "flush", "unlock"]);
+}
+
+#[test]
+fn after_the_last_close_a_failed_flush_leaves_neither_lock_nor_cache() {
+    let stage = Stage::new(&[("a.qcow2", "size=512")]);
+    let handle = stage.open("a.qcow2", true).unwrap();
+    stage.fs.write(handle, 0, b"x").unwrap();
+    lock(&stage.shelf).fail_flush = true;
+    // The timer remembers what it has complained about.
+    let mut failing = Vec::new();
+    stage.fs.tick(&mut failing);
+    assert_eq!(failing.len(), 1);
+    assert_eq!(errno(stage.fs.flush(handle)), Errno::ENOSPC);
+    stage.fs.release(handle);
+    assert_eq!(stage.events(), ["open to write", "close"]);
+    lock(&stage.shelf).fail_flush = false;
+    let id = stage.lookup("a.qcow2").unwrap().id;
+    assert!(!stage.fs.open(id, true).unwrap().keep_cache);
+}
+
+#[test]
+fn the_timer_flushes_an_image_in_use() {
+    let stage = Stage::new(&[("a.qcow2", "size=512")]);
+    let handle = stage.open("a.qcow2", true).unwrap();
+    stage.fs.write(handle, 0, b"x").unwrap();
+    stage.fs.tick(&mut Vec::new());
+    stage.fs.tick(&mut Vec::new());
+    assert_eq!(lock(&stage.shelf).events[1..], ["open to write", "flush"]);
+}
+
+#[test]
+fn neither_the_timer_nor_stat_waits_for_who_works_with_an_image() {
+    let stage = Stage::new(&[("a.qcow2", "size=512")]);
+    stage.open("a.qcow2", false).unwrap();
+    let file = stage.fs.open_files().remove(0);
+    file.with(stage.fs.context(), Access::Read, |_| {
+        let mut failing = Vec::new();
+        stage.fs.tick(&mut failing);
+        assert!(failing.is_empty());
+        assert_eq!(stage.fs.getattr(file.node.id)?.size, 512);
+        Ok(())
+    })
+    .unwrap();
 }
 
 #[test]
@@ -380,6 +566,69 @@ fn a_data_file_is_part_of_its_image_and_not_shown() {
     assert_eq!(stage.listing(), ["a.qcow2", "b.raw"]);
     std::fs::remove_file(stage.dir.path().join("a.qcow2")).unwrap();
     assert_eq!(stage.listing(), ["a.raw", "b.raw"]);
+}
+
+/// Makes another user the owner of an image; only root can.
+fn give_away(stage: &Stage, name: &str) -> bool {
+    std::os::unix::fs::chown(stage.dir.path().join(name), Some(4242), None).is_ok()
+}
+
+fn permit(stage: &Stage, name: &str, mode: u32) {
+    let mode = std::fs::Permissions::from_mode(mode);
+    std::fs::set_permissions(stage.dir.path().join(name), mode).unwrap();
+}
+
+#[test]
+fn an_image_hides_no_data_file_that_its_owner_may_not_write() {
+    let stage = Stage::new(&[("a.qcow2", "size=512 data=a.raw"), ("a.raw", "content")]);
+    let foreign = give_away(&stage, "a.qcow2");
+    for (mode, hidden) in [(0o600, !foreign), (0o644, !foreign), (0o666, true)] {
+        permit(&stage, "a.raw", mode);
+        assert_eq!(stage.lookup("a.raw").is_err(), hidden, "{mode:o}");
+    }
+}
+
+#[test]
+fn a_moved_image_still_names_its_files_and_a_deleted_one_does_not() {
+    let stage = Stage::new(&[
+        ("base.qcow2", "size=512"),
+        ("over.qcow2", "size=512 backing=base.qcow2"),
+    ]);
+    let is_frozen = || errno_of(stage.open("base.qcow2", true)) == Some(Errno::EROFS);
+    assert!(is_frozen());
+    let at = |name| stage.dir.path().join(name);
+    std::fs::rename(at("over.qcow2"), at("moved.qcow2")).unwrap();
+    assert!(is_frozen());
+    // The name under which it was known is gone, and found to be gone.
+    assert!(is_frozen());
+    std::fs::remove_file(at("moved.qcow2")).unwrap();
+    assert!(!is_frozen());
+}
+
+#[test]
+fn what_cannot_be_looked_at_for_the_moment_still_names_its_files() {
+    let stage = Stage::new(&[
+        ("base.raw", "content"),
+        ("over.qcow2", "size=512 backing=base.raw"),
+    ]);
+    assert_eq!(errno(stage.open("base.raw", true)), Errno::EROFS);
+    lock(&stage.shelf).fail_describe = Some(Errno::ENOMEM);
+    touch(&stage, &["over.qcow2"]);
+    assert_eq!(errno(stage.open("base.raw", true)), Errno::EROFS);
+}
+
+#[test]
+fn an_image_freezes_no_backing_file_that_its_owner_may_not_read() {
+    let stage = Stage::new(&[
+        ("base.qcow2", "size=512"),
+        ("over.qcow2", "size=512 backing=base.qcow2"),
+    ]);
+    let foreign = give_away(&stage, "over.qcow2");
+    for (mode, frozen) in [(0o600, !foreign), (0o604, true)] {
+        permit(&stage, "base.qcow2", mode);
+        let opened = errno_of(stage.open("base.qcow2", true));
+        assert_eq!(opened == Some(Errno::EROFS), frozen, "{mode:o}");
+    }
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use super::faulty::Faulty;
 use super::toy::{Toy, UNIT, Unit};
 use super::{Fixture, for_writing, told};
-use crate::image::{ErrorKind, Image, ResizeOptions, SegmentKind};
+use crate::image::{ErrorKind, Image, ResizeOptions, Segment, SegmentKind};
 use proptest::prelude::*;
 
 /// A disk of eight units, one or two of each kind, and what it reads as.
@@ -164,6 +164,28 @@ fn preallocation_places_every_unit_and_keeps_the_content() {
         "{kinds:?}"
     );
     assert!(!image.is_dirty());
+}
+
+#[test]
+fn the_first_segments_lie_without_gaps_from_the_start() {
+    let (fixture, toy, _) = mixed();
+    let image = fixture.open(&for_writing(), toy);
+    let all = image.segments(0, 8 * UNIT).unwrap();
+    assert!(all.len() > 2, "{all:?}");
+    for most in [1, 2] {
+        let mut at = 0;
+        while at < 8 * UNIT {
+            let some = image.first_segments(at, 8 * UNIT - at, most).unwrap();
+            assert!((1..=most).contains(&some.len()), "{some:?}");
+            for segment in some {
+                assert_eq!(segment.offset, at);
+                let holds = |one: &&Segment| one.offset <= at && at < one.offset + one.len;
+                assert_eq!(all.iter().find(holds).unwrap().kind, segment.kind);
+                at += segment.len;
+            }
+        }
+        assert_eq!(at, 8 * UNIT);
+    }
 }
 
 #[test]
