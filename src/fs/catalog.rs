@@ -212,7 +212,10 @@ impl Catalog {
     /// it is looked at under its new name.
     fn forget_naming(&self, namer: FileId, path: &Path) {
         let mut namings = lock(&self.namings);
-        if namings.get(&namer).is_some_and(|naming| naming.path == path) {
+        if namings
+            .get(&namer)
+            .is_some_and(|naming| naming.path == path)
+        {
             namings.remove(&namer);
         }
     }

@@ -232,12 +232,7 @@ impl OpenFile {
     }
 
     /// Gives up the locks unless a handle in use needs them.
-
-    fn let_go(
-        &self,
-        context: Context<'_>,
-        mut state: RwLockWriteGuard<'_, State>,
-    ) -> Result<()> {
+    fn let_go(&self, context: Context<'_>, mut state: RwLockWriteGuard<'_, State>) -> Result<()> {
         let Some(open) = state.open.as_mut().filter(|open| open.locked) else {
             return Ok(());
         };

@@ -1,7 +1,9 @@
 //! Locks that go on after a thread has panicked: one broken image must not
 //! disturb the others, and what the locks guard is changed in single steps.
 
-use std::sync::{Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, TryLockError, TryLockResult,
+use std::sync::{
+    Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, TryLockError,
+    TryLockResult,
 };
 
 /// Locks a mutex.

@@ -73,13 +73,7 @@ impl Image {
         Ok(out.segments)
     }
 
-    fn collect(
-        &self,
-        offset: u64,
-        end: u64,
-        depth: u32,
-        out: &mut Collected,
-    ) -> Result<(), Fault> {
+    fn collect(&self, offset: u64, end: u64, depth: u32, out: &mut Collected) -> Result<(), Fault> {
         let mut next = offset;
         while next < end && !out.is_full() {
             let extent = self.look(next, end - next, &mut None)?;

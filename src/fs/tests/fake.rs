@@ -109,7 +109,11 @@ impl Library for FakeLibrary {
         Ok(Arc::new(FakeDisk {
             shelf: Arc::clone(&self.0),
             ino,
-            format: if shelf.opens_as_raw { Format::Raw } else { format },
+            format: if shelf.opens_as_raw {
+                Format::Raw
+            } else {
+                format
+            },
             dirty: Mutex::new(false),
         }))
     }
@@ -159,6 +163,7 @@ impl Disk for FakeDisk {
             return Err(Error::new(Errno::ENOSPC, "no space"));
         }
         lock(&self.shelf).allocated.push((offset, len));
+        *lock(&self.dirty) = true;
         Ok(())
     }
 
