@@ -163,6 +163,7 @@ impl Disk for FakeDisk {
             return Err(Error::new(Errno::ENOSPC, "no space"));
         }
         lock(&self.shelf).allocated.push((offset, len));
+        *lock(&self.dirty) = true;
         Ok(())
     }
 
