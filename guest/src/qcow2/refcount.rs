@@ -122,6 +122,28 @@ impl Refcounts<'_> {
         })
     }
 
+    /// Lowers a cluster's count by `less`. Answers what is left, or `None` where
+    /// the count is too low for that: it stays as it is.
+    pub fn lower(
+        &mut self,
+        host: &mut dyn Host,
+        cluster: u64,
+        less: u64,
+    ) -> Result<Option<u64>, Failure> {
+        let Some(left) = self.count(host, cluster)?.checked_sub(less) else {
+            return Ok(None);
+        };
+        let run = Run {
+            first: cluster,
+            count: 1,
+        };
+        self.change(host, run, |geometry, piece, first, _| {
+            geometry.width().set(piece, first, left);
+            None
+        })?;
+        Ok(Some(left))
+    }
+
     /// Changes the counts of a run slice by slice. `with` gets the bytes that
     /// hold a part of the run and the range of indexes in them, and answers the
     /// index of a count that it cannot change.

@@ -5,7 +5,7 @@ use crate::disk::{Disk, Random};
 use crate::lab::{Check, Lab};
 use instar_guest::plan::{Plan, Purpose};
 use instar_guest::proto::{Content, PlanReply};
-use instar_guest::testing::Session;
+use instar_guest::testing::{Blank, Session};
 use instar_guest::{FailureKind, Reply, Request, Step};
 
 /// An image to make and to write to.
@@ -43,6 +43,10 @@ pub fn trials() -> Vec<(String, Check)> {
             (
                 "damaged_counts_are_found_before_anything_changes".to_string(),
                 Box::new(damaged_counts) as Check,
+            ),
+            (
+                "a_count_that_is_too_low_does_not_fail_a_flush".to_string(),
+                Box::new(count_too_low) as Check,
             ),
             (
                 "too_many_changes_ask_for_a_flush".to_string(),
@@ -391,6 +395,39 @@ fn damaged_counts() {
         Ok(Reply::Plan(PlanReply::default()))
     );
     assert!(session.host.image == image, "nothing was written");
+}
+
+/// Two compressed clusters in one host cluster that is counted once.
+fn count_too_low() {
+    let blank = Blank::default();
+    let mut image = blank.build();
+    let (l2, packed) = (blank.free(), blank.free() + blank.cluster());
+    image.resize(packed + blank.cluster(), 0);
+    let mut put = |at: usize, value: u64| {
+        image[at..at + 8].copy_from_slice(&value.to_be_bytes());
+    };
+    put(blank.l1(), 1 << 63 | l2 as u64);
+    put(l2, 1 << 62 | packed as u64);
+    put(l2 + 8, 1 << 62 | (packed as u64 + 16));
+    let counted = |at: usize| blank.refcount_block() + 2 * (at / blank.cluster());
+    image[counted(l2) + 1] = 1;
+    image[counted(packed) + 1] = 1;
+    let mut session = Session::new(image);
+    session.open(None).unwrap();
+    let placed = session.call(Request::Allocate { offset: 0, len: K });
+    let Ok(Reply::Placed(places)) = placed else {
+        panic!("no places: {placed:?}");
+    };
+    session.host.image.resize(places[0].at as usize, 0);
+    session.host.image.extend([7; 1024]);
+    let Ok(Reply::Plan(reply)) = session.call(Request::Flush) else {
+        panic!("the flush was refused");
+    };
+    session.host.apply(&reply.plan);
+    let count = &session.host.image[counted(packed)..][..2];
+    assert_eq!(count, [0, 1], "too low already, so it stays");
+    session.open(None).unwrap();
+    assert!(session.read(0, K).unwrap() == [7; 1024]);
 }
 
 /// The header's autoclear feature bits.

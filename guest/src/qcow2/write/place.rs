@@ -318,7 +318,7 @@ impl Qcow2 {
 
     /// Notes clusters that will be counted down. Damaged counts are found here,
     /// while the allocation can still be refused.
-    fn release_later(&mut self, host: &mut dyn Host, run: Run) -> Result<(), Failure> {
+    pub(super) fn release_later(&mut self, host: &mut dyn Host, run: Run) -> Result<(), Failure> {
         for cluster in run.first..run.end() {
             self.refcounts().check_counted(host, cluster)?;
         }

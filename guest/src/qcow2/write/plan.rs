@@ -12,7 +12,7 @@ use crate::plan::{Plan, Purpose, SECTOR, Stage, Step};
 use crate::prepare::writes;
 use crate::proto::{FileNo, PlanReply};
 use crate::units::HostOffset;
-use alloc::collections::BTreeSet;
+use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::vec;
 use alloc::vec::Vec;
 
@@ -33,8 +33,9 @@ impl Qcow2 {
         stages.extend(non_empty(Purpose::Count, self.hook_blocks(host)?));
         stages.extend(non_empty(Purpose::Count, self.switch_table()?));
         stages.extend(non_empty(Purpose::Link, self.link()));
+        // From here on nothing may fail: what is settled is never planned again.
         self.settle();
-        stages.extend(non_empty(Purpose::Release, self.release(host)?));
+        stages.extend(non_empty(Purpose::Release, self.release(host)));
         Ok(PlanReply {
             plan: Plan { stages },
             ..PlanReply::default()
@@ -116,7 +117,7 @@ impl Qcow2 {
     /// Entries of the refcount table for new blocks. Each block counts itself,
     /// so it does not matter which of them reach the disk.
     fn hook_blocks(&mut self, host: &mut dyn Host) -> Result<Vec<Step>, Failure> {
-        let mut numbers = core::mem::take(&mut self.pending.new_blocks);
+        let mut numbers = self.pending.new_blocks.clone();
         numbers.sort_unstable();
         let mut entries = Vec::new();
         for number in numbers {
@@ -179,6 +180,7 @@ impl Qcow2 {
             self.tables.mark_planned(kind);
         }
         self.pending.fresh_tables.clear();
+        self.pending.new_blocks.clear();
         self.pending.flushed_len = Some(self.file_len);
         if let Some(old) = self.pending.old_table.take() {
             let len = self.header.geometry.host_offset(u64::from(old.count));
@@ -187,26 +189,35 @@ impl Qcow2 {
     }
 
     /// Counts down what was replaced. Clusters that nothing refers to any more
-    /// can be used again.
-    fn release(&mut self, host: &mut dyn Host) -> Result<Vec<Step>, Failure> {
-        let runs = core::mem::take(&mut self.pending.released);
-        for &run in &runs {
-            self.refcounts().release(host, run)?;
+    /// can be used again. It is too late to refuse anything: a count that is too
+    /// low or cannot be read stays as it is, and its cluster is left alone.
+    fn release(&mut self, host: &mut dyn Host) -> Vec<Step> {
+        let mut times: BTreeMap<u64, u64> = BTreeMap::new();
+        for run in core::mem::take(&mut self.pending.released) {
+            for cluster in run.first..run.end() {
+                *times.entry(cluster).or_default() += 1;
+            }
         }
-        let clusters: BTreeSet<u64> = runs.iter().flat_map(|run| run.first..run.end()).collect();
-        for cluster in clusters {
-            if self.refcounts().count(host, cluster)? == 0 {
-                let at = HostOffset(self.header.geometry.host_offset(cluster));
-                self.tables.forget(at, self.header.geometry.cluster_size());
-                self.space(host)?.add_free(Run {
-                    first: cluster,
-                    count: 1,
-                });
+        for (cluster, times) in times {
+            if let Ok(Some(0)) = self.refcounts().lower(host, cluster, times) {
+                self.use_again(cluster);
             }
         }
         let steps = writes(self.tables.dirty(Kind::RefcountBlock));
         self.tables.mark_planned(Kind::RefcountBlock);
-        Ok(steps)
+        steps
+    }
+
+    fn use_again(&mut self, cluster: u64) {
+        let geometry = self.header.geometry;
+        let at = HostOffset(geometry.host_offset(cluster));
+        self.tables.forget(at, geometry.cluster_size());
+        if let Some(space) = &mut self.pending.space {
+            space.add_free(Run {
+                first: cluster,
+                count: 1,
+            });
+        }
     }
 
     fn fresh_tables(&self) -> BTreeSet<u64> {

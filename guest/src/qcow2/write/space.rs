@@ -200,6 +200,11 @@ impl Qcow2 {
         let geometry = self.header.geometry;
         let old = self.header.refcount_table;
         let old_len = geometry.host_offset(u64::from(old.count));
+        let replaced = Run {
+            first: old.offset.0 / geometry.cluster_size(),
+            count: u64::from(old.count),
+        };
+        self.release_later(host, replaced)?;
         let next = self.space(host)?.next;
         let number = next / geometry.refcounts_per_block();
         let present = self.refcounts().present_from(host, number)?;
@@ -222,10 +227,6 @@ impl Qcow2 {
             .replace(Owner::RefcountTable, table.offset.0, new_len)?;
         self.header.refcount_table = table;
         self.pending.old_table = Some(old);
-        self.pending.released.push(Run {
-            first: old.offset.0 / geometry.cluster_size(),
-            count: u64::from(old.count),
-        });
         for (number, cluster) in needs.blocks.into_iter().zip(blocks.first..) {
             self.hook_block(host, number, cluster)?;
         }
