@@ -49,6 +49,14 @@ pub fn trials() -> Vec<(String, Check)> {
                 Box::new(count_too_low) as Check,
             ),
             (
+                "data_behind_a_short_last_cluster_is_read_back".to_string(),
+                Box::new(past_the_end) as Check,
+            ),
+            (
+                "a_longer_data_file_is_taken_back".to_string(),
+                Box::new(data_file_undone) as Check,
+            ),
+            (
                 "too_many_changes_ask_for_a_flush".to_string(),
                 Box::new(flush_first) as Check,
             ),
@@ -428,6 +436,73 @@ fn count_too_low() {
     assert_eq!(count, [0, 1], "too low already, so it stays");
     session.open(None).unwrap();
     assert!(session.read(0, K).unwrap() == [7; 1024]);
+}
+
+/// An image whose file ends in its only cluster of data, behind subcluster 0.
+fn short_last_cluster(bitmap: u64) -> Session {
+    let blank = Blank {
+        cluster_bits: 14,
+        incompatible: 16,
+        ..Blank::default()
+    };
+    let mut image = blank.build();
+    let (l2, data) = (blank.free(), blank.free() + blank.cluster());
+    image.resize(data + 512, 0x11);
+    image[l2..data].fill(0);
+    let mut put = |at: usize, value: u64| {
+        image[at..at + 8].copy_from_slice(&value.to_be_bytes());
+    };
+    put(blank.l1(), 1 << 63 | l2 as u64);
+    put(l2, 1 << 63 | data as u64);
+    put(l2 + 8, bitmap);
+    let mut session = Session::new(image);
+    session.open(None).unwrap();
+    session
+}
+
+fn past_the_end() {
+    // Subcluster 5 is new, or allocated and never written.
+    for bitmap in [1, 1 | 1 << 5] {
+        let mut session = short_last_cluster(bitmap);
+        let offset = 5 * 512;
+        let allocate = Request::Allocate { offset, len: 512 };
+        let before = session.map(0, 16 * K).unwrap();
+        session.call(allocate.clone()).unwrap();
+        session.call(Request::Undo).unwrap();
+        assert_eq!(session.map(0, 16 * K).unwrap(), before, "taken back");
+        let Ok(Reply::Placed(places)) = session.call(allocate) else {
+            panic!("no places");
+        };
+        session.host.image.resize(places[0].at as usize, 0);
+        session.host.image.extend([7; 512]);
+        assert!(session.read(offset, 512).unwrap() == [7; 512]);
+        let Ok(Reply::Plan(reply)) = session.call(Request::Flush) else {
+            panic!("no plan");
+        };
+        session.host.apply(&reply.plan);
+        session.open(None).unwrap();
+        assert!(session.read(offset, 512).unwrap() == [7; 512]);
+    }
+}
+
+/// A data file counts as longer until the allocation is taken back.
+fn data_file_undone() {
+    let (_lab, mut disk) = created("data_file=disk.data", 8 * M);
+    let map = |disk: &mut Disk| disk.session.map(0, 8 * M).unwrap();
+    disk.session.host.data.as_mut().unwrap().truncate(100);
+    disk.session
+        .call(Request::Attach { data_len: 100 })
+        .unwrap();
+    disk.allocate(0, 64 * K).unwrap();
+    disk.flush();
+    disk.session
+        .call(Request::Attach { data_len: 100 })
+        .unwrap();
+    let mapped = map(&mut disk);
+    disk.allocate(0, 64 * K).unwrap();
+    assert_ne!(map(&mut disk), mapped);
+    disk.session.call(Request::Undo).unwrap();
+    assert_eq!(map(&mut disk), mapped);
 }
 
 /// The header's autoclear feature bits.

@@ -61,12 +61,19 @@ struct Undo {
     refcount_table: TableRef,
     regions: Regions,
     file_len: u64,
+    data_len: Option<u64>,
 }
 
 impl Qcow2 {
     /// Whether changes wait for a flush.
     pub fn has_changes(&self) -> bool {
-        self.tables.is_dirty() || !self.pending.released.is_empty()
+        self.tables.is_dirty() || !self.pending.released.is_empty() || self.is_longer()
+    }
+
+    /// Whether the image file counts as longer than the last flush made it.
+    fn is_longer(&self) -> bool {
+        let flushed = self.pending.flushed_len;
+        flushed.is_some_and(|len| len < self.file_len)
     }
 
     /// Takes the last allocation back.
@@ -84,6 +91,7 @@ impl Qcow2 {
     /// Notes the state, so that everything from here on can be taken back.
     fn begin(&mut self) {
         self.tables.begin();
+        self.pending.flushed_len.get_or_insert(self.file_len);
         let pending = &self.pending;
         let undo = Undo {
             next: pending.space.as_ref().map_or(0, |space| space.next),
@@ -95,6 +103,7 @@ impl Qcow2 {
             refcount_table: self.header.refcount_table,
             regions: self.regions.clone(),
             file_len: self.file_len,
+            data_len: self.data_len,
         };
         self.pending.undo = Some(undo);
     }
@@ -117,6 +126,7 @@ impl Qcow2 {
         self.header.refcount_table = undo.refcount_table;
         self.regions = undo.regions;
         self.set_file_len(undo.file_len);
+        self.data_len = undo.data_len;
     }
 }
 

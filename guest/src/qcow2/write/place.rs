@@ -244,6 +244,7 @@ impl Qcow2 {
                 Need::Whole => return Err(out_of_step()),
             }
         }
+        self.extend_files(&places.list);
         Ok(places.list)
     }
 
@@ -256,7 +257,7 @@ impl Qcow2 {
 
     /// Places in a host cluster that stays: what held data is current, the rest
     /// has no meaning.
-    fn place_entry(&mut self, places: &mut Places, item: &Item, at: HostOffset, before: u32) {
+    fn place_entry(&self, places: &mut Places, item: &Item, at: HostOffset, before: u32) {
         let file = self.data_no();
         let data_len = self.data_len.unwrap_or(u64::MAX);
         let size = self.header.geometry.subcluster_size();
@@ -273,8 +274,16 @@ impl Qcow2 {
             places.add(&part, file, at, content);
             from = to;
         }
-        if let Some(len) = &mut self.data_len {
-            *len = (*len).max(item.to);
+    }
+
+    /// From now on the files reach to the end of every place.
+    fn extend_files(&mut self, places: &[Place]) {
+        for place in places {
+            let end = place.at + place.len;
+            match place.file {
+                FileNo::DATA => self.data_len = self.data_len.map(|len| len.max(end)),
+                _ => self.set_file_len(self.file_len.max(end)),
+            }
         }
     }
 

@@ -46,11 +46,7 @@ impl Qcow2 {
     /// that are too high harm nobody.
     fn lay_down(&self) -> Vec<Step> {
         let mut steps = Vec::new();
-        if self
-            .pending
-            .flushed_len
-            .is_some_and(|len| len < self.file_len)
-        {
+        if self.is_longer() {
             steps.push(Step::SetLength {
                 file: FileNo::IMAGE,
                 len: self.file_len,

@@ -90,7 +90,6 @@ impl Qcow2 {
             if let Some(undo) = &mut self.pending.undo {
                 undo.next = next;
             }
-            self.pending.flushed_len.get_or_insert(self.file_len);
             self.pending.space = Some(Space {
                 next,
                 zero_from: next,
