@@ -57,6 +57,10 @@ pub fn trials() -> Vec<(String, Check)> {
                 Box::new(data_file_undone) as Check,
             ),
             (
+                "one_request_moves_a_refcount_table_once".to_string(),
+                Box::new(large_requests) as Check,
+            ),
+            (
                 "too_many_changes_ask_for_a_flush".to_string(),
                 Box::new(flush_first) as Check,
             ),
@@ -503,6 +507,25 @@ fn data_file_undone() {
     assert_ne!(map(&mut disk), mapped);
     disk.session.call(Request::Undo).unwrap();
     assert_eq!(map(&mut disk), mapped);
+}
+
+/// A request is as large as its clusters are many: 16 MiB at most.
+fn large_requests() {
+    for bits in 9..=12 {
+        for order in 0..=6 {
+            let options = format!("cluster_size={},refcount_bits={}", 1 << bits, 1 << order);
+            let (lab, mut disk) = created(&options, 16 * M);
+            let placed = disk.allocate(0, 16 * M);
+            assert!(
+                matches!(placed, Ok(Reply::Placed(_))),
+                "{options}: {placed:?}"
+            );
+            disk.flush();
+            if order == 6 {
+                disk.judge(&lab);
+            }
+        }
+    }
 }
 
 /// The header's autoclear feature bits.

@@ -39,6 +39,8 @@ pub struct Pending {
     fresh_tables: Vec<HostOffset>,
     /// Numbers of refcount blocks that the table on disk does not have.
     new_blocks: Vec<u64>,
+    /// The most clusters that the allocation under way takes.
+    wanted: u64,
     /// Where the refcount table is on disk, if it has moved since.
     old_table: Option<TableRef>,
     /// Clusters to count down once nothing on disk refers to them.

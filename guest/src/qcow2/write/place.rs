@@ -204,6 +204,7 @@ impl Qcow2 {
     }
 
     fn place(&mut self, host: &mut dyn Host, items: &[Item]) -> Result<Vec<Place>, Failure> {
+        self.pending.wanted = self.most_clusters(items);
         self.make_tables_writable(host, items)?;
         let needs_cluster = |item: &&Item| matches!(item.need, Need::Cluster { .. });
         let count = items.iter().filter(needs_cluster).count() as u64;
@@ -246,6 +247,20 @@ impl Qcow2 {
         }
         self.extend_files(&places.list);
         Ok(places.list)
+    }
+
+    /// The most clusters that places for the items take: one for each, and one
+    /// for each table that maps them.
+    fn most_clusters(&self, items: &[Item]) -> u64 {
+        let index = |item: &Item| {
+            let start = GuestOffset(item.start);
+            self.header.geometry.locate(start).l1_index
+        };
+        let tables = match (items.first(), items.last()) {
+            (Some(first), Some(last)) => index(last) - index(first) + 1,
+            _ => 0,
+        };
+        items.len() as u64 + tables
     }
 
     fn data_no(&self) -> FileNo {
