@@ -18,6 +18,7 @@ use crate::error::Failure;
 use crate::units::HostOffset;
 use alloc::format;
 use alloc::vec::Vec;
+use core::ops::Range;
 
 /// Slices that a scan reads with one exit from the sandbox, in bytes.
 const SCAN_BATCH: u64 = 256 << 10;
@@ -142,6 +143,14 @@ impl Refcounts<'_> {
             None
         })?;
         Ok(Some(left))
+    }
+
+    /// Where the bytes are that hold a cluster's count.
+    pub fn bytes_of(&mut self, host: &mut dyn Host, cluster: u64) -> Option<Range<u64>> {
+        let slice = self.slice_of(host, cluster).ok()??;
+        let index = self.index_in_slice(cluster);
+        let bytes = self.geometry.width().byte_range(index, index + 1);
+        Some(slice.0 + bytes.start as u64..slice.0 + bytes.end as u64)
     }
 
     /// Changes the counts of a run slice by slice. `with` gets the bytes that

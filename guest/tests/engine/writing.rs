@@ -61,6 +61,10 @@ pub fn trials() -> Vec<(String, Check)> {
                 Box::new(large_requests) as Check,
             ),
             (
+                "scattered_counts_are_written_by_themselves".to_string(),
+                Box::new(scattered_releases) as Check,
+            ),
+            (
                 "too_many_changes_ask_for_a_flush".to_string(),
                 Box::new(flush_first) as Check,
             ),
@@ -526,6 +530,29 @@ fn large_requests() {
             }
         }
     }
+}
+
+/// Counts far apart, each in a sector of its own, are written by themselves.
+fn scattered_releases() {
+    let (lab, mut disk) = created("cluster_size=512,refcount_bits=64", 8 * M);
+    disk.allocate(0, 4 * M).unwrap();
+    disk.flush();
+    disk.judge(&lab);
+    lab.qemu_img("snapshot -c first disk.qcow2");
+    let mut disk = Disk::open(&lab);
+    for part in 0..100 {
+        disk.write(part * 64 * 512, &[7; 512], false).unwrap();
+    }
+    let reply = disk.flush();
+    let stage = reply.plan.stages.last().unwrap();
+    assert_eq!(stage.purpose, Purpose::Release);
+    let written = |step: &Step| match step {
+        Step::Write { data, .. } => data.len(),
+        _ => 0,
+    };
+    // A count for each cluster, and for each of the L2 tables.
+    assert_eq!(stage.steps.iter().map(written).sum::<usize>(), 2 * 100 * 8);
+    disk.judge(&lab);
 }
 
 /// The header's autoclear feature bits.

@@ -30,6 +30,9 @@ const MAX_CHANGED: u64 = 3 << 20;
 /// in memory until then.
 const MAX_DIRTY: u64 = 12 << 20;
 
+/// Bytes that a run of released clusters adds to a plan, besides its counts.
+const RELEASE_WEIGHT: u64 = 64;
+
 /// What waits for a flush.
 #[derive(Debug, Default)]
 pub struct Pending {
@@ -45,6 +48,8 @@ pub struct Pending {
     old_table: Option<TableRef>,
     /// Clusters to count down once nothing on disk refers to them.
     released: Vec<Run>,
+    /// Bytes that counting those down adds to a plan, at most.
+    released_weight: u64,
     /// Length of the image file when it was last flushed.
     flushed_len: Option<u64>,
     /// How to take the last allocation back.
@@ -60,6 +65,7 @@ struct Undo {
     new_blocks: usize,
     old_table: Option<TableRef>,
     released: usize,
+    released_weight: u64,
     refcount_table: TableRef,
     regions: Regions,
     file_len: u64,
@@ -102,6 +108,7 @@ impl Qcow2 {
             new_blocks: pending.new_blocks.len(),
             old_table: pending.old_table,
             released: pending.released.len(),
+            released_weight: pending.released_weight,
             refcount_table: self.header.refcount_table,
             regions: self.regions.clone(),
             file_len: self.file_len,
@@ -122,6 +129,7 @@ impl Qcow2 {
         pending.new_blocks.truncate(undo.new_blocks);
         pending.old_table = undo.old_table;
         pending.released.truncate(undo.released);
+        pending.released_weight = undo.released_weight;
         if let Some(space) = &mut pending.space {
             space.give_back(undo.next, undo.taken);
         }

@@ -2,10 +2,10 @@
 
 use super::super::Qcow2;
 use super::super::entry::{Cluster, L2Entry};
-use super::super::format::entry;
+use super::super::format::{entry, refcount};
 use super::super::layout::Run;
 use super::super::tables::Kind;
-use super::{MAX_CHANGED, MAX_DIRTY, flush_first};
+use super::{MAX_CHANGED, MAX_DIRTY, RELEASE_WEIGHT, flush_first};
 use crate::engine::Host;
 use crate::error::{Failure, FailureKind};
 use crate::proto::{Content, FileNo, Place, Reply};
@@ -95,7 +95,8 @@ impl Qcow2 {
                 format!("{len} bytes are too many to place at once, at most {most}"),
             ));
         }
-        if self.tables.changed_len() > MAX_CHANGED || self.tables.dirty_len() > MAX_DIRTY {
+        let changed = self.tables.changed_len() + self.pending.released_weight;
+        if changed > MAX_CHANGED || self.tables.dirty_len() > MAX_DIRTY {
             return Err(flush_first());
         }
         Ok(())
@@ -346,7 +347,17 @@ impl Qcow2 {
         for cluster in run.first..run.end() {
             self.refcounts().check_counted(host, cluster)?;
         }
-        self.pending.released.push(run);
+        let pending = &mut self.pending;
+        let older = pending.undo.as_ref().map_or(0, |undo| undo.released);
+        let own = pending.released.get_mut(older..).unwrap_or_default();
+        pending.released_weight += run.count * refcount::ENTRY_LEN;
+        match own.last_mut().filter(|last| last.end() == run.first) {
+            Some(last) => last.count += run.count,
+            None => {
+                pending.released.push(run);
+                pending.released_weight += RELEASE_WEIGHT;
+            }
+        }
         Ok(())
     }
 

@@ -15,6 +15,10 @@ use crate::units::HostOffset;
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::vec;
 use alloc::vec::Vec;
+use core::ops::Range;
+
+/// Bytes between two counts that are written along with them.
+const MAX_GAP: u64 = 32;
 
 impl Qcow2 {
     /// The plan that makes everything since the last flush durable. The host
@@ -189,19 +193,55 @@ impl Qcow2 {
     /// low or cannot be read stays as it is, and its cluster is left alone.
     fn release(&mut self, host: &mut dyn Host) -> Vec<Step> {
         let mut times: BTreeMap<u64, u64> = BTreeMap::new();
+        self.pending.released_weight = 0;
         for run in core::mem::take(&mut self.pending.released) {
             for cluster in run.first..run.end() {
                 *times.entry(cluster).or_default() += 1;
             }
         }
+        let mut changed = Vec::new();
         for (cluster, times) in times {
-            if let Ok(Some(0)) = self.refcounts().lower(host, cluster, times) {
-                self.use_again(cluster);
+            if let Ok(Some(left)) = self.refcounts().lower(host, cluster, times) {
+                changed.extend(self.refcounts().bytes_of(host, cluster));
+                if left == 0 {
+                    self.use_again(cluster);
+                }
             }
         }
-        let steps = writes(self.tables.dirty(Kind::RefcountBlock));
+        let steps = self.write_back(host, changed);
         self.tables.mark_planned(Kind::RefcountBlock);
         steps
+    }
+
+    /// Writes of ranges of refcount blocks, in order. Only what lies close
+    /// together becomes one: whole sectors of counts far apart could make a
+    /// plan longer than a message.
+    fn write_back(&mut self, host: &mut dyn Host, ranges: Vec<Range<u64>>) -> Vec<Step> {
+        let mut joined: Vec<Range<u64>> = Vec::new();
+        let slice_len = self.tables.slice_len();
+        for range in ranges {
+            let near = |last: &&mut Range<u64>| {
+                last.end <= range.start + 1
+                    && range.start <= last.end + MAX_GAP
+                    && last.start / slice_len == range.start / slice_len
+            };
+            match joined.last_mut().filter(near) {
+                Some(last) => last.end = last.end.max(range.end),
+                None => joined.push(range),
+            }
+        }
+        let mut pieces = Vec::new();
+        for range in joined {
+            let at = HostOffset(range.start);
+            let in_slice = (range.start % slice_len) as usize;
+            let len = (range.end - range.start) as usize;
+            let slice = self.tables.slice(host, Kind::RefcountBlock, at);
+            let piece = slice
+                .ok()
+                .and_then(|slice| slice.get(in_slice..in_slice + len));
+            pieces.extend(piece.map(|piece| (at, piece.to_vec())));
+        }
+        writes(pieces.iter().map(|(at, piece)| (*at, &piece[..])))
     }
 
     fn use_again(&mut self, cluster: u64) {
