@@ -6,7 +6,7 @@ use crate::lab::{Check, Lab};
 use instar_guest::plan::{Plan, Purpose};
 use instar_guest::proto::{Content, PlanReply};
 use instar_guest::testing::{Blank, Session};
-use instar_guest::{FailureKind, Reply, Request, Step};
+use instar_guest::{ExtentKind, FailureKind, Reply, Request, Step};
 
 /// An image to make and to write to.
 struct Case {
@@ -63,6 +63,10 @@ pub fn trials() -> Vec<(String, Check)> {
             (
                 "scattered_counts_are_written_by_themselves".to_string(),
                 Box::new(scattered_releases) as Check,
+            ),
+            (
+                "a_cluster_of_a_shared_table_is_not_overwritten".to_string(),
+                Box::new(shared_table) as Check,
             ),
             (
                 "too_many_changes_ask_for_a_flush".to_string(),
@@ -553,6 +557,32 @@ fn scattered_releases() {
     // A count for each cluster, and for each of the L2 tables.
     assert_eq!(stage.steps.iter().map(written).sum::<usize>(), 2 * 100 * 8);
     disk.judge(&lab);
+}
+
+/// A cluster that its entry calls exclusive, in a table that is shared.
+fn shared_table() {
+    let (lab, mut disk) = created("cluster_size=4k", 8 * M);
+    disk.write(0, &[1; 4096], false).unwrap();
+    disk.flush();
+    disk.judge(&lab);
+    let mut image = lab.bytes("disk.qcow2");
+    let l1 = u64::from_be_bytes(image[40..48].try_into().unwrap()) as usize;
+    image[l1] &= 0x7f;
+    let mut session = Session::new(image);
+    session.open(None).unwrap();
+    let old = session.map(0, 4096).unwrap();
+    let placed = session.call(Request::Allocate {
+        offset: 0,
+        len: 4096,
+    });
+    let Ok(Reply::Placed(places)) = placed else {
+        panic!("no places: {placed:?}");
+    };
+    let ExtentKind::Data { at, .. } = old[0].kind else {
+        panic!("no data: {old:?}");
+    };
+    assert_ne!(places[0].at, at);
+    assert_ne!(places[0].content, Content::Current);
 }
 
 /// The header's autoclear feature bits.

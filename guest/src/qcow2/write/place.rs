@@ -115,22 +115,25 @@ impl Qcow2 {
             let start = geometry.cluster_start(at);
             let to = range.end.min(start + geometry.cluster_size());
             let cluster = self.cluster(host, GuestOffset(start))?;
+            let index = geometry.locate(GuestOffset(start)).l1_index;
+            let own_table = self.l1_entry(host, index)?.copied;
             items.push(Item {
                 start,
                 from: at,
                 to,
-                need: self.need(cluster, start, at, to),
+                need: self.need(cluster, own_table, start, at..to),
             });
             at = to;
         }
         Ok(items)
     }
 
-    /// What a cluster at guest offset `start` needs so that `from..to` can be
-    /// written.
-    fn need(&self, cluster: Cluster, start: u64, from: u64, to: u64) -> Need {
+    /// What a cluster at guest offset `start` needs so that `range` can be
+    /// written. Where its table is shared, so is its host cluster, whatever the
+    /// entry says.
+    fn need(&self, cluster: Cluster, own_table: bool, start: u64, range: Range<u64>) -> Need {
         let geometry = self.header.geometry;
-        let want = self.subclusters(start, from, to);
+        let want = self.subclusters(start, range.start, range.end);
         let inside = self.subclusters(start, start, self.header.size);
         let run = |at: HostOffset, len: u64| {
             let first = at.0 / geometry.cluster_size();
@@ -160,7 +163,7 @@ impl Qcow2 {
         };
         let own = match host {
             _ if self.header.has_data_file() => Some(HostOffset(start)),
-            Some(host) if copied => Some(host),
+            Some(host) if copied && own_table => Some(host),
             _ => None,
         };
         match own {
