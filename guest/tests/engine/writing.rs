@@ -69,6 +69,10 @@ pub fn trials() -> Vec<(String, Check)> {
                 Box::new(shared_table) as Check,
             ),
             (
+                "unknown_autoclear_bits_keep_data_from_being_overwritten".to_string(),
+                Box::new(autoclear_in_place) as Check,
+            ),
+            (
                 "too_many_changes_ask_for_a_flush".to_string(),
                 Box::new(flush_first) as Check,
             ),
@@ -583,6 +587,30 @@ fn shared_table() {
     };
     assert_ne!(places[0].at, at);
     assert_ne!(places[0].content, Content::Current);
+}
+
+/// Data is overwritten in place only once unknown features are cleared.
+fn autoclear_in_place() {
+    let lab = Lab::new();
+    lab.qemu_img("create -q -f qcow2 disk.qcow2 8M");
+    lab.qemu_io("disk.qcow2", &["write -P 1 0 64k"]);
+    let mut image = lab.bytes("disk.qcow2");
+    image[AUTOCLEAR].copy_from_slice(&(1u64 << 40).to_be_bytes());
+    let mut session = Session::new(image);
+    session.open(None).unwrap();
+    let in_place = |session: &mut Session| {
+        let kind = session.map(0, 64 * K).unwrap()[0].kind;
+        matches!(kind, ExtentKind::Data { in_place: true, .. })
+    };
+    assert!(!in_place(&mut session));
+    let (offset, len) = (0, 64 * K);
+    session.call(Request::Allocate { offset, len }).unwrap();
+    let Ok(Reply::Plan(reply)) = session.call(Request::Flush) else {
+        panic!("no plan");
+    };
+    session.host.apply(&reply.plan);
+    assert_eq!(session.host.image[AUTOCLEAR], [0; 8]);
+    assert!(in_place(&mut session));
 }
 
 /// The header's autoclear feature bits.

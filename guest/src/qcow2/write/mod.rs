@@ -15,6 +15,7 @@ mod plan;
 mod space;
 
 use super::Qcow2;
+use super::format::autoclear;
 use super::header::TableRef;
 use super::layout::Run;
 use super::regions::Regions;
@@ -50,6 +51,8 @@ pub struct Pending {
     released: Vec<Run>,
     /// Bytes that counting those down adds to a plan, at most.
     released_weight: u64,
+    /// The image has unknown autoclear features and was written to.
+    outdates_features: bool,
     /// Length of the image file when it was last flushed.
     flushed_len: Option<u64>,
     /// How to take the last allocation back.
@@ -75,7 +78,15 @@ struct Undo {
 impl Qcow2 {
     /// Whether changes wait for a flush.
     pub fn has_changes(&self) -> bool {
-        self.tables.is_dirty() || !self.pending.released.is_empty() || self.is_longer()
+        self.tables.is_dirty()
+            || !self.pending.released.is_empty()
+            || self.pending.outdates_features
+            || self.is_longer()
+    }
+
+    /// Whether autoclear bits are set that mean nothing here.
+    pub(super) fn has_unknown_features(&self) -> bool {
+        self.header.autoclear & !autoclear::KNOWN != 0
     }
 
     /// Whether the image file counts as longer than the last flush made it.
@@ -99,6 +110,7 @@ impl Qcow2 {
     /// Notes the state, so that everything from here on can be taken back.
     fn begin(&mut self) {
         self.tables.begin();
+        self.pending.outdates_features |= self.has_unknown_features();
         self.pending.flushed_len.get_or_insert(self.file_len);
         let pending = &self.pending;
         let undo = Undo {

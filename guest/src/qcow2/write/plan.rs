@@ -180,6 +180,7 @@ impl Qcow2 {
             self.tables.mark_planned(kind);
         }
         self.pending.fresh_tables.clear();
+        self.pending.outdates_features = false;
         self.pending.new_blocks.clear();
         self.pending.flushed_len = Some(self.file_len);
         if let Some(old) = self.pending.old_table.take() {
