@@ -147,6 +147,12 @@ fn inflate(
     let (status, _, written) = decompress(decoder, packed, cluster, 0, flags);
     match status {
         TINFLStatus::Done | TINFLStatus::HasMoreOutput if written == cluster.len() => Ok(()),
+        // Cut inside the code that ends the stream.
+        TINFLStatus::FailedCannotMakeProgress | TINFLStatus::NeedsMoreInput
+            if written == cluster.len() =>
+        {
+            Ok(())
+        }
         TINFLStatus::Done => Err("the deflate stream ends before the cluster is full"),
         TINFLStatus::FailedCannotMakeProgress | TINFLStatus::NeedsMoreInput => {
             Err("the deflate stream is cut short")
@@ -237,6 +243,22 @@ mod tests {
         let mut packed = compress_to_vec(&content, 6);
         packed.extend([0xff; 300]);
         unpacks(Compression::Deflate, &packed, &content);
+    }
+
+    #[test]
+    fn a_deflate_stream_cut_inside_its_end_fills_the_cluster() {
+        // A block of fixed codes: the end takes the last 7 bits or more.
+        let mut bits = vec![1, 1, 0];
+        for _ in 0..CLUSTER {
+            // Literal 0 is 0b0011_0000, the most significant bit first.
+            bits.extend([0, 0, 1, 1, 0, 0, 0, 0]);
+        }
+        bits.extend([0; 5]);
+        let packed: Vec<u8> = bits
+            .chunks(8)
+            .map(|byte| byte.iter().rev().fold(0, |all, bit| all << 1 | bit))
+            .collect();
+        unpacks(Compression::Deflate, &packed, &[0; CLUSTER]);
     }
 
     #[test]

@@ -214,7 +214,10 @@ impl Qcow2 {
     ) {
         let in_cluster = from & (self.header.geometry.cluster_size() - 1);
         let len = to - from;
-        let in_place = |copied| self.header.has_data_file() || (l1.copied && copied);
+        // Whoever keeps what an unknown feature holds has to be told of a write
+        // first: a flush does that.
+        let known = !self.has_unknown_features();
+        let in_place = |copied| known && (self.header.has_data_file() || (l1.copied && copied));
         match cluster {
             Cluster::Unallocated => extents.push(from, len, ExtentKind::Unallocated),
             Cluster::Compressed { .. } => extents.push(from, len, ExtentKind::Compressed),

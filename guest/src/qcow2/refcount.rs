@@ -18,6 +18,7 @@ use crate::error::Failure;
 use crate::units::HostOffset;
 use alloc::format;
 use alloc::vec::Vec;
+use core::ops::Range;
 
 /// Slices that a scan reads with one exit from the sandbox, in bytes.
 const SCAN_BATCH: u64 = 256 << 10;
@@ -120,6 +121,36 @@ impl Refcounts<'_> {
             }
             None
         })
+    }
+
+    /// Lowers a cluster's count by `less`. Answers what is left, or `None` where
+    /// the count is too low for that: it stays as it is.
+    pub fn lower(
+        &mut self,
+        host: &mut dyn Host,
+        cluster: u64,
+        less: u64,
+    ) -> Result<Option<u64>, Failure> {
+        let Some(left) = self.count(host, cluster)?.checked_sub(less) else {
+            return Ok(None);
+        };
+        let run = Run {
+            first: cluster,
+            count: 1,
+        };
+        self.change(host, run, |geometry, piece, first, _| {
+            geometry.width().set(piece, first, left);
+            None
+        })?;
+        Ok(Some(left))
+    }
+
+    /// Where the bytes are that hold a cluster's count.
+    pub fn bytes_of(&mut self, host: &mut dyn Host, cluster: u64) -> Option<Range<u64>> {
+        let slice = self.slice_of(host, cluster).ok()??;
+        let index = self.index_in_slice(cluster);
+        let bytes = self.geometry.width().byte_range(index, index + 1);
+        Some(slice.0 + bytes.start as u64..slice.0 + bytes.end as u64)
     }
 
     /// Changes the counts of a run slice by slice. `with` gets the bytes that

@@ -5,8 +5,8 @@ use crate::disk::{Disk, Random};
 use crate::lab::{Check, Lab};
 use instar_guest::plan::{Plan, Purpose};
 use instar_guest::proto::{Content, PlanReply};
-use instar_guest::testing::Session;
-use instar_guest::{FailureKind, Reply, Request, Step};
+use instar_guest::testing::{Blank, Session};
+use instar_guest::{ExtentKind, FailureKind, Reply, Request, Step};
 
 /// An image to make and to write to.
 struct Case {
@@ -43,6 +43,34 @@ pub fn trials() -> Vec<(String, Check)> {
             (
                 "damaged_counts_are_found_before_anything_changes".to_string(),
                 Box::new(damaged_counts) as Check,
+            ),
+            (
+                "a_count_that_is_too_low_does_not_fail_a_flush".to_string(),
+                Box::new(count_too_low) as Check,
+            ),
+            (
+                "data_behind_a_short_last_cluster_is_read_back".to_string(),
+                Box::new(past_the_end) as Check,
+            ),
+            (
+                "a_longer_data_file_is_taken_back".to_string(),
+                Box::new(data_file_undone) as Check,
+            ),
+            (
+                "one_request_moves_a_refcount_table_once".to_string(),
+                Box::new(large_requests) as Check,
+            ),
+            (
+                "scattered_counts_are_written_by_themselves".to_string(),
+                Box::new(scattered_releases) as Check,
+            ),
+            (
+                "a_cluster_of_a_shared_table_is_not_overwritten".to_string(),
+                Box::new(shared_table) as Check,
+            ),
+            (
+                "unknown_autoclear_bits_keep_data_from_being_overwritten".to_string(),
+                Box::new(autoclear_in_place) as Check,
             ),
             (
                 "too_many_changes_ask_for_a_flush".to_string(),
@@ -391,6 +419,198 @@ fn damaged_counts() {
         Ok(Reply::Plan(PlanReply::default()))
     );
     assert!(session.host.image == image, "nothing was written");
+}
+
+/// Two compressed clusters in one host cluster that is counted once.
+fn count_too_low() {
+    let blank = Blank::default();
+    let mut image = blank.build();
+    let (l2, packed) = (blank.free(), blank.free() + blank.cluster());
+    image.resize(packed + blank.cluster(), 0);
+    let mut put = |at: usize, value: u64| {
+        image[at..at + 8].copy_from_slice(&value.to_be_bytes());
+    };
+    put(blank.l1(), 1 << 63 | l2 as u64);
+    put(l2, 1 << 62 | packed as u64);
+    put(l2 + 8, 1 << 62 | (packed as u64 + 16));
+    let counted = |at: usize| blank.refcount_block() + 2 * (at / blank.cluster());
+    image[counted(l2) + 1] = 1;
+    image[counted(packed) + 1] = 1;
+    let mut session = Session::new(image);
+    session.open(None).unwrap();
+    let placed = session.call(Request::Allocate { offset: 0, len: K });
+    let Ok(Reply::Placed(places)) = placed else {
+        panic!("no places: {placed:?}");
+    };
+    session.host.image.resize(places[0].at as usize, 0);
+    session.host.image.extend([7; 1024]);
+    let Ok(Reply::Plan(reply)) = session.call(Request::Flush) else {
+        panic!("the flush was refused");
+    };
+    session.host.apply(&reply.plan);
+    let count = &session.host.image[counted(packed)..][..2];
+    assert_eq!(count, [0, 1], "too low already, so it stays");
+    session.open(None).unwrap();
+    assert!(session.read(0, K).unwrap() == [7; 1024]);
+}
+
+/// An image whose file ends in its only cluster of data, behind subcluster 0.
+fn short_last_cluster(bitmap: u64) -> Session {
+    let blank = Blank {
+        cluster_bits: 14,
+        incompatible: 16,
+        ..Blank::default()
+    };
+    let mut image = blank.build();
+    let (l2, data) = (blank.free(), blank.free() + blank.cluster());
+    image.resize(data + 512, 0x11);
+    image[l2..data].fill(0);
+    let mut put = |at: usize, value: u64| {
+        image[at..at + 8].copy_from_slice(&value.to_be_bytes());
+    };
+    put(blank.l1(), 1 << 63 | l2 as u64);
+    put(l2, 1 << 63 | data as u64);
+    put(l2 + 8, bitmap);
+    let mut session = Session::new(image);
+    session.open(None).unwrap();
+    session
+}
+
+fn past_the_end() {
+    // Subcluster 5 is new, or allocated and never written.
+    for bitmap in [1, 1 | 1 << 5] {
+        let mut session = short_last_cluster(bitmap);
+        let offset = 5 * 512;
+        let allocate = Request::Allocate { offset, len: 512 };
+        let before = session.map(0, 16 * K).unwrap();
+        session.call(allocate.clone()).unwrap();
+        session.call(Request::Undo).unwrap();
+        assert_eq!(session.map(0, 16 * K).unwrap(), before, "taken back");
+        let Ok(Reply::Placed(places)) = session.call(allocate) else {
+            panic!("no places");
+        };
+        session.host.image.resize(places[0].at as usize, 0);
+        session.host.image.extend([7; 512]);
+        assert!(session.read(offset, 512).unwrap() == [7; 512]);
+        let Ok(Reply::Plan(reply)) = session.call(Request::Flush) else {
+            panic!("no plan");
+        };
+        session.host.apply(&reply.plan);
+        session.open(None).unwrap();
+        assert!(session.read(offset, 512).unwrap() == [7; 512]);
+    }
+}
+
+/// A data file counts as longer until the allocation is taken back.
+fn data_file_undone() {
+    let (_lab, mut disk) = created("data_file=disk.data", 8 * M);
+    let map = |disk: &mut Disk| disk.session.map(0, 8 * M).unwrap();
+    disk.session.host.data.as_mut().unwrap().truncate(100);
+    disk.session
+        .call(Request::Attach { data_len: 100 })
+        .unwrap();
+    disk.allocate(0, 64 * K).unwrap();
+    disk.flush();
+    disk.session
+        .call(Request::Attach { data_len: 100 })
+        .unwrap();
+    let mapped = map(&mut disk);
+    disk.allocate(0, 64 * K).unwrap();
+    assert_ne!(map(&mut disk), mapped);
+    disk.session.call(Request::Undo).unwrap();
+    assert_eq!(map(&mut disk), mapped);
+}
+
+/// A request is as large as its clusters are many: 16 MiB at most.
+fn large_requests() {
+    for bits in 9..=12 {
+        for order in 0..=6 {
+            let options = format!("cluster_size={},refcount_bits={}", 1 << bits, 1 << order);
+            let (lab, mut disk) = created(&options, 16 * M);
+            let placed = disk.allocate(0, 16 * M);
+            assert!(
+                matches!(placed, Ok(Reply::Placed(_))),
+                "{options}: {placed:?}"
+            );
+            disk.flush();
+            if order == 6 {
+                disk.judge(&lab);
+            }
+        }
+    }
+}
+
+/// Counts far apart, each in a sector of its own, are written by themselves.
+fn scattered_releases() {
+    let (lab, mut disk) = created("cluster_size=512,refcount_bits=64", 8 * M);
+    disk.allocate(0, 4 * M).unwrap();
+    disk.flush();
+    disk.judge(&lab);
+    lab.qemu_img("snapshot -c first disk.qcow2");
+    let mut disk = Disk::open(&lab);
+    for part in 0..100 {
+        disk.write(part * 64 * 512, &[7; 512], false).unwrap();
+    }
+    let reply = disk.flush();
+    let stage = reply.plan.stages.last().unwrap();
+    assert_eq!(stage.purpose, Purpose::Release);
+    let written = |step: &Step| match step {
+        Step::Write { data, .. } => data.len(),
+        _ => 0,
+    };
+    // A count for each cluster, and for each of the L2 tables.
+    assert_eq!(stage.steps.iter().map(written).sum::<usize>(), 2 * 100 * 8);
+    disk.judge(&lab);
+}
+
+/// A cluster that its entry calls exclusive, in a table that is shared.
+fn shared_table() {
+    let (lab, mut disk) = created("cluster_size=4k", 8 * M);
+    disk.write(0, &[1; 4096], false).unwrap();
+    disk.flush();
+    disk.judge(&lab);
+    let mut image = lab.bytes("disk.qcow2");
+    let l1 = u64::from_be_bytes(image[40..48].try_into().unwrap()) as usize;
+    image[l1] &= 0x7f;
+    let mut session = Session::new(image);
+    session.open(None).unwrap();
+    let old = session.map(0, 4096).unwrap();
+    let placed = session.call(Request::Allocate {
+        offset: 0,
+        len: 4096,
+    });
+    let Ok(Reply::Placed(places)) = placed else {
+        panic!("no places: {placed:?}");
+    };
+    let ExtentKind::Data { at, .. } = old[0].kind else {
+        panic!("no data: {old:?}");
+    };
+    assert_ne!(places[0].at, at);
+    assert_ne!(places[0].content, Content::Current);
+}
+
+/// Data is overwritten in place only once unknown features are cleared.
+fn autoclear_in_place() {
+    let lab = Lab::new();
+    lab.qemu_img("create -q -f qcow2 disk.qcow2 8M");
+    lab.qemu_io("disk.qcow2", &["write -P 1 0 64k"]);
+    let mut image = lab.bytes("disk.qcow2");
+    image[AUTOCLEAR].copy_from_slice(&(1u64 << 40).to_be_bytes());
+    let mut session = Session::new(image);
+    session.open(None).unwrap();
+    let in_place = |session: &mut Session| {
+        let kind = session.map(0, 64 * K).unwrap()[0].kind;
+        matches!(kind, ExtentKind::Data { in_place: true, .. })
+    };
+    assert!(!in_place(&mut session));
+    let (offset, len) = (0, 64 * K);
+    session.call(Request::Allocate { offset, len }).unwrap();
+    let Ok(Reply::Plan(reply)) = session.call(Request::Flush) else {
+        panic!("no plan");
+    };
+    session.host.apply(&reply.plan);
+    assert_eq!(session.host.image[AUTOCLEAR], [0; 8]);
+    assert!(in_place(&mut session));
 }
 
 /// The header's autoclear feature bits.

@@ -139,7 +139,8 @@ impl Survey {
                  the key; use `qemu-img resize`",
             ));
         }
-        let in_place = copied || file == FileNo::DATA;
+        let own_table = self.boundary.as_ref().is_some_and(|table| table.copied);
+        let in_place = (copied && own_table) || file == FileNo::DATA;
         if in_place {
             self.tail = Tail::Zero {
                 file,

@@ -15,6 +15,7 @@ mod plan;
 mod space;
 
 use super::Qcow2;
+use super::format::autoclear;
 use super::header::TableRef;
 use super::layout::Run;
 use super::regions::Regions;
@@ -30,6 +31,9 @@ const MAX_CHANGED: u64 = 3 << 20;
 /// in memory until then.
 const MAX_DIRTY: u64 = 12 << 20;
 
+/// Bytes that a run of released clusters adds to a plan, besides its counts.
+const RELEASE_WEIGHT: u64 = 64;
+
 /// What waits for a flush.
 #[derive(Debug, Default)]
 pub struct Pending {
@@ -39,10 +43,16 @@ pub struct Pending {
     fresh_tables: Vec<HostOffset>,
     /// Numbers of refcount blocks that the table on disk does not have.
     new_blocks: Vec<u64>,
+    /// The most clusters that the allocation under way takes.
+    wanted: u64,
     /// Where the refcount table is on disk, if it has moved since.
     old_table: Option<TableRef>,
     /// Clusters to count down once nothing on disk refers to them.
     released: Vec<Run>,
+    /// Bytes that counting those down adds to a plan, at most.
+    released_weight: u64,
+    /// The image has unknown autoclear features and was written to.
+    outdates_features: bool,
     /// Length of the image file when it was last flushed.
     flushed_len: Option<u64>,
     /// How to take the last allocation back.
@@ -58,15 +68,31 @@ struct Undo {
     new_blocks: usize,
     old_table: Option<TableRef>,
     released: usize,
+    released_weight: u64,
     refcount_table: TableRef,
     regions: Regions,
     file_len: u64,
+    data_len: Option<u64>,
 }
 
 impl Qcow2 {
     /// Whether changes wait for a flush.
     pub fn has_changes(&self) -> bool {
-        self.tables.is_dirty() || !self.pending.released.is_empty()
+        self.tables.is_dirty()
+            || !self.pending.released.is_empty()
+            || self.pending.outdates_features
+            || self.is_longer()
+    }
+
+    /// Whether autoclear bits are set that mean nothing here.
+    pub(super) fn has_unknown_features(&self) -> bool {
+        self.header.autoclear & !autoclear::KNOWN != 0
+    }
+
+    /// Whether the image file counts as longer than the last flush made it.
+    fn is_longer(&self) -> bool {
+        let flushed = self.pending.flushed_len;
+        flushed.is_some_and(|len| len < self.file_len)
     }
 
     /// Takes the last allocation back.
@@ -84,6 +110,8 @@ impl Qcow2 {
     /// Notes the state, so that everything from here on can be taken back.
     fn begin(&mut self) {
         self.tables.begin();
+        self.pending.outdates_features |= self.has_unknown_features();
+        self.pending.flushed_len.get_or_insert(self.file_len);
         let pending = &self.pending;
         let undo = Undo {
             next: pending.space.as_ref().map_or(0, |space| space.next),
@@ -92,9 +120,11 @@ impl Qcow2 {
             new_blocks: pending.new_blocks.len(),
             old_table: pending.old_table,
             released: pending.released.len(),
+            released_weight: pending.released_weight,
             refcount_table: self.header.refcount_table,
             regions: self.regions.clone(),
             file_len: self.file_len,
+            data_len: self.data_len,
         };
         self.pending.undo = Some(undo);
     }
@@ -111,12 +141,14 @@ impl Qcow2 {
         pending.new_blocks.truncate(undo.new_blocks);
         pending.old_table = undo.old_table;
         pending.released.truncate(undo.released);
+        pending.released_weight = undo.released_weight;
         if let Some(space) = &mut pending.space {
             space.give_back(undo.next, undo.taken);
         }
         self.header.refcount_table = undo.refcount_table;
         self.regions = undo.regions;
         self.set_file_len(undo.file_len);
+        self.data_len = undo.data_len;
     }
 }
 

@@ -2,10 +2,10 @@
 
 use super::super::Qcow2;
 use super::super::entry::{Cluster, L2Entry};
-use super::super::format::entry;
+use super::super::format::{entry, refcount};
 use super::super::layout::Run;
 use super::super::tables::Kind;
-use super::{MAX_CHANGED, MAX_DIRTY, flush_first};
+use super::{MAX_CHANGED, MAX_DIRTY, RELEASE_WEIGHT, flush_first};
 use crate::engine::Host;
 use crate::error::{Failure, FailureKind};
 use crate::proto::{Content, FileNo, Place, Reply};
@@ -95,7 +95,8 @@ impl Qcow2 {
                 format!("{len} bytes are too many to place at once, at most {most}"),
             ));
         }
-        if self.tables.changed_len() > MAX_CHANGED || self.tables.dirty_len() > MAX_DIRTY {
+        let changed = self.tables.changed_len() + self.pending.released_weight;
+        if changed > MAX_CHANGED || self.tables.dirty_len() > MAX_DIRTY {
             return Err(flush_first());
         }
         Ok(())
@@ -114,22 +115,25 @@ impl Qcow2 {
             let start = geometry.cluster_start(at);
             let to = range.end.min(start + geometry.cluster_size());
             let cluster = self.cluster(host, GuestOffset(start))?;
+            let index = geometry.locate(GuestOffset(start)).l1_index;
+            let own_table = self.l1_entry(host, index)?.copied;
             items.push(Item {
                 start,
                 from: at,
                 to,
-                need: self.need(cluster, start, at, to),
+                need: self.need(cluster, own_table, start, at..to),
             });
             at = to;
         }
         Ok(items)
     }
 
-    /// What a cluster at guest offset `start` needs so that `from..to` can be
-    /// written.
-    fn need(&self, cluster: Cluster, start: u64, from: u64, to: u64) -> Need {
+    /// What a cluster at guest offset `start` needs so that `range` can be
+    /// written. Where its table is shared, so is its host cluster, whatever the
+    /// entry says.
+    fn need(&self, cluster: Cluster, own_table: bool, start: u64, range: Range<u64>) -> Need {
         let geometry = self.header.geometry;
-        let want = self.subclusters(start, from, to);
+        let want = self.subclusters(start, range.start, range.end);
         let inside = self.subclusters(start, start, self.header.size);
         let run = |at: HostOffset, len: u64| {
             let first = at.0 / geometry.cluster_size();
@@ -159,7 +163,7 @@ impl Qcow2 {
         };
         let own = match host {
             _ if self.header.has_data_file() => Some(HostOffset(start)),
-            Some(host) if copied => Some(host),
+            Some(host) if copied && own_table => Some(host),
             _ => None,
         };
         match own {
@@ -204,6 +208,7 @@ impl Qcow2 {
     }
 
     fn place(&mut self, host: &mut dyn Host, items: &[Item]) -> Result<Vec<Place>, Failure> {
+        self.pending.wanted = self.most_clusters(items);
         self.make_tables_writable(host, items)?;
         let needs_cluster = |item: &&Item| matches!(item.need, Need::Cluster { .. });
         let count = items.iter().filter(needs_cluster).count() as u64;
@@ -244,7 +249,22 @@ impl Qcow2 {
                 Need::Whole => return Err(out_of_step()),
             }
         }
+        self.extend_files(&places.list);
         Ok(places.list)
+    }
+
+    /// The most clusters that places for the items take: one for each, and one
+    /// for each table that maps them.
+    fn most_clusters(&self, items: &[Item]) -> u64 {
+        let index = |item: &Item| {
+            let start = GuestOffset(item.start);
+            self.header.geometry.locate(start).l1_index
+        };
+        let tables = match (items.first(), items.last()) {
+            (Some(first), Some(last)) => index(last) - index(first) + 1,
+            _ => 0,
+        };
+        items.len() as u64 + tables
     }
 
     fn data_no(&self) -> FileNo {
@@ -256,7 +276,7 @@ impl Qcow2 {
 
     /// Places in a host cluster that stays: what held data is current, the rest
     /// has no meaning.
-    fn place_entry(&mut self, places: &mut Places, item: &Item, at: HostOffset, before: u32) {
+    fn place_entry(&self, places: &mut Places, item: &Item, at: HostOffset, before: u32) {
         let file = self.data_no();
         let data_len = self.data_len.unwrap_or(u64::MAX);
         let size = self.header.geometry.subcluster_size();
@@ -273,8 +293,16 @@ impl Qcow2 {
             places.add(&part, file, at, content);
             from = to;
         }
-        if let Some(len) = &mut self.data_len {
-            *len = (*len).max(item.to);
+    }
+
+    /// From now on the files reach to the end of every place.
+    fn extend_files(&mut self, places: &[Place]) {
+        for place in places {
+            let end = place.at + place.len;
+            match place.file {
+                FileNo::DATA => self.data_len = self.data_len.map(|len| len.max(end)),
+                _ => self.set_file_len(self.file_len.max(end)),
+            }
         }
     }
 
@@ -318,11 +346,21 @@ impl Qcow2 {
 
     /// Notes clusters that will be counted down. Damaged counts are found here,
     /// while the allocation can still be refused.
-    fn release_later(&mut self, host: &mut dyn Host, run: Run) -> Result<(), Failure> {
+    pub(super) fn release_later(&mut self, host: &mut dyn Host, run: Run) -> Result<(), Failure> {
         for cluster in run.first..run.end() {
             self.refcounts().check_counted(host, cluster)?;
         }
-        self.pending.released.push(run);
+        let pending = &mut self.pending;
+        let older = pending.undo.as_ref().map_or(0, |undo| undo.released);
+        let own = pending.released.get_mut(older..).unwrap_or_default();
+        pending.released_weight += run.count * refcount::ENTRY_LEN;
+        match own.last_mut().filter(|last| last.end() == run.first) {
+            Some(last) => last.count += run.count,
+            None => {
+                pending.released.push(run);
+                pending.released_weight += RELEASE_WEIGHT;
+            }
+        }
         Ok(())
     }
 

@@ -12,9 +12,13 @@ use crate::plan::{Plan, Purpose, SECTOR, Stage, Step};
 use crate::prepare::writes;
 use crate::proto::{FileNo, PlanReply};
 use crate::units::HostOffset;
-use alloc::collections::BTreeSet;
+use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::vec;
 use alloc::vec::Vec;
+use core::ops::Range;
+
+/// Bytes between two counts that are written along with them.
+const MAX_GAP: u64 = 32;
 
 impl Qcow2 {
     /// The plan that makes everything since the last flush durable. The host
@@ -33,8 +37,9 @@ impl Qcow2 {
         stages.extend(non_empty(Purpose::Count, self.hook_blocks(host)?));
         stages.extend(non_empty(Purpose::Count, self.switch_table()?));
         stages.extend(non_empty(Purpose::Link, self.link()));
+        // From here on nothing may fail: what is settled is never planned again.
         self.settle();
-        stages.extend(non_empty(Purpose::Release, self.release(host)?));
+        stages.extend(non_empty(Purpose::Release, self.release(host)));
         Ok(PlanReply {
             plan: Plan { stages },
             ..PlanReply::default()
@@ -45,11 +50,7 @@ impl Qcow2 {
     /// that are too high harm nobody.
     fn lay_down(&self) -> Vec<Step> {
         let mut steps = Vec::new();
-        if self
-            .pending
-            .flushed_len
-            .is_some_and(|len| len < self.file_len)
-        {
+        if self.is_longer() {
             steps.push(Step::SetLength {
                 file: FileNo::IMAGE,
                 len: self.file_len,
@@ -116,7 +117,7 @@ impl Qcow2 {
     /// Entries of the refcount table for new blocks. Each block counts itself,
     /// so it does not matter which of them reach the disk.
     fn hook_blocks(&mut self, host: &mut dyn Host) -> Result<Vec<Step>, Failure> {
-        let mut numbers = core::mem::take(&mut self.pending.new_blocks);
+        let mut numbers = self.pending.new_blocks.clone();
         numbers.sort_unstable();
         let mut entries = Vec::new();
         for number in numbers {
@@ -179,6 +180,8 @@ impl Qcow2 {
             self.tables.mark_planned(kind);
         }
         self.pending.fresh_tables.clear();
+        self.pending.outdates_features = false;
+        self.pending.new_blocks.clear();
         self.pending.flushed_len = Some(self.file_len);
         if let Some(old) = self.pending.old_table.take() {
             let len = self.header.geometry.host_offset(u64::from(old.count));
@@ -187,26 +190,71 @@ impl Qcow2 {
     }
 
     /// Counts down what was replaced. Clusters that nothing refers to any more
-    /// can be used again.
-    fn release(&mut self, host: &mut dyn Host) -> Result<Vec<Step>, Failure> {
-        let runs = core::mem::take(&mut self.pending.released);
-        for &run in &runs {
-            self.refcounts().release(host, run)?;
-        }
-        let clusters: BTreeSet<u64> = runs.iter().flat_map(|run| run.first..run.end()).collect();
-        for cluster in clusters {
-            if self.refcounts().count(host, cluster)? == 0 {
-                let at = HostOffset(self.header.geometry.host_offset(cluster));
-                self.tables.forget(at, self.header.geometry.cluster_size());
-                self.space(host)?.add_free(Run {
-                    first: cluster,
-                    count: 1,
-                });
+    /// can be used again. It is too late to refuse anything: a count that is too
+    /// low or cannot be read stays as it is, and its cluster is left alone.
+    fn release(&mut self, host: &mut dyn Host) -> Vec<Step> {
+        let mut times: BTreeMap<u64, u64> = BTreeMap::new();
+        self.pending.released_weight = 0;
+        for run in core::mem::take(&mut self.pending.released) {
+            for cluster in run.first..run.end() {
+                *times.entry(cluster).or_default() += 1;
             }
         }
-        let steps = writes(self.tables.dirty(Kind::RefcountBlock));
+        let mut changed = Vec::new();
+        for (cluster, times) in times {
+            if let Ok(Some(left)) = self.refcounts().lower(host, cluster, times) {
+                changed.extend(self.refcounts().bytes_of(host, cluster));
+                if left == 0 {
+                    self.use_again(cluster);
+                }
+            }
+        }
+        let steps = self.write_back(host, changed);
         self.tables.mark_planned(Kind::RefcountBlock);
-        Ok(steps)
+        steps
+    }
+
+    /// Writes of ranges of refcount blocks, in order. Only what lies close
+    /// together becomes one: whole sectors of counts far apart could make a
+    /// plan longer than a message.
+    fn write_back(&mut self, host: &mut dyn Host, ranges: Vec<Range<u64>>) -> Vec<Step> {
+        let mut joined: Vec<Range<u64>> = Vec::new();
+        let slice_len = self.tables.slice_len();
+        for range in ranges {
+            let near = |last: &&mut Range<u64>| {
+                last.end <= range.start + 1
+                    && range.start <= last.end + MAX_GAP
+                    && last.start / slice_len == range.start / slice_len
+            };
+            match joined.last_mut().filter(near) {
+                Some(last) => last.end = last.end.max(range.end),
+                None => joined.push(range),
+            }
+        }
+        let mut pieces = Vec::new();
+        for range in joined {
+            let at = HostOffset(range.start);
+            let in_slice = (range.start % slice_len) as usize;
+            let len = (range.end - range.start) as usize;
+            let slice = self.tables.slice(host, Kind::RefcountBlock, at);
+            let piece = slice
+                .ok()
+                .and_then(|slice| slice.get(in_slice..in_slice + len));
+            pieces.extend(piece.map(|piece| (at, piece.to_vec())));
+        }
+        writes(pieces.iter().map(|(at, piece)| (*at, &piece[..])))
+    }
+
+    fn use_again(&mut self, cluster: u64) {
+        let geometry = self.header.geometry;
+        let at = HostOffset(geometry.host_offset(cluster));
+        self.tables.forget(at, geometry.cluster_size());
+        if let Some(space) = &mut self.pending.space {
+            space.add_free(Run {
+                first: cluster,
+                count: 1,
+            });
+        }
     }
 
     fn fresh_tables(&self) -> BTreeSet<u64> {

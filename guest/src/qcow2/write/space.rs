@@ -90,7 +90,6 @@ impl Qcow2 {
             if let Some(undo) = &mut self.pending.undo {
                 undo.next = next;
             }
-            self.pending.flushed_len.get_or_insert(self.file_len);
             self.pending.space = Some(Space {
                 next,
                 zero_from: next,
@@ -191,8 +190,9 @@ impl Qcow2 {
         Ok(())
     }
 
-    /// Moves the refcount table to where it has at least twice as much room,
-    /// with the blocks that its new place needs. The next flush switches to it.
+    /// Moves the refcount table to where it has at least twice as much room, and
+    /// enough for the allocation under way, with the blocks that its new place
+    /// needs. The next flush switches to it: until then it does not move again.
     fn grow_refcount_table(&mut self, host: &mut dyn Host) -> Result<(), Failure> {
         if self.pending.old_table.is_some() {
             return Err(super::flush_first());
@@ -200,13 +200,28 @@ impl Qcow2 {
         let geometry = self.header.geometry;
         let old = self.header.refcount_table;
         let old_len = geometry.host_offset(u64::from(old.count));
+        let replaced = Run {
+            first: old.offset.0 / geometry.cluster_size(),
+            count: u64::from(old.count),
+        };
+        self.release_later(host, replaced)?;
         let next = self.space(host)?.next;
         let number = next / geometry.refcounts_per_block();
         let present = self.refcounts().present_from(host, number)?;
-        let twice = u64::from(old.count) * 2;
-        let needs = counting(geometry, next, 1, &present, twice)
-            .or_else(|| counting(geometry, next, 1, &present, u64::from(old.count)))
-            .ok_or_else(no_space)?;
+        let least = u64::from(old.count);
+        let least = counting(geometry, next, self.pending.wanted.max(1), &present, least)
+            .ok_or_else(no_space)?
+            .table
+            .max(least);
+        let needs = counting(
+            geometry,
+            next,
+            1,
+            &present,
+            least.max(2 * u64::from(old.count)),
+        )
+        .or_else(|| counting(geometry, next, 1, &present, least))
+        .ok_or_else(no_space)?;
         let all = self.advance(host, needs.blocks.len() as u64 + needs.table)?;
         let mut cursor = Cursor(all.first);
         let blocks = cursor.take(needs.blocks.len() as u64);
@@ -222,10 +237,6 @@ impl Qcow2 {
             .replace(Owner::RefcountTable, table.offset.0, new_len)?;
         self.header.refcount_table = table;
         self.pending.old_table = Some(old);
-        self.pending.released.push(Run {
-            first: old.offset.0 / geometry.cluster_size(),
-            count: u64::from(old.count),
-        });
         for (number, cluster) in needs.blocks.into_iter().zip(blocks.first..) {
             self.hook_block(host, number, cluster)?;
         }
