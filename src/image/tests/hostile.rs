@@ -119,7 +119,7 @@ fn a_plan_that_breaks_the_rules_has_no_effect() {
         (
             vec![stage(Purpose::Prepare, write(FILE, far, 1)), commit()],
             format!(
-                "a step reaches up to {:#x}, the file may grow to 0x4122000",
+                "a step reaches up to {:#x}, the file may grow to 0x8004122000",
                 far + 1
             ),
         ),
