@@ -10,6 +10,7 @@ use super::files::FileTable;
 use super::guest::{Serving, Stream};
 use super::open::checked_facts;
 use super::read::unexpected;
+use instar_guest::plan::MAX_GAP;
 use instar_guest::proto::{PlanReply, Preallocation};
 use instar_guest::{ExtentKind, FileNo, Plan, Reply, Request};
 use std::sync::Arc;
@@ -100,12 +101,22 @@ impl Image {
             return self.sync();
         }
         self.settle(link)?;
-        let Reply::Plan(reply) = self.ask(link, &Request::Flush)? else {
+        // The guest takes its changes for planned even where it then fails.
+        let reply = self
+            .ask(link, &Request::Flush)
+            .inspect_err(|_| self.lose())?;
+        let Reply::Plan(reply) = reply else {
             self.lose();
             return Err(unexpected("Flush"));
         };
         let room = SLACK.saturating_add(link.placed.saturating_mul(4));
-        let limits = limits(&self.files, room, room, Commits::None, false);
+        let limits = limits(
+            &self.files,
+            room.saturating_add(MAX_GAP),
+            room,
+            Commits::None,
+            false,
+        );
         // From here on the guest takes its mapping for durable.
         check(&reply.plan, &limits)
             .map_err(Fault::from)
@@ -278,7 +289,7 @@ impl Image {
                 metadata.saturating_add(added)
             }
         };
-        let room = metadata.saturating_add(added);
+        let room = metadata.saturating_add(added).saturating_add(MAX_GAP);
         limits(
             &self.files,
             room,
