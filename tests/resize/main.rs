@@ -50,7 +50,7 @@ fn main() -> ExitCode {
             }));
         }
         for (name, needs, body) in errors::OTHERS {
-            let missing = missing.clone().or_else(|| needs());
+            let missing = missing.clone().or_else(needs);
             trials.push(trial(format!("{sandbox}/refused/{name}"), missing, || {
                 body(sandbox)
             }));
