@@ -55,6 +55,9 @@ struct Naming {
     data_file: Option<String>,
 }
 
+/// Done once; who comes second waits for the first.
+type Survey = Arc<OnceLock<()>>;
+
 /// See the module.
 pub struct Catalog {
     formats: FormatRules,
@@ -62,7 +65,7 @@ pub struct Catalog {
     faces: Mutex<HashMap<Look, (Stamp, Face)>>,
     namings: Mutex<HashMap<FileId, Naming>>,
     /// Directories whose images have been asked for the names they hold.
-    surveyed: Mutex<HashMap<(PathBuf, FileId), Arc<OnceLock<()>>>>,
+    surveyed: Mutex<HashMap<(PathBuf, FileId), Survey>>,
 }
 
 impl Catalog {
