@@ -14,6 +14,12 @@ use serde::{Deserialize, Serialize};
 /// A sector is written whole or not at all: the atomic unit of every plan.
 pub const SECTOR: u64 = 512;
 
+/// How far behind a file's end the first new byte may lie at most, in bytes:
+/// what an interrupted change counted as used there is skipped and stays a
+/// hole. Such space may not be handed out: nobody has looked whether a table
+/// that has not been read yet refers to it.
+pub const MAX_GAP: u64 = 512 << 30;
+
 /// One effect on one file. Offsets and lengths are bytes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Step {

@@ -10,6 +10,7 @@ use super::files::FileTable;
 use super::guest::{Serving, Stream};
 use super::open::checked_facts;
 use super::read::unexpected;
+use instar_guest::plan::MAX_GAP;
 use instar_guest::proto::{PlanReply, Preallocation};
 use instar_guest::{ExtentKind, FileNo, Reply, Request};
 use std::sync::Arc;
@@ -104,7 +105,13 @@ impl Image {
             return Err(unexpected("Flush"));
         };
         let room = SLACK.saturating_add(link.placed.saturating_mul(4));
-        let limits = limits(&self.files, room, room, Commits::None, false);
+        let limits = limits(
+            &self.files,
+            room.saturating_add(MAX_GAP),
+            room,
+            Commits::None,
+            false,
+        );
         let done = check(&reply.plan, &limits)
             .map_err(Fault::from)
             .and_then(|_| {
@@ -256,7 +263,7 @@ impl Image {
                 metadata.saturating_add(added)
             }
         };
-        let room = metadata.saturating_add(added);
+        let room = metadata.saturating_add(added).saturating_add(MAX_GAP);
         limits(
             &self.files,
             room,

@@ -6,7 +6,7 @@ use super::error::{Error, ErrorKind, Fault, Operation};
 use super::extents::{check_places, placed, slice};
 use super::open::MAX_UNIT;
 use super::read::unexpected;
-use instar_guest::plan::Step;
+use instar_guest::plan::{MAX_GAP, Step};
 use instar_guest::proto::{Content, Place};
 use instar_guest::{Extent, ExtentKind, Reply, Request};
 use std::sync::RwLockWriteGuard;
@@ -292,7 +292,7 @@ impl Image {
         // From here on the guest's mapping differs from the file's.
         self.unflushed.store(true, Ordering::Release);
         link.placed += len;
-        let room = SLACK + link.placed.saturating_mul(SLACK_FACTOR);
+        let room = SLACK + MAX_GAP + link.placed.saturating_mul(SLACK_FACTOR);
         let cap = |file| {
             let writable = self.files.writable(file);
             let len = self.files.len(file).filter(|_| writable)?;

@@ -14,7 +14,8 @@ use super::regions::Regions;
 use super::tables::{Kind, Tables};
 use crate::bytes;
 use crate::engine::Host;
-use crate::error::Failure;
+use crate::error::{Failure, FailureKind};
+use crate::plan::MAX_GAP;
 use crate::units::HostOffset;
 use alloc::format;
 use alloc::vec::Vec;
@@ -244,9 +245,32 @@ impl Refcounts<'_> {
         Ok(present)
     }
 
-    /// The first cluster at or behind `from` such that neither it nor any later
-    /// one is counted. `present` are the blocks from `from`'s on.
+    /// The first cluster at or behind `end`, where the file ends, such that
+    /// neither it nor any later one is counted. Refused where that is more than
+    /// [`MAX_GAP`] away. `present` are the blocks from `end`'s on.
     pub fn first_unused(
+        &mut self,
+        host: &mut dyn Host,
+        end: u64,
+        present: &[u64],
+    ) -> Result<u64, Failure> {
+        let next = self.behind_counted(host, end, present)?;
+        match self.geometry.host_offset(next - end) <= MAX_GAP {
+            true => Ok(next),
+            false => Err(Failure::new(
+                FailureKind::TooLarge,
+                format!(
+                    "the image counts clusters as used up to {:#x}, more than {} GiB behind the \
+                     end of its file, and new ones can only lie behind those; copy it with \
+                     `qemu-img convert`",
+                    self.geometry.host_offset(next),
+                    MAX_GAP >> 30
+                ),
+            )),
+        }
+    }
+
+    fn behind_counted(
         &mut self,
         host: &mut dyn Host,
         from: u64,

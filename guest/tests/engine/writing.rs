@@ -73,6 +73,14 @@ pub fn trials() -> Vec<(String, Check)> {
                 Box::new(autoclear_in_place) as Check,
             ),
             (
+                "counts_left_behind_the_end_are_skipped".to_string(),
+                Box::new(leftovers) as Check,
+            ),
+            (
+                "counts_left_too_far_behind_the_end_are_refused".to_string(),
+                Box::new(far_leftovers) as Check,
+            ),
+            (
                 "too_many_changes_ask_for_a_flush".to_string(),
                 Box::new(flush_first) as Check,
             ),
@@ -392,6 +400,56 @@ fn forget_counts(image: &mut [u8], first: usize) {
     let table = u64::from_be_bytes(image[48..56].try_into().unwrap()) as usize;
     let block = u64::from_be_bytes(image[table..table + 8].try_into().unwrap()) as usize;
     image[block + 2 * first..block + 4096].fill(0);
+}
+
+/// Counts the clusters of a range, which lie behind the end, as used.
+fn leave_counts(image: &mut [u8], clusters: std::ops::Range<usize>) {
+    let word = |at: usize| u64::from_be_bytes(image[at..at + 8].try_into().unwrap()) as usize;
+    let block = word(word(48));
+    for count in image[block + 2 * clusters.start..block + 2 * clusters.end].chunks_exact_mut(2) {
+        count.copy_from_slice(&1u16.to_be_bytes());
+    }
+}
+
+fn leftovers() {
+    let lab = Lab::new();
+    lab.qemu_img("create -q -f qcow2 disk.qcow2 8M");
+    lab.qemu_io("disk.qcow2", &["write -P 1 0 512"]);
+    let mut image = lab.bytes("disk.qcow2");
+    assert!(image.len() <= 22 << 16, "they lie behind the end");
+    leave_counts(&mut image, 22..300);
+    lab.write("disk.qcow2", &image);
+    let mut disk = Disk::open(&lab);
+    disk.write(M, &[2; 65536], false).unwrap();
+    disk.flush();
+    assert_eq!(disk.session.host.image.len(), 301 << 16);
+    lab.write("disk.qcow2", &disk.session.host.image);
+    lab.qemu_img("check -q -r leaks disk.qcow2");
+    disk.session.host.image = lab.bytes("disk.qcow2");
+    disk.judge(&lab);
+}
+
+fn far_leftovers() {
+    let lab = Lab::new();
+    lab.qemu_img("create -q -f qcow2 -o cluster_size=2M disk.qcow2 8M");
+    let mut image = lab.bytes("disk.qcow2");
+    // A block counts 2^20 clusters of 2 MiB: the last lies 2 TiB behind the end.
+    leave_counts(&mut image, (1 << 20) - 1..1 << 20);
+    let mut session = Session::new(image.clone());
+    session.open(None).unwrap();
+    let (offset, len) = (0, 2 * M);
+    let refused = session.call(Request::Allocate { offset, len }).unwrap_err();
+    assert_eq!(refused.kind, FailureKind::TooLarge);
+    assert!(
+        refused.message.contains("more than 512 GiB behind the end"),
+        "{}",
+        refused.message
+    );
+    assert_eq!(
+        session.call(Request::Flush),
+        Ok(Reply::Plan(PlanReply::default()))
+    );
+    assert!(session.host.image == image, "nothing was written");
 }
 
 fn damaged_counts() {

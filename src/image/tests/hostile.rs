@@ -119,7 +119,7 @@ fn a_plan_that_breaks_the_rules_has_no_effect() {
         (
             vec![stage(Purpose::Prepare, write(FILE, far, 1)), commit()],
             format!(
-                "a step reaches up to {:#x}, the file may grow to 0x4122000",
+                "a step reaches up to {:#x}, the file may grow to 0x8004122000",
                 far + 1
             ),
         ),
@@ -239,7 +239,7 @@ fn places_outside_the_file_are_not_written_and_end_the_image() {
     let (fixture, image) = placing(Reply::Placed(vec![place]));
     let error = image.write_at(&[9; 7], 0).unwrap_err();
     let text = "The sandbox's mapping is refused: bytes up to 0x10000001000 of a file that may \
-                reach 0x4006000";
+                reach 0x8004006000";
     assert_eq!(told(&error), bad(text));
     assert_eq!(image.flush().unwrap_err().kind(), ErrorKind::Lost);
     assert_eq!(fixture.content(), [1; LEN]);
