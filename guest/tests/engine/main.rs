@@ -7,6 +7,7 @@ mod flipping;
 mod grow_cases;
 mod growing;
 mod lab;
+mod placing;
 mod reading;
 mod writing;
 
@@ -21,6 +22,7 @@ fn main() {
         .chain(creating::trials())
         .chain(growing::trials())
         .chain(writing::trials())
+        .chain(placing::trials())
         .map(|(name, check)| {
             let trial = Trial::test(name, move || {
                 check();
