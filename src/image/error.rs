@@ -1,7 +1,7 @@
 //! Why an operation on an image failed: a kind for programs, a text for people,
 //! and the one table from kinds to errno.
 
-use crate::sandbox::{CallError, SandboxError};
+use crate::sandbox::{CallError, SandboxError, escape_deceptive};
 use instar_guest::{Failure, FailureKind};
 use nix::errno::Errno;
 use std::fmt;
@@ -240,7 +240,7 @@ impl From<&Failure> for Fault {
         let mut lines = failure
             .message
             .lines()
-            .map(|line| printable(line, MAX_MESSAGE));
+            .map(|line| escape_deceptive(line, MAX_MESSAGE));
         let message = lines.next().unwrap_or_default();
         let hint: Vec<String> = lines.take(2).collect();
         Self {
@@ -254,7 +254,7 @@ impl From<SandboxError> for Fault {
     fn from(error: SandboxError) -> Self {
         Self {
             kind: kind_of(&error),
-            message: printable(&error.to_string(), MAX_MESSAGE),
+            message: escape_deceptive(&error.to_string(), MAX_MESSAGE),
             hint: None,
             source: Some(Box::new(error)),
         }
@@ -298,29 +298,7 @@ fn os_text(error: &io::Error) -> String {
 
 /// A name from an image, fit for a terminal: control characters escaped, cut.
 pub fn printable_name(name: &str) -> String {
-    printable(name, MAX_NAME)
-}
-
-fn printable(text: &str, max: usize) -> String {
-    let mut out = String::new();
-    for c in text.chars() {
-        let piece: String = if c.is_control() || is_invisible(c) {
-            c.escape_default().collect()
-        } else {
-            c.into()
-        };
-        if out.len() + piece.len() > max {
-            out.push('…');
-            break;
-        }
-        out.push_str(&piece);
-    }
-    out
-}
-
-/// Characters that reorder or hide text on a terminal.
-fn is_invisible(c: char) -> bool {
-    matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{2069}' | '\u{feff}')
+    escape_deceptive(name, MAX_NAME)
 }
 
 #[cfg(test)]
@@ -369,8 +347,8 @@ mod tests {
 
     #[test]
     fn what_a_guest_says_cannot_steer_a_terminal() {
-        assert_eq!(printable("a\x1b[2Jb\n", 100), "a\\u{1b}[2Jb\\n");
-        assert_eq!(printable("x\u{202e}y", 100), "x\\u{202e}y");
+        assert_eq!(escape_deceptive("a\x1b[2Jb\n", 100), "a\\u{1b}[2Jb\\n");
+        assert_eq!(escape_deceptive("x\u{202e}y", 100), "x\\u{202e}y");
     }
 
     #[test]

@@ -29,7 +29,7 @@ pub use limits::{Allowance, Limits};
 pub use pool::{ChosenIsolation, Config, Isolation, Pool, UnknownIsolation};
 pub use program::GuestProgram;
 pub use session::{Counters, Session};
-pub use text::escape;
+pub use text::{escape, escape_deceptive};
 
 use instar_guest::plan::Plan;
 use instar_guest::proto::FileNo;
