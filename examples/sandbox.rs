@@ -1,7 +1,7 @@
 //! What the sandbox costs on this machine: `cargo run --release --example sandbox`.
 
 use instar::sandbox::{CallError, Config, Files, Isolation, Pool};
-use instar_guest::proto::{FileNo, Request};
+use instar_guest::proto::{FileNo, Fresh, Request};
 use instar_guest::{Plan, Reply};
 use std::io;
 use std::time::{Duration, Instant};
@@ -68,6 +68,7 @@ fn open(session: &mut instar::sandbox::Session) -> Result<(), CallError> {
         format: None,
         file_len: LENGTH,
         write: false,
+        fresh: Fresh::default(),
     };
     answered(session.call(&request, &mut Zeroes)).map(drop)
 }

@@ -5,6 +5,7 @@ use alloc::format;
 use alloc::string::String;
 use alloc::vec;
 use alloc::vec::Vec;
+use instar_guest::findings::Finding;
 use instar_guest::layout;
 use instar_guest::plan::Plan;
 use instar_guest::proto::{FileNo, MAX_READS, MAX_REQUEST, ReadOp, ToGuest, ToHost};
@@ -49,6 +50,10 @@ impl Host for Doorbell {
 
     fn stream(&mut self, part: Plan) -> Result<(), Failure> {
         ask(&ToHost::Stream(part))
+    }
+
+    fn tell(&mut self, findings: Vec<Finding>) -> Result<(), Failure> {
+        ask(&ToHost::Findings(findings))
     }
 }
 

@@ -1,12 +1,15 @@
 //! The dispatcher: one open image, one request at a time.
 
+use crate::chance::Chance;
+use crate::disk::{Creating, Disk, Opening};
 use crate::error::{Failure, FailureKind};
+use crate::facts::Facts;
+use crate::findings::Finding;
 use crate::plan::Plan;
 use crate::probe::probe;
-use crate::proto::{FileNo, Format, HEAD, MAX_INFLATE, PlanReply, Reply, Request, TAIL};
-use crate::qcow2::{self, Qcow2};
-use crate::raw::{self, Raw};
+use crate::proto::{FileNo, Format, Fresh, HEAD, MAX_INFLATE, PlanReply, Reply, Request, TAIL};
 use crate::resize::Wish;
+use crate::{qcow2, raw, vhd, vhdx, vmdk};
 use alloc::boxed::Box;
 use alloc::format;
 use alloc::vec;
@@ -32,13 +35,9 @@ pub trait Host {
     /// Executes the first stages of a plan that is too large for memory. They
     /// may write only past the old end of the file.
     fn stream(&mut self, part: Plan) -> Result<(), Failure>;
-}
 
-/// The image that a session is about.
-#[derive(Debug)]
-enum Image {
-    Raw(Raw),
-    Qcow2(Box<Qcow2>),
+    /// Tells what a check has found.
+    fn tell(&mut self, findings: Vec<Finding>) -> Result<(), Failure>;
 }
 
 /// The engine: the state of one image between requests.
@@ -47,44 +46,70 @@ pub struct Engine {
     image: Option<Image>,
 }
 
+/// The image that a session is about.
+#[derive(Debug)]
+struct Image {
+    disk: Box<dyn Disk>,
+    facts: Facts,
+}
+
 impl Engine {
     /// Answers one request.
     pub fn handle(&mut self, host: &mut dyn Host, request: Request) -> Result<Reply, Failure> {
-        if let Some(Image::Qcow2(qcow2)) = &mut self.image {
+        if let Some(image) = &mut self.image {
             // The host executes a plan before it asks for anything else.
-            qcow2.tables.executed();
+            image.disk.executed();
         }
         match request {
             Request::Open {
                 format,
                 file_len,
                 write,
-            } => self.open(host, format, file_len, write),
-            Request::Attach { data_len } => self.attach(data_len),
-            Request::Map { offset, len } => self.map(host, offset, len),
+                fresh,
+            } => self.open(host, format, file_len, write, &fresh),
+            Request::Attach { lens } => self.attach(host, &lens),
+            Request::Map { offset, len } => {
+                let disk = self.disk_with(offset, len)?;
+                disk.map(host, offset, len).map(Reply::Extents)
+            }
             Request::Inflate { offset, len } => self.inflate(host, offset, len),
+            Request::Settle => self.disk()?.settle(host).map(Reply::Plan),
+            Request::Check { repair } => {
+                let (report, repair) = self.disk()?.check(host, repair)?;
+                Ok(Reply::Checked { report, repair })
+            }
             Request::Resize {
                 size,
                 preallocation,
                 shrink,
                 backing_size,
-            } => self.resize(
-                host,
-                &Wish {
+            } => {
+                let wish = Wish {
                     size,
                     preallocation,
                     shrink,
                     backing_size,
-                },
-            ),
-            Request::Allocate { offset, len } => self.allocate(host, offset, len),
-            Request::Undo => self.undo(),
-            Request::Flush => self.flush(host),
-            Request::Create(create) => match create.format {
-                Format::Raw => raw::create(&create),
-                Format::Qcow2 => qcow2::create(host, &create),
+                };
+                self.disk()?.resize(host, &wish).map(Reply::Plan)
             }
-            .map(Reply::Plan),
+            Request::Allocate { offset, len } => {
+                let disk = self.disk_with(offset, len)?;
+                disk.allocate(host, offset, len)
+            }
+            Request::Undo => self.disk()?.undo().map(|()| Reply::Done),
+            Request::Flush => self.flush(host),
+            Request::Create {
+                create,
+                name,
+                fresh,
+            } => {
+                let creating = Creating {
+                    create: &create,
+                    name: &name,
+                    chance: Chance::new(&fresh),
+                };
+                self::create(host, creating).map(Reply::Plan)
+            }
         }
     }
 
@@ -97,12 +122,24 @@ impl Engine {
         })
     }
 
+    fn disk(&mut self) -> Result<&mut (dyn Disk + 'static), Failure> {
+        self.image().map(|image| image.disk.as_mut())
+    }
+
+    /// The disk, where it has this range.
+    fn disk_with(&mut self, offset: u64, len: u64) -> Result<&mut (dyn Disk + 'static), Failure> {
+        let disk = self.disk()?;
+        check_range(disk.virtual_size(), offset, len)?;
+        Ok(disk)
+    }
+
     fn open(
         &mut self,
         host: &mut dyn Host,
         format: Option<Format>,
         file_len: u64,
         write: bool,
+        fresh: &Fresh,
     ) -> Result<Reply, Failure> {
         self.image = None;
         let ends = match format {
@@ -114,100 +151,60 @@ impl Engine {
             Some(format) => format,
             None => probe(&ends.head, &ends.tail)?,
         };
-        let (image, facts) = match format {
-            Format::Raw => {
-                let raw = Raw { file_len };
-                (Image::Raw(raw), raw.facts(probed))
-            }
-            Format::Qcow2 => {
-                let qcow2 = Qcow2::open(host, &ends.head, file_len)?;
-                let facts = qcow2.facts(host, probed, write)?;
-                (Image::Qcow2(Box::new(qcow2)), facts)
-            }
+        let opening = Opening {
+            head: &ends.head,
+            tail: &ends.tail,
+            file_len,
+            probed,
+            write,
+            chance: Chance::new(fresh),
         };
-        self.image = Some(image);
+        let (disk, facts) = match format {
+            Format::Raw => raw::open(&opening),
+            Format::Qcow2 => qcow2::open(host, &opening)?,
+            Format::Vmdk => vmdk::open(host, opening)?,
+            Format::Vhd => vhd::open(host, opening)?,
+            Format::Vhdx => vhdx::open(host, opening)?,
+        };
+        self.image = Some(Image {
+            disk,
+            facts: facts.clone(),
+        });
         Ok(Reply::Opened(facts))
     }
 
-    fn attach(&mut self, data_len: u64) -> Result<Reply, Failure> {
-        match self.image()? {
-            Image::Qcow2(qcow2) => qcow2.attach(data_len).map(|()| Reply::Done),
-            Image::Raw(_) => Err(Failure::new(
-                FailureKind::InvalidRequest,
-                "a raw image has no external data file",
-            )),
-        }
-    }
-
-    fn map(&mut self, host: &mut dyn Host, offset: u64, len: u64) -> Result<Reply, Failure> {
-        let image = self.image()?;
-        check_range(image.virtual_size(), offset, len)?;
-        match image {
-            Image::Raw(raw) => Ok(raw.map(offset, len)),
-            Image::Qcow2(qcow2) => qcow2.map(host, offset, len),
-        }
-        .map(Reply::Extents)
-    }
-
-    fn resize(&mut self, host: &mut dyn Host, wish: &Wish) -> Result<Reply, Failure> {
-        match self.image()? {
-            Image::Raw(raw) => raw.resize(wish),
-            Image::Qcow2(qcow2) => qcow2.resize(host, wish),
-        }
-        .map(Reply::Plan)
-    }
-
-    fn allocate(&mut self, host: &mut dyn Host, offset: u64, len: u64) -> Result<Reply, Failure> {
-        let image = self.image()?;
-        check_range(image.virtual_size(), offset, len)?;
-        match image {
-            Image::Raw(raw) => Ok(Reply::Placed(raw.allocate(offset, len))),
-            Image::Qcow2(qcow2) => qcow2.allocate(host, offset, len),
-        }
-    }
-
-    fn undo(&mut self) -> Result<Reply, Failure> {
-        match self.image()? {
-            Image::Raw(_) => Ok(Reply::Done),
-            Image::Qcow2(qcow2) => qcow2.undo().map(|()| Reply::Done),
-        }
+    fn attach(&mut self, host: &mut dyn Host, lens: &[u64]) -> Result<Reply, Failure> {
+        let Image { disk, facts } = self.image()?;
+        disk.attach(host, lens, facts)?;
+        Ok(Reply::Opened(facts.clone()))
     }
 
     fn flush(&mut self, host: &mut dyn Host) -> Result<Reply, Failure> {
-        let plan = match self.image()? {
-            Image::Raw(_) => Ok(PlanReply::default()),
-            Image::Qcow2(qcow2) => qcow2.flush(host),
-        };
+        let plan = self.disk()?.flush(host);
         // A plan that failed half way leaves a state that agrees with no file:
         // nothing of it may ever be written.
         plan.map(Reply::Plan).inspect_err(|_| self.image = None)
     }
 
     fn inflate(&mut self, host: &mut dyn Host, offset: u64, len: u64) -> Result<Reply, Failure> {
-        let image = self.image()?;
-        check_range(image.virtual_size(), offset, len)?;
+        let disk = self.disk_with(offset, len)?;
         if len > MAX_INFLATE {
             return Err(Failure::new(
                 FailureKind::InvalidRequest,
                 format!("{len} bytes are too many to inflate at once, at most {MAX_INFLATE}"),
             ));
         }
-        match image {
-            Image::Qcow2(qcow2) => qcow2.inflate(host, offset, len).map(Reply::Inflated),
-            Image::Raw(_) => Err(Failure::new(
-                FailureKind::InvalidRequest,
-                "a raw image has no compressed clusters",
-            )),
-        }
+        disk.inflate(host, offset, len).map(Reply::Inflated)
     }
 }
 
-impl Image {
-    fn virtual_size(&self) -> u64 {
-        match self {
-            Self::Raw(raw) => raw.file_len,
-            Self::Qcow2(qcow2) => qcow2.header.size,
-        }
+fn create(host: &mut dyn Host, creating: Creating<'_>) -> Result<PlanReply, Failure> {
+    match creating.create.format {
+        Format::Raw => raw::create(creating.create),
+        Format::Qcow2 => qcow2::create(host, creating.create),
+        Format::Vmdk => vmdk::create(host, creating),
+        Format::Vhd => vhd::create(host, creating),
+        Format::Vhdx => vhdx::create(host, creating),
     }
 }
 

@@ -117,12 +117,12 @@ fn requests_that_make_no_sense_are_refused() {
     session.open(None).unwrap();
     for (request, why) in [
         (
-            Request::Attach { data_len: 1 },
-            "a raw image has no external data file",
+            Request::Attach { lens: vec![1] },
+            "the raw image has no other files",
         ),
         (
             Request::Inflate { offset: 0, len: 1 },
-            "a raw image has no compressed clusters",
+            "the raw image has no compressed clusters",
         ),
         (
             Request::Inflate {
@@ -137,8 +137,8 @@ fn requests_that_make_no_sense_are_refused() {
     session.host.image = Blank::default().build();
     session.open(None).unwrap();
     assert_eq!(
-        refusal(&mut session, Request::Attach { data_len: 1 }),
-        "the image has no external data file"
+        refusal(&mut session, Request::Attach { lens: vec![1] }),
+        "the qcow2 image does not have that many other files"
     );
 }
 

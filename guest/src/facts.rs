@@ -23,15 +23,26 @@ pub struct Facts {
     /// Sizes that a resize accepts are multiples of this (512, or 1 for raw).
     pub size_unit: u64,
     /// The image that holds what this one does not, if one is named.
-    pub backing: Option<NamedFile>,
-    /// The separate file that holds the data, if one is named.
-    pub data_file: Option<NamedFile>,
+    pub backing: Option<Backing>,
+    /// What tells the image from others for those that are based on it; opaque
+    /// to the host, which compares it with [`Backing::identity`].
+    pub identity: Option<String>,
+    /// The other files that hold parts of the image: qcow2's external data
+    /// file, VMDK's extents.
+    pub files: Vec<NamedFile>,
+    /// Whether the facts are complete only once those files are
+    /// [attached](crate::Request::Attach).
+    pub files_first: bool,
     /// Whether data is encrypted: facts and resizes work, reading does not.
     pub encrypted: bool,
     /// Whether the image was not closed cleanly (qcow2's dirty bit).
     pub dirty: bool,
     /// Whether the image is marked as corrupt.
     pub corrupt: bool,
+    /// Why the image must be put in order ([`Settle`](crate::Request::Settle))
+    /// before it is changed, where it must: a log to replay, counts to rebuild,
+    /// copies that differ since an interruption.
+    pub unsettled: Option<String>,
     /// Why the guest-visible content may not be written, where it may not.
     /// (A resize has its own conditions, checked when it is asked for.)
     pub no_write: Option<crate::Failure>,
@@ -42,6 +53,35 @@ pub struct Facts {
     /// The format's own facts as qemu's `format-specific` object has them, in
     /// that order: a tree, flattened so that decoding it cannot recurse.
     pub specific: Vec<Fact>,
+}
+
+/// The image below, as an image names it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Backing {
+    /// The names to try, in this order, as they stand in the image (lossy where
+    /// one is not UTF-8), `/` between directories. Never empty.
+    pub names: Vec<String>,
+    /// The format that the image says the file has.
+    pub format: Option<String>,
+    /// The [`identity`](Facts::identity) that the file must have, where the
+    /// format records one.
+    pub identity: Option<String>,
+}
+
+impl Backing {
+    /// A backing image with one name and nothing to tell it from others.
+    pub fn named(file: NamedFile) -> Self {
+        Self {
+            names: alloc::vec![file.name],
+            format: file.format,
+            identity: None,
+        }
+    }
+
+    /// The first of the names: the one that texts show.
+    pub fn name(&self) -> &str {
+        self.names.first().map_or("", String::as_str)
+    }
 }
 
 /// A file that an image names. The guest never opens it; the host decides.

@@ -29,18 +29,25 @@ extern crate alloc;
 pub mod engine;
 pub mod error;
 pub mod facts;
+pub mod findings;
 pub mod layout;
 pub mod plan;
 pub mod proto;
 
 mod bytes;
+mod chance;
+mod disk;
 mod options;
 mod prepare;
 mod probe;
 mod qcow2;
 mod raw;
 mod resize;
+mod tell;
 mod units;
+mod vhd;
+mod vhdx;
+mod vmdk;
 
 #[cfg(test)]
 mod engine_tests;

@@ -2,12 +2,15 @@
 //! between the stages.
 //!
 //! Within a stage order is free. Between two stages the executor makes
-//! everything durable (`fdatasync`), and once more after the last. A *commit*
-//! stage holds one single step that is atomic by nature: a write inside one
-//! aligned 512-byte sector, or one set-length. What comes before the commit is
-//! invisible to every reader, what comes after it only tidies up.
+//! everything durable (`fdatasync`, and the directory where names changed), and
+//! once more after the last. A *commit* stage holds one single step that is
+//! atomic by nature: a write inside one aligned 512-byte sector, one set-length,
+//! or one rename. What comes before the first commit is invisible to every
+//! reader, what comes after the last only tidies up. A format with several
+//! authoritative copies has a commit for each.
 
 use crate::proto::FileNo;
+use alloc::string::String;
 use alloc::vec::Vec;
 use serde::{Deserialize, Serialize};
 
@@ -19,6 +22,19 @@ pub const SECTOR: u64 = 512;
 /// hole. Such space may not be handed out: nobody has looked whether a table
 /// that has not been read yet refers to it.
 pub const MAX_GAP: u64 = 512 << 30;
+
+/// The most commits in a plan.
+pub const MAX_COMMITS: usize = 4;
+
+/// How a file that a plan creates is called, in the directory of the image.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum NewName {
+    /// As the image, with `.instar-new` behind it: it takes the place of a file
+    /// later in the plan. What an interrupted plan left under the name goes.
+    Replacement,
+    /// A name of its own, without a directory, that no file has yet.
+    Plain(String),
+}
 
 /// One effect on one file. Offsets and lengths are bytes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -79,6 +95,26 @@ pub enum Step {
         /// Length of the range.
         len: u64,
     },
+    /// Make an empty file with the owner, mode and attributes of the image. It
+    /// gets the lowest number that no file has had.
+    Create {
+        /// That number.
+        file: FileNo,
+        /// What it is called.
+        name: NewName,
+    },
+    /// Give a created file the name of another, atomically: the other loses it.
+    Rename {
+        /// The created file.
+        file: FileNo,
+        /// The file whose name it takes.
+        over: FileNo,
+    },
+    /// Remove a file's name. Nothing refers to the file any more.
+    Unlink {
+        /// The file; not the image itself.
+        file: FileNo,
+    },
 }
 
 impl Step {
@@ -90,7 +126,10 @@ impl Step {
             | Step::Copy { file, .. }
             | Step::Reserve { file, .. }
             | Step::SetLength { file, .. }
-            | Step::Punch { file, .. } => file,
+            | Step::Punch { file, .. }
+            | Step::Create { file, .. }
+            | Step::Rename { file, .. }
+            | Step::Unlink { file } => file,
         }
     }
 }

@@ -18,10 +18,20 @@ pub fn probe(head: &[u8], tail: &[u8]) -> Result<Format, Failure> {
     if head.starts_with(b"QFI\xfb") {
         return Ok(Format::Qcow2);
     }
-    match foreign(head, tail) {
-        Some(name) => Err(refuse(name)),
-        None => Ok(Format::Raw),
+    if let Some(name) = foreign(head) {
+        return Err(refuse(name));
     }
+    let found = [
+        (Format::Vhdx, head.starts_with(b"vhdxfile")),
+        (Format::Vhd, head.starts_with(b"conectix")),
+        (
+            Format::Vmdk,
+            head.starts_with(b"KDMV") || is_vmdk_descriptor(head),
+        ),
+        (Format::Vhd, has_vhd_footer(tail)),
+    ];
+    let format = found.into_iter().find(|&(_, is_it)| is_it);
+    Ok(format.map_or(Format::Raw, |(format, _)| format))
 }
 
 fn refuse(name: &str) -> Failure {
@@ -35,13 +45,10 @@ fn refuse(name: &str) -> Failure {
 }
 
 /// The name of a known format that instar does not handle.
-fn foreign(head: &[u8], tail: &[u8]) -> Option<&'static str> {
-    const AT_START: [(&[u8], &str); 9] = [
-        (b"KDMV", "VMDK"),
+fn foreign(head: &[u8]) -> Option<&'static str> {
+    const AT_START: [(&[u8], &str); 6] = [
         (b"COWD", "VMDK (COWD)"),
         (b"\xbe\xba\xfe\xca\0\0\0\0", "VMDK (seSparse)"),
-        (b"conectix", "VHD"),
-        (b"vhdxfile", "VHDX"),
         (b"QED\0", "QED"),
         (b"LUKS\xba\xbe", "LUKS"),
         (b"WithoutFreeSpace", "parallels"),
@@ -54,10 +61,7 @@ fn foreign(head: &[u8], tail: &[u8]) -> Option<&'static str> {
         .iter()
         .find(|(magic, _)| head.starts_with(magic))
         .map(|&(_, name)| name);
-    at_start
-        .or_else(|| (slice(head, VDI.0, VDI.1.len()) == Ok(VDI.1)).then_some("VDI"))
-        .or_else(|| is_vmdk_descriptor(head).then_some("VMDK (descriptor)"))
-        .or_else(|| has_vhd_footer(tail).then_some("VHD (fixed)"))
+    at_start.or_else(|| (slice(head, VDI.0, VDI.1.len()) == Ok(VDI.1)).then_some("VDI"))
 }
 
 /// A text that begins with comments and blank lines, then `version=1` to `3`.

@@ -12,6 +12,7 @@
 
 use crate::error::Failure;
 use crate::facts::Facts;
+use crate::findings::{Finding, Repair, Report};
 use crate::plan::Plan;
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -32,15 +33,19 @@ pub const MAX_READS: usize = 4 << 10;
 pub const MAX_EXTENTS: usize = 16 << 10;
 /// The most bytes that one [`Request::Inflate`] may ask for.
 pub const MAX_INFLATE: u64 = 4 << 20;
+/// The most findings in one [`ToHost::Findings`].
+pub const MAX_FINDINGS: usize = 4 << 10;
 
-/// A file by number. 0 is the image itself, 1 its external data file.
+/// A file by number. 0 is the image itself; 1 and up are the files that hold
+/// parts of it, in the order of [`Facts::files`]; then come those that a plan
+/// creates, in the order of their [steps](crate::plan::Step::Create).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct FileNo(pub u32);
 
 impl FileNo {
     /// The image itself.
     pub const IMAGE: Self = Self(0);
-    /// The external data file.
+    /// The first file that the facts name: qcow2's external data file.
     pub const DATA: Self = Self(1);
 }
 
@@ -51,16 +56,43 @@ pub enum Format {
     Raw,
     /// QEMU's copy-on-write format, versions 2 and 3.
     Qcow2,
+    /// VMware's virtual disk: a descriptor and its extents, or one sparse file.
+    Vmdk,
+    /// Microsoft's virtual hard disk, version 1 (qemu calls it vpc).
+    Vhd,
+    /// Microsoft's virtual hard disk, version 2.
+    Vhdx,
 }
 
 impl Format {
+    /// Every format, in the order in which messages list them.
+    pub const ALL: [Self; 5] = [Self::Raw, Self::Qcow2, Self::Vmdk, Self::Vhd, Self::Vhdx];
+
     /// The name that qemu-img uses for the format.
     pub fn name(self) -> &'static str {
         match self {
             Self::Raw => "raw",
             Self::Qcow2 => "qcow2",
+            Self::Vmdk => "vmdk",
+            Self::Vhd => "vpc",
+            Self::Vhdx => "vhdx",
         }
     }
+
+    /// The format of that name.
+    pub fn of_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|format| format.name() == name)
+    }
+}
+
+/// What only the host can give: chance and the time. A session draws every new
+/// identifier from it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Fresh {
+    /// Random bytes, new for each session.
+    pub seed: [u8; 32],
+    /// Seconds since 1970.
+    pub time: u64,
 }
 
 /// How much of an added range is allocated at once.
@@ -91,11 +123,14 @@ pub enum Request {
         /// what a writer must know (unknown feature bits, dirty and corrupt
         /// flags) and fills [`Facts::no_write`] and [`Facts::no_resize`].
         write: bool,
+        /// What new identifiers are made from.
+        fresh: Fresh,
     },
-    /// The data file that the facts named is open as [`FileNo::DATA`].
+    /// The files that the facts named are open; answered by [`Reply::Opened`]
+    /// with all that is known now.
     Attach {
-        /// Its length in bytes.
-        data_len: u64,
+        /// Their lengths in bytes, in the order of [`Facts::files`].
+        lens: Vec<u64>,
     },
     /// What lies behind a guest range; answered by [`Reply::Extents`].
     Map {
@@ -112,8 +147,18 @@ pub enum Request {
         /// clusters only.
         len: u64,
     },
+    /// The plan that puts an image in order that was not closed in order
+    /// ([`Facts::unsettled`] says why one is needed); answered by
+    /// [`Reply::Plan`]. After it the host opens the image again.
+    Settle,
+    /// Whether the image is sound, told by [`ToHost::Findings`]; answered by
+    /// [`Reply::Checked`]. Nothing may be waiting for a flush.
+    Check {
+        /// What the plan of the answer repairs, if anything.
+        repair: Option<Repair>,
+    },
     /// A plan to change the virtual size; answered by [`Reply::Plan`]. Nothing
-    /// may be waiting for a flush.
+    /// may be waiting for a flush, and the image is settled.
     Resize {
         /// The size asked for, in bytes.
         size: u64,
@@ -140,7 +185,15 @@ pub enum Request {
     Flush,
     /// A plan that writes a new image into an empty file; answered by
     /// [`Reply::Plan`], whose last stage commits.
-    Create(Create),
+    Create {
+        /// What it is to be.
+        create: Create,
+        /// The name of the new file, without a directory: images of several
+        /// files name the others after it.
+        name: String,
+        /// What new identifiers are made from.
+        fresh: Fresh,
+    },
 }
 
 /// What a new image is to be.
@@ -156,20 +209,29 @@ pub struct Create {
     pub backing: Option<crate::facts::NamedFile>,
     /// Virtual size of the backing image, where there is one.
     pub backing_size: Option<u64>,
+    /// [`Facts::identity`] of the backing image, where there is one.
+    pub backing_identity: Option<String>,
 }
 
 /// What the guest answers.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Reply {
-    /// To `Open`.
+    /// To `Open` and `Attach`.
     Opened(Facts),
     /// To `Map`: extents without gaps from the offset asked for. They may end
     /// before the range does (ask again from there), and never after it.
     Extents(Vec<Extent>),
     /// To `Inflate`: exactly the bytes asked for.
     Inflated(#[serde(with = "serde_bytes")] Vec<u8>),
-    /// To `Resize`, `Flush` and `Create`.
+    /// To `Settle`, `Resize`, `Flush` and `Create`.
     Plan(PlanReply),
+    /// To `Check`: the sums, and the plan that repairs what was asked for.
+    Checked {
+        /// Sums over what was found.
+        report: Report,
+        /// Empty where nothing was to be repaired, or nothing can be.
+        repair: PlanReply,
+    },
     /// To `Allocate`: places without gaps for exactly the range asked for. From
     /// now on the file counts as reaching to the end of every place, whether
     /// the host writes all of it or not; the next flush makes that true.
@@ -183,7 +245,7 @@ pub enum Reply {
         /// Length in bytes.
         len: u64,
     },
-    /// To `Attach` and `Undo`.
+    /// To `Undo`.
     Done,
 }
 
@@ -273,6 +335,9 @@ pub enum ToHost {
     /// A first part of a plan that is too large for guest memory: the host
     /// executes it at once. It may write only past the old end of the file.
     Stream(Plan),
+    /// What a check has found since the last of these, at most
+    /// [`MAX_FINDINGS`], in the order in which they are to be told.
+    Findings(Vec<Finding>),
     /// The answer to the request.
     Reply(Result<Reply, Failure>),
 }
@@ -295,7 +360,7 @@ pub struct ReadOp {
 pub enum ToGuest {
     /// A new request.
     Request(Request),
-    /// What the guest asked for ([`ToHost::Read`], [`ToHost::Stream`]) is done,
-    /// or has failed.
+    /// What the guest asked for ([`ToHost::Read`], [`ToHost::Stream`],
+    /// [`ToHost::Findings`]) is done, or has failed.
     Resume(Result<(), Failure>),
 }

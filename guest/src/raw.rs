@@ -1,13 +1,16 @@
 //! raw: the disk's bytes and nothing else.
 
+use crate::disk::{Disk, Opened, Opening};
+use crate::engine::Host;
 use crate::error::{Failure, FailureKind};
 use crate::facts::Facts;
 use crate::options;
 use crate::plan::{Plan, Purpose, Stage, Step};
 use crate::proto::{
-    Content, Create, Extent, ExtentKind, FileNo, Format, Place, PlanReply, Preallocation,
+    Content, Create, Extent, ExtentKind, FileNo, Format, Place, PlanReply, Preallocation, Reply,
 };
 use crate::resize::{self, Direction, Wish};
+use alloc::boxed::Box;
 use alloc::format;
 use alloc::string::ToString;
 use alloc::vec;
@@ -20,9 +23,17 @@ pub struct Raw {
     pub file_len: u64,
 }
 
+/// Opens a file as a raw image.
+pub fn open(opening: &Opening<'_>) -> Opened {
+    let raw = Raw {
+        file_len: opening.file_len,
+    };
+    (Box::new(raw), raw.facts(opening.probed))
+}
+
 impl Raw {
     /// The facts. The size is exact, not rounded up to a sector.
-    pub fn facts(self, probed: bool) -> Facts {
+    fn facts(self, probed: bool) -> Facts {
         Facts {
             format: Format::Raw,
             probed,
@@ -31,10 +42,13 @@ impl Raw {
             write_unit: 1,
             size_unit: 1,
             backing: None,
-            data_file: None,
+            identity: None,
+            files: Vec::new(),
+            files_first: false,
             encrypted: false,
             dirty: false,
             corrupt: false,
+            unsettled: None,
             no_write: None,
             no_resize: None,
             snapshots: Vec::new(),
@@ -43,7 +57,7 @@ impl Raw {
     }
 
     /// What lies behind a guest range inside the disk.
-    pub fn map(self, offset: u64, len: u64) -> Vec<Extent> {
+    fn extents(self, offset: u64, len: u64) -> Vec<Extent> {
         let extent = Extent {
             offset,
             len,
@@ -57,7 +71,7 @@ impl Raw {
     }
 
     /// The plan that changes the size: one set-length, which is atomic.
-    pub fn resize(self, wish: &Wish) -> Result<PlanReply, Failure> {
+    fn plan(self, wish: &Wish) -> Result<PlanReply, Failure> {
         match wish.direction(self.file_len)? {
             Direction::Same => Ok(PlanReply::default()),
             Direction::Shrink => Err(resize::cannot_shrink("raw")),
@@ -72,7 +86,7 @@ impl Raw {
     }
 
     /// Every byte has its place already.
-    pub fn allocate(self, offset: u64, len: u64) -> Vec<Place> {
+    fn places(self, offset: u64, len: u64) -> Vec<Place> {
         let place = Place {
             offset,
             len,
@@ -81,6 +95,28 @@ impl Raw {
             content: Content::Current,
         };
         Vec::from_iter((len > 0).then_some(place))
+    }
+}
+
+impl Disk for Raw {
+    fn format(&self) -> Format {
+        Format::Raw
+    }
+
+    fn virtual_size(&self) -> u64 {
+        self.file_len
+    }
+
+    fn map(&mut self, _: &mut dyn Host, offset: u64, len: u64) -> Result<Vec<Extent>, Failure> {
+        Ok(self.extents(offset, len))
+    }
+
+    fn resize(&mut self, _: &mut dyn Host, wish: &Wish) -> Result<PlanReply, Failure> {
+        self.plan(wish)
+    }
+
+    fn allocate(&mut self, _: &mut dyn Host, offset: u64, len: u64) -> Result<Reply, Failure> {
+        Ok(Reply::Placed(self.places(offset, len)))
     }
 }
 

@@ -88,6 +88,7 @@ pub fn run(args: &Args, global: &Global) -> Result<(), Error> {
         options: wanted.options,
         backing: wanted.backing,
         backing_size,
+        backing_identity: None,
     };
     let created = image::create(&pool, path, &request)?;
     created.warnings.iter().for_each(|warning| warn(warning));

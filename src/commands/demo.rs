@@ -85,6 +85,7 @@ impl Stage {
                 options: Vec::new(),
                 backing: None,
                 backing_size: None,
+                backing_identity: None,
             };
             image::create(&stage.pool, &stage.images().join(name), &request)?;
             let size = size >> 20;

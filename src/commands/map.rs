@@ -169,20 +169,20 @@ impl Layers {
         let mut file = file.to_owned();
         for image in std::iter::successors(Some(image), |image| image.backing()) {
             let facts = image.facts();
-            layers.files.push(match &facts.data_file {
+            layers.files.push(match facts.files.first() {
                 Some(data) => names::combine(&file, &data.name),
                 None => file.clone(),
             });
             layers.holes.push(holes(image, &facts)?);
             let unit = match facts.format {
                 Format::Raw => BLOCK,
-                Format::Qcow2 => facts.write_unit.max(SECTOR),
+                _ => facts.write_unit.max(SECTOR),
             };
             layers.stride = layers.stride.min(unit.saturating_mul(SEGMENTS));
             layers.encrypted.push(facts.encrypted);
             layers.ends.push(facts.virtual_size);
             if let Some(backing) = &facts.backing {
-                file = names::combine(&file, &backing.name);
+                file = names::combine(&file, backing.name());
             }
         }
         Ok(layers)

@@ -167,7 +167,7 @@ impl Global {
 }
 
 /// Formats that qemu-img has and this version of instar does not.
-const OTHER_FORMATS: [&str; 13] = [
+const OTHER_FORMATS: [&str; 10] = [
     "bochs",
     "cloop",
     "dmg",
@@ -176,9 +176,6 @@ const OTHER_FORMATS: [&str; 13] = [
     "qcow",
     "qed",
     "vdi",
-    "vhdx",
-    "vmdk",
-    "vpc",
     "vvfat",
     "host_device",
 ];
@@ -193,10 +190,7 @@ pub enum FormatError {
 
 /// The format that a name stands for.
 pub fn format_named(name: &str) -> Result<Format, FormatError> {
-    match [Format::Raw, Format::Qcow2]
-        .into_iter()
-        .find(|format| format.name() == name)
-    {
+    match Format::of_name(name) {
         Some(format) => Ok(format),
         None if OTHER_FORMATS.contains(&name) => Err(FormatError::Unsupported),
         None => Err(FormatError::Unknown),

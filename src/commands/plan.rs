@@ -97,6 +97,9 @@ fn parts(step: &Step) -> (&'static str, Option<u64>, u64) {
         Step::Reserve { offset, len, .. } => ("reserve", Some(offset), len),
         Step::SetLength { len, .. } => ("set-length", None, len),
         Step::Punch { offset, len, .. } => ("punch", Some(offset), len),
+        Step::Create { .. } => ("create", None, 0),
+        Step::Rename { .. } => ("rename", None, 0),
+        Step::Unlink { .. } => ("unlink", None, 0),
     }
 }
 

@@ -26,7 +26,7 @@ impl Layer<'_> {
     /// The name of the backing file as seen from where this image is.
     pub fn backing_file(&self) -> Option<String> {
         let backing = self.facts.backing.as_ref()?;
-        Some(names::combine(&self.file, &backing.name))
+        Some(names::combine(&self.file, backing.name()))
     }
 
     fn virtual_size(&self) -> u64 {
@@ -87,7 +87,7 @@ fn layer_json(layer: &Layer<'_>) -> Value {
     put("encrypted", facts.encrypted.then_some(true.into()));
     put(
         "backing-filename",
-        backing.map(|backing| backing.name.as_str().into()),
+        backing.map(|backing| backing.name().into()),
     );
     put("dirty-flag", Some(facts.dirty.into()));
     Value::Object(all)
@@ -210,9 +210,9 @@ fn write_backing(out: &mut String, layer: &Layer<'_>) -> fmt::Result {
     let Some(backing) = &layer.facts.backing else {
         return Ok(());
     };
-    write!(out, "backing file: {}", printable_name(&backing.name))?;
+    write!(out, "backing file: {}", printable_name(backing.name()))?;
     match layer.backing_file() {
-        Some(full) if full != backing.name => {
+        Some(full) if full != backing.name() => {
             writeln!(out, " (actual path: {})", printable_name(&full))?;
         }
         _ => writeln!(out)?,

@@ -77,6 +77,7 @@ pub fn help(format: Format) -> String {
             ("refcount_bits=<num>", "Width of a reference count: 1 to 64"),
             SIZE,
         ],
+        Format::Vmdk | Format::Vhd | Format::Vhdx => &[SIZE],
     };
     let mut text = format!("Supported {} options:\n", format.name());
     for (option, meaning) in options {

@@ -51,8 +51,8 @@ type Look = (FileId, Option<Format>);
 #[derive(Clone, Debug)]
 struct Naming {
     path: PathBuf,
-    backing: Option<String>,
-    data_file: Option<String>,
+    backing: Vec<String>,
+    files: Vec<String>,
 }
 
 /// Done once; who comes second waits for the first.
@@ -121,9 +121,7 @@ impl Catalog {
         while let Some(directory) = directories.pop() {
             directories.extend(self.survey(source, &directory));
         }
-        self.named(source, file, OTHERS_READ, |naming| {
-            naming.backing.as_deref()
-        })
+        self.named(source, file, OTHERS_READ, |naming| &naming.backing)
     }
 
     /// Looks at every image of a directory that may name other files, and
@@ -171,7 +169,7 @@ impl Catalog {
 
     fn is_data_file(&self, source: &Source, file: FileId) -> bool {
         self.named(source, file, OTHERS_READ | OTHERS_WRITE, |naming| {
-            naming.data_file.as_deref()
+            &naming.files
         })
     }
 
@@ -183,13 +181,13 @@ impl Catalog {
         source: &Source,
         file: FileId,
         perm: u16,
-        field: impl Fn(&Naming) -> Option<&str>,
+        field: impl Fn(&Naming) -> &[String],
     ) -> bool {
         let namings: Vec<(FileId, PathBuf, String)> = lock(&self.namings)
             .iter()
-            .filter_map(|(id, naming)| {
-                let name = field(naming)?.to_string();
-                Some((*id, naming.path.clone(), name))
+            .flat_map(|(id, naming)| {
+                let names = field(naming).iter();
+                names.map(|name| (*id, naming.path.clone(), name.clone()))
             })
             .collect();
         namings.iter().any(|(namer, path, name)| {
@@ -268,11 +266,12 @@ impl Catalog {
     fn note_names(&self, path: &Path, id: FileId, face: &Face) {
         let mut namings = lock(&self.namings);
         match face {
-            Face::Image(portrait) if portrait.backing.is_some() || portrait.data_file.is_some() => {
+            Face::Image(portrait) if portrait.backing.is_some() || !portrait.files.is_empty() => {
+                let (backing, files) = (portrait.backing.as_ref(), portrait.files.iter());
                 let naming = Naming {
                     path: path.to_path_buf(),
-                    backing: portrait.backing.as_ref().map(|named| named.name.clone()),
-                    data_file: portrait.data_file.as_ref().map(|named| named.name.clone()),
+                    backing: backing.map(|named| named.names.clone()).unwrap_or_default(),
+                    files: files.map(|named| named.name.clone()).collect(),
                 };
                 namings.insert(id, naming);
             }
@@ -307,7 +306,7 @@ fn raw_portrait(stat: &Stat) -> Portrait {
         virtual_size: stat.size,
         cluster_size: None,
         backing: None,
-        data_file: None,
+        files: Vec::new(),
     }
 }
 

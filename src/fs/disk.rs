@@ -4,7 +4,7 @@
 use super::error::Result;
 use super::source::Source;
 use crate::image::Access;
-use instar_guest::facts::NamedFile;
+use instar_guest::facts::{Backing, NamedFile};
 use instar_guest::proto::{Format, Preallocation};
 use std::fs::File;
 use std::path::Path;
@@ -31,9 +31,9 @@ pub struct Portrait {
     /// Its allocation unit in bytes, if it has one.
     pub cluster_size: Option<u64>,
     /// The backing image that it names.
-    pub backing: Option<NamedFile>,
-    /// The data file that it names.
-    pub data_file: Option<NamedFile>,
+    pub backing: Option<Backing>,
+    /// The other files that hold parts of it.
+    pub files: Vec<NamedFile>,
 }
 
 /// A range of a disk that holds data, or that reads as zeroes and takes no

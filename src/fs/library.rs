@@ -66,7 +66,7 @@ impl Library for Images {
             virtual_size: facts.virtual_size,
             cluster_size: facts.cluster_size,
             backing: facts.backing.clone(),
-            data_file: facts.data_file.clone(),
+            files: facts.files.clone(),
         })
     }
 

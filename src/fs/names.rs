@@ -17,15 +17,10 @@ impl FormatRules {
         let (glob, format) = rule
             .rsplit_once(':')
             .ok_or_else(|| format!("format={rule}: expected GLOB:FORMAT, as in '*.disk:raw'"))?;
-        let format = match format {
-            "raw" => Format::Raw,
-            "qcow2" => Format::Qcow2,
-            other => {
-                return Err(format!(
-                    "format={rule}: unknown format '{other}'; known are raw and qcow2"
-                ));
-            }
-        };
+        let format = Format::of_name(format).ok_or_else(|| {
+            let known = Format::ALL.map(Format::name).join(", ");
+            format!("format={rule}: unknown format '{format}'; known are {known}")
+        })?;
         let glob = Glob::new(glob).map_err(|error| format!("format={rule}: {error}"))?;
         self.0.push((glob.compile_matcher(), format));
         Ok(())
@@ -77,7 +72,7 @@ mod tests {
         );
         assert_eq!(
             rules.add("*.d:vdi").unwrap_err(),
-            "format=*.d:vdi: unknown format 'vdi'; known are raw and qcow2"
+            "format=*.d:vdi: unknown format 'vdi'; known are raw, qcow2, vmdk, vpc, vhdx"
         );
     }
 }

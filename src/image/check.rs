@@ -83,6 +83,7 @@ pub(crate) enum PlanError {
     CommitSteps(usize),
     CommitSpansSectors { offset: u64, len: u64 },
     CommitNotAtomic,
+    Names,
 }
 
 impl fmt::Display for PlanError {
@@ -130,6 +131,7 @@ impl fmt::Display for PlanError {
                 f,
                 "its commit of {len} bytes at {offset:#x} is not inside one sector"
             ),
+            Self::Names => f.write_str("it creates, renames or removes files"),
             Self::CommitNotAtomic => f.write_str("its commit is neither a write nor a set-length"),
         }
     }
@@ -200,9 +202,7 @@ fn check_commit(stage: &Stage) -> Result<(), PlanError> {
                 false => Err(PlanError::CommitSpansSectors { offset, len }),
             }
         }
-        Step::Zero { .. } | Step::Copy { .. } | Step::Reserve { .. } | Step::Punch { .. } => {
-            Err(PlanError::CommitNotAtomic)
-        }
+        _ => Err(PlanError::CommitNotAtomic),
     }
 }
 
@@ -279,6 +279,9 @@ impl Walk<'_> {
                     return Err(PlanError::Shortens { len, shortest });
                 }
                 len
+            }
+            Step::Create { .. } | Step::Rename { .. } | Step::Unlink { .. } => {
+                return Err(PlanError::Names);
             }
         };
         Ok(())

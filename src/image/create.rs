@@ -6,7 +6,7 @@ use super::execute::{Aborted, execute};
 use super::files::FileTable;
 use super::guest::{Guest, Serving, Stream};
 use super::lock::LockSet;
-use super::open::{Home, check_regular};
+use super::open::{Home, check_regular, fresh};
 use super::read::unexpected;
 use super::resize::limits;
 use crate::sandbox::Pool;
@@ -83,7 +83,7 @@ fn overwrite(
             "The file was replaced by another while it was being opened",
         ));
     }
-    let reply = plan(guest, create)?;
+    let reply = plan(guest, path, create)?;
     file.set_len(0)?;
     write(file, &reply.plan, create).map_err(|fault| fault.and("the file is empty now"))?;
     Ok(reply)
@@ -97,7 +97,7 @@ fn make(guest: &mut dyn Guest, path: &Path, create: &Create) -> Result<PlanReply
     };
     let nameless = OFlag::O_TMPFILE | OFlag::O_RDWR | OFlag::O_CLOEXEC;
     let mode = Mode::from_bits_truncate(MODE);
-    let reply = plan(guest, create)?;
+    let reply = plan(guest, path, create)?;
     match nix::fcntl::open(dir, nameless, mode) {
         Ok(file) => {
             let file = File::from(file);
@@ -123,7 +123,7 @@ fn make(guest: &mut dyn Guest, path: &Path, create: &Create) -> Result<PlanReply
 }
 
 /// Asks for the plan and checks it, before anything is touched.
-fn plan(guest: &mut dyn Guest, create: &Create) -> Result<PlanReply, Fault> {
+fn plan(guest: &mut dyn Guest, path: &Path, create: &Create) -> Result<PlanReply, Fault> {
     let empty = memfd_create(c"instar-new", MFdFlags::MFD_CLOEXEC).map_err(io::Error::from)?;
     let blank = FileTable::new(empty.into(), true, None)?;
     let stream = Stream::Collect {
@@ -131,7 +131,13 @@ fn plan(guest: &mut dyn Guest, create: &Create) -> Result<PlanReply, Fault> {
         room: PLAN,
     };
     let mut serving = Serving::new(&blank, stream);
-    let answer = guest.call(&Request::Create(create.clone()), &mut serving);
+    let name = path.file_name().unwrap_or_default();
+    let request = Request::Create {
+        create: create.clone(),
+        name: name.to_string_lossy().into_owned(),
+        fresh: fresh()?,
+    };
+    let answer = guest.call(&request, &mut serving);
     if let (Err(_), Some(refusal)) = (&answer, serving.refusal) {
         return Err(refusal);
     }

@@ -150,6 +150,7 @@ fn turn_of(step: &Step, old: &[u64]) -> Turn {
         }
         Step::Copy { to, .. } => to,
         Step::SetLength { len, .. } => len,
+        Step::Create { .. } | Step::Rename { .. } | Step::Unlink { .. } => return Turn::Inside,
     };
     let old_len = old.get(step.file().0 as usize).copied().unwrap_or(0);
     match start >= old_len {
@@ -170,5 +171,8 @@ fn what(step: &Step) -> &'static str {
         Step::Reserve { .. } => "Could not reserve disk space",
         Step::SetLength { .. } => "Could not set the length of the file",
         Step::Punch { .. } => "Could not release disk space",
+        Step::Create { .. } => "Could not create a file",
+        Step::Rename { .. } => "Could not rename a file",
+        Step::Unlink { .. } => "Could not remove a file",
     }
 }

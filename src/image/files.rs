@@ -191,6 +191,9 @@ impl FileTable {
             Step::Punch { file, offset, len } => {
                 self.change(file, None, |effects| effects.punch(file, offset, len))
             }
+            Step::Create { .. } | Step::Rename { .. } | Step::Unlink { .. } => {
+                Err(io::ErrorKind::Unsupported.into())
+            }
         }
     }
 

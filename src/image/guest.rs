@@ -5,6 +5,7 @@ use super::check::{Limits, check};
 use super::error::Fault;
 use super::files::FileTable;
 use crate::sandbox::{CallError, Files, Session};
+use instar_guest::findings::Finding;
 use instar_guest::plan::Stage;
 use instar_guest::{FileNo, Plan, Reply, Request};
 use std::io;
@@ -45,6 +46,8 @@ pub(crate) struct Serving<'a> {
     pub stream: Stream,
     /// Why the last part was refused, in words: the guest only learns that.
     pub refusal: Option<Fault>,
+    /// What a check has told.
+    pub findings: Vec<Finding>,
 }
 
 impl<'a> Serving<'a> {
@@ -53,6 +56,7 @@ impl<'a> Serving<'a> {
             files,
             stream,
             refusal: None,
+            findings: Vec::new(),
         }
     }
 
@@ -64,6 +68,11 @@ impl<'a> Serving<'a> {
 }
 
 impl Files for Serving<'_> {
+    fn tell(&mut self, findings: Vec<Finding>) -> io::Result<()> {
+        self.findings.extend(findings);
+        Ok(())
+    }
+
     fn len(&mut self, file: FileNo) -> io::Result<u64> {
         self.files.len(file).ok_or(io::ErrorKind::NotFound.into())
     }

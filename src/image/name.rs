@@ -31,9 +31,9 @@ pub fn format_of_name(name: &OsStr) -> NameRule {
     match extension.as_slice() {
         b"raw" | b"img" | b"iso" | b"dd" => NameRule::Raw,
         b"qcow2" => NameRule::Must(Format::Qcow2),
-        b"vmdk" => NameRule::Unsupported("vmdk"),
-        b"vhd" | b"vpc" => NameRule::Unsupported("vpc"),
-        b"vhdx" => NameRule::Unsupported("vhdx"),
+        b"vmdk" => NameRule::Must(Format::Vmdk),
+        b"vhd" | b"vpc" => NameRule::Must(Format::Vhd),
+        b"vhdx" => NameRule::Must(Format::Vhdx),
         _ => NameRule::Probe,
     }
 }
@@ -51,10 +51,10 @@ mod tests {
             ("d.dd", NameRule::Raw),
             ("a.qcow2", NameRule::Must(Format::Qcow2)),
             ("a.raw.QCow2", NameRule::Must(Format::Qcow2)),
-            ("a.vmdk", NameRule::Unsupported("vmdk")),
-            ("a.vhd", NameRule::Unsupported("vpc")),
-            ("a.vpc", NameRule::Unsupported("vpc")),
-            ("a.vhdx", NameRule::Unsupported("vhdx")),
+            ("a.vmdk", NameRule::Must(Format::Vmdk)),
+            ("a.vhd", NameRule::Must(Format::Vhd)),
+            ("a.vpc", NameRule::Must(Format::Vhd)),
+            ("a.vhdx", NameRule::Must(Format::Vhdx)),
             ("a.qcow2.bak", NameRule::Probe),
             ("raw", NameRule::Probe),
             (".qcow2", NameRule::Probe),

@@ -10,7 +10,8 @@ use super::guest::{Guest, Serving, Stream};
 use super::lock::LockSet;
 use super::name::{NameRule, format_of_name};
 use crate::sandbox::Pool;
-use instar_guest::facts::NamedFile;
+use instar_guest::facts::{Backing, NamedFile};
+use instar_guest::proto::Fresh;
 use instar_guest::{Facts, FileNo, Format, Reply, Request};
 use nix::fcntl::OFlag;
 use std::fs::{File, Metadata};
@@ -19,6 +20,7 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, Mutex, RwLock};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 /// The most images in a backing chain. Each has a sandbox of its own.
 const MAX_DEPTH: usize = 32;
@@ -261,6 +263,7 @@ impl Opening<'_> {
             format: self.format,
             file_len: files.len(FileNo::IMAGE).unwrap_or(0),
             write,
+            fresh: fresh()?,
         };
         let Reply::Opened(facts) = ask(guest.as_mut(), &files, &request)? else {
             return Err(super::read::unexpected("Open"));
@@ -274,8 +277,8 @@ impl Opening<'_> {
         };
         if let (Some(gate), Some(named)) = (&gate, data) {
             files = files.and(self.open_data(gate, named)?, write, wrap)?;
-            let data_len = files.len(FileNo::DATA).unwrap_or(0);
-            ask(guest.as_mut(), &files, &Request::Attach { data_len })?;
+            let lens = files.lens().split_off(1);
+            ask(guest.as_mut(), &files, &Request::Attach { lens })?;
         }
         let backing = match (&gate, backing) {
             (Some(gate), Some(named)) => Some(Box::new(self.open_backing(gate, named)?)),
@@ -308,17 +311,17 @@ impl Opening<'_> {
 
     /// The data file to open. Facts alone do not need it.
     fn wanted_data<'f>(&self, facts: &'f Facts) -> Result<Option<&'f NamedFile>, Fault> {
-        match (&facts.data_file, self.options.backing) {
-            (Some(named), BackingPolicy::Refuse) => Err(refused_name("data file", named)),
-            (named, _) => Ok(named.as_ref().filter(|_| self.access != Access::Info)),
+        match (facts.files.first(), self.options.backing) {
+            (Some(named), BackingPolicy::Refuse) => Err(refused_name("data file", &named.name)),
+            (named, _) => Ok(named.filter(|_| self.access != Access::Info)),
         }
     }
 
-    fn wanted_backing<'f>(&self, facts: &'f Facts) -> Result<Option<&'f NamedFile>, Fault> {
+    fn wanted_backing<'f>(&self, facts: &'f Facts) -> Result<Option<&'f Backing>, Fault> {
         match (&facts.backing, self.options.backing) {
             (None, _) | (_, BackingPolicy::Skip) => Ok(None),
             (Some(named), BackingPolicy::Open) => Ok(Some(named)),
-            (Some(named), BackingPolicy::Refuse) => Err(refused_name("backing file", named)),
+            (Some(named), BackingPolicy::Refuse) => Err(refused_name("backing file", named.name())),
         }
     }
 
@@ -332,11 +335,11 @@ impl Opening<'_> {
         Ok(passed.file)
     }
 
-    fn open_backing(&self, gate: &Gate, named: &NamedFile) -> Result<Image, Fault> {
-        let passed = gate.pass(&named.name, Role::Backing)?;
+    fn open_backing(&self, gate: &Gate, named: &Backing) -> Result<Image, Fault> {
+        let passed = gate.pass(named.name(), Role::Backing)?;
         let metadata = passed.file.metadata()?;
         if self.chain.contains(&id(&metadata)) {
-            return Err(cycle("backing file", &named.name));
+            return Err(cycle("backing file", named.name()));
         }
         if self.chain.len() >= MAX_DEPTH {
             return Err(Fault::new(
@@ -364,7 +367,7 @@ impl Opening<'_> {
                 .path
                 .parent()
                 .unwrap_or(Path::new(""))
-                .join(&named.name),
+                .join(named.name()),
             home: Home::Below(
                 Arc::clone(&gate.trees[passed.spot.tree]),
                 passed.spot.path.clone(),
@@ -378,7 +381,7 @@ impl Opening<'_> {
                 ErrorKind::Os(_) => format!("Could not open backing file: {}", fault.message),
                 _ => format!(
                     "Could not open backing file '{}': {}",
-                    printable_name(&named.name),
+                    printable_name(named.name()),
                     fault.message
                 ),
             };
@@ -407,21 +410,18 @@ impl Opening<'_> {
 }
 
 /// The format that an image says its backing file has; `None` probes.
-fn backing_format(named: &NamedFile) -> Result<Option<Format>, Fault> {
+fn backing_format(named: &Backing) -> Result<Option<Format>, Fault> {
     let Some(name) = named.format.as_deref() else {
         return Ok(None);
     };
-    let known = [Format::Raw, Format::Qcow2]
-        .into_iter()
-        .find(|format| format.name() == name);
-    match known {
+    match Format::of_name(name) {
         Some(format) => Ok(Some(format)),
         None => Err(unsupported_backing(named, name)),
     }
 }
 
 /// The format that a backing file's own name says it has; `None` probes.
-fn format_by_name(path: &Path, named: &NamedFile) -> Result<Option<Format>, Fault> {
+fn format_by_name(path: &Path, named: &Backing) -> Result<Option<Format>, Fault> {
     match format_of_name(path.file_name().unwrap_or_default()) {
         NameRule::Raw => Ok(Some(Format::Raw)),
         NameRule::Must(format) => Ok(Some(format)),
@@ -430,24 +430,24 @@ fn format_by_name(path: &Path, named: &NamedFile) -> Result<Option<Format>, Faul
     }
 }
 
-fn unsupported_backing(named: &NamedFile, format: &str) -> Fault {
+fn unsupported_backing(named: &Backing, format: &str) -> Fault {
     Fault::new(
         ErrorKind::Unsupported,
         format!(
             "Could not open backing file '{}': its format '{}' is not supported",
-            printable_name(&named.name),
+            printable_name(named.name()),
             printable_name(format)
         ),
     )
 }
 
 /// What an image is told that names a file where none may be named.
-fn refused_name(noun: &str, named: &NamedFile) -> Fault {
+fn refused_name(noun: &str, name: &str) -> Fault {
     Fault::new(
         ErrorKind::Forbidden,
         format!(
             "The image names the {noun} '{}', and {noun}s are not allowed here",
-            printable_name(&named.name)
+            printable_name(name)
         ),
     )
 }
@@ -489,6 +489,15 @@ pub(super) fn check_regular(file: &File) -> Result<(), Fault> {
             "Not a regular file; devices are not supported",
         )),
     }
+}
+
+/// What a session makes new identifiers from.
+pub(super) fn fresh() -> Result<Fresh, Fault> {
+    let mut fresh = Fresh::default();
+    getrandom::fill(&mut fresh.seed).map_err(io::Error::from)?;
+    let now = SystemTime::now().duration_since(UNIX_EPOCH);
+    fresh.time = now.unwrap_or_default().as_secs();
+    Ok(fresh)
 }
 
 /// Sends a request before there is an image around the guest.

@@ -8,7 +8,7 @@ use super::error::{Error, Fault, Operation};
 use super::execute::{execute, truncate_back};
 use super::files::FileTable;
 use super::guest::{Serving, Stream};
-use super::open::checked_facts;
+use super::open::{checked_facts, fresh};
 use super::read::unexpected;
 use instar_guest::plan::MAX_GAP;
 use instar_guest::proto::{PlanReply, Preallocation};
@@ -314,14 +314,16 @@ impl Image {
             format: Some(old.format),
             file_len: self.file_len(),
             write: true,
+            fresh: fresh()?,
         };
         let Reply::Opened(facts) = self.ask(link, &request)? else {
             return Err(unexpected("Open"));
         };
         let mut facts = checked_facts(facts)?;
         facts.probed = old.probed;
-        if let Some(data_len) = self.files.len(FileNo::DATA) {
-            self.ask(link, &Request::Attach { data_len })?;
+        if !facts.files.is_empty() {
+            let lens = self.files.lens().split_off(1);
+            self.ask(link, &Request::Attach { lens })?;
         }
         self.forget_mapping();
         self.size.store(facts.virtual_size, Ordering::Release);

@@ -31,6 +31,7 @@ pub use program::GuestProgram;
 pub use session::{Counters, Session};
 pub use text::{escape, escape_deceptive};
 
+use instar_guest::findings::Finding;
 use instar_guest::plan::Plan;
 use instar_guest::proto::FileNo;
 use std::io;
@@ -51,6 +52,11 @@ pub trait Files {
 
     /// Executes a first part of a plan.
     fn stream(&mut self, part: Plan) -> io::Result<()>;
+
+    /// Takes what a check has found. Refused where no check was asked for.
+    fn tell(&mut self, _findings: Vec<Finding>) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
 }
 
 /// Why KVM cannot be used on this machine, if it cannot. Creates a VM and enters

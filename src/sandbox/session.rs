@@ -118,6 +118,7 @@ impl Exchange<'_> {
                 ToHost::Reply(reply) => return Ok(reply),
                 ToHost::Read(ops) => self.read(&ops)?,
                 ToHost::Stream(part) => self.files.stream(part),
+                ToHost::Findings(findings) => self.files.tell(findings),
             };
             let answer = ToGuest::Resume(done.map_err(|error| io_failure(&error)));
             let answer = encode(&answer).expect("an I/O error's text is short");

@@ -5,8 +5,9 @@ use crate::damage::{Damage, Refused};
 use crate::flips::hurt;
 use crate::pool::{self, Kind};
 use crate::tools::{qemu_img, read, scratch, write};
+use instar_guest::findings::Finding;
 use instar_guest::plan::Plan;
-use instar_guest::proto::{FileNo, MAX_INFLATE, Preallocation};
+use instar_guest::proto::{FileNo, Fresh, MAX_INFLATE, Preallocation};
 use instar_guest::{Engine, Extent, ExtentKind, Failure, Format, Host, Read, Reply, Request, Step};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -35,6 +36,10 @@ impl Host for World<'_> {
     fn stream(&mut self, _: Plan) -> Result<(), Failure> {
         Ok(())
     }
+
+    fn tell(&mut self, _: Vec<Finding>) -> Result<(), Failure> {
+        Ok(())
+    }
 }
 
 /// A session on an image.
@@ -55,6 +60,7 @@ impl<'a> Session<'a> {
             format: Some(Format::Qcow2),
             file_len: image.len() as u64,
             write: true,
+            fresh: Fresh::default(),
         };
         if let Reply::Opened(facts) = session.ask(request)? {
             session.size = facts.virtual_size;
@@ -223,6 +229,7 @@ fn in_bounds(plan: &Plan) -> Result<(), u64> {
             | Step::Punch { offset, len, .. } => offset.checked_add(len),
             Step::Copy { from, to, len, .. } => from.max(to).checked_add(len),
             Step::SetLength { len, .. } => Some(len),
+            Step::Create { .. } | Step::Rename { .. } | Step::Unlink { .. } => Some(0),
         };
         if end.is_none_or(|end| i64::try_from(end).is_err()) {
             return Err(end.unwrap_or(u64::MAX));

@@ -147,7 +147,9 @@ fn event_of(step: &Step, files: &Files) -> Option<Event> {
             write(file, offset, vec![0; end.saturating_sub(offset) as usize])
         }
         Step::SetLength { file, len } => Some(Event::SetLength { file, len }),
-        Step::Reserve { .. } => None,
+        Step::Reserve { .. } | Step::Create { .. } | Step::Rename { .. } | Step::Unlink { .. } => {
+            None
+        }
     }
 }
 
@@ -163,7 +165,7 @@ fn target(step: &Step) -> Option<(FileNo, u64, u64)> {
             Some((file, offset, offset + len))
         }
         Step::Copy { file, to, len, .. } => Some((file, to, to + len)),
-        Step::Reserve { .. } | Step::SetLength { .. } => None,
+        _ => None,
     }
 }
 

@@ -3,8 +3,9 @@
 //! executor is not involved here.
 
 use crate::disk::{Epoch, Event, Files, epochs_of};
+use instar_guest::findings::Finding;
 use instar_guest::plan::{Plan, Stage};
-use instar_guest::proto::{Content, Place, PlanReply, Preallocation};
+use instar_guest::proto::{Content, Fresh, Place, PlanReply, Preallocation};
 use instar_guest::{Engine, Failure, FileNo, Format, Host, Read, Reply, Request};
 
 /// What is asked of an image.
@@ -65,6 +66,10 @@ impl Host for World<'_> {
         self.streamed.stages.extend(part.stages);
         Ok(())
     }
+
+    fn tell(&mut self, _: Vec<Finding>) -> Result<(), Failure> {
+        Ok(())
+    }
 }
 
 /// One session of the engine on one state of the files.
@@ -91,14 +96,16 @@ impl<'a> Session<'a> {
             format: Some(format),
             file_len: files.0[0].len() as u64,
             write: true,
+            fresh: Fresh::default(),
         })?;
         let Reply::Opened(facts) = opened else {
             return Err(format!("open was answered by {opened:?}"));
         };
         (session.write_unit, session.virtual_size) = (facts.write_unit, facts.virtual_size);
-        if facts.data_file.is_some() {
+        if !facts.files.is_empty() {
+            let lens = files.0.iter().skip(1).map(|file| file.len() as u64);
             session.ask(Request::Attach {
-                data_len: files.0[1].len() as u64,
+                lens: lens.collect(),
             })?;
         }
         Ok(session)

@@ -74,6 +74,9 @@ fn outline(plan: &Plan) -> String {
             Step::Reserve { offset, len, .. } => format!("reserve {offset:#x}+{len:#x}"),
             Step::SetLength { len, .. } => format!("length {len:#x}"),
             Step::Punch { offset, len, .. } => format!("punch {offset:#x}+{len:#x}"),
+            Step::Create { file, .. } => format!("create {}", file.0),
+            Step::Rename { file, over } => format!("rename {} to {}", file.0, over.0),
+            Step::Unlink { file } => format!("unlink {}", file.0),
         };
         let steps: Vec<String> = stage.steps.iter().map(place).collect();
         format!("{number} {:?}: {}", stage.purpose, steps.join(", "))

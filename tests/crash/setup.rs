@@ -46,7 +46,7 @@ impl Setup {
         let path = dir.path();
         let image = match case.format {
             Format::Raw => "image.raw",
-            Format::Qcow2 => "image.qcow2",
+            _ => "image.qcow2",
         };
         let backing_size = build_backing(case, path)?;
         create(case, path, image)?;
@@ -59,7 +59,7 @@ impl Setup {
         }
         let old_disk = match case.format {
             Format::Raw => files[0].clone(),
-            Format::Qcow2 => read_disk(path, image, &[])??,
+            _ => read_disk(path, image, &[])??,
         };
         let change = change_of(case, backing_size);
         let mut setup = Self {

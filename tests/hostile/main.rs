@@ -14,7 +14,7 @@ mod probes;
 mod session;
 
 use instar::sandbox::{Config, Files, GuestProgram, Isolation, Limits, Pool};
-use instar_guest::proto::FileNo;
+use instar_guest::proto::{FileNo, Fresh};
 use instar_guest::{Plan, Request};
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
 use std::io;
@@ -75,6 +75,7 @@ fn open(image: &[u8]) -> Request {
         format: None,
         file_len: image.len() as u64,
         write: false,
+        fresh: Fresh::default(),
     }
 }
 

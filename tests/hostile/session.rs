@@ -3,7 +3,7 @@
 use crate::{Image, Test, open, pool, scripted};
 use instar::sandbox::{CallError, Counters, Crash, GuestProgram, Isolation, Limits, SandboxError};
 use instar_guest::layout::{MAX_MEMORY, MIN_MEMORY};
-use instar_guest::proto::{FileNo, HEAD, ReadOp, Reply, TAIL, ToHost};
+use instar_guest::proto::{FileNo, Fresh, HEAD, ReadOp, Reply, TAIL, ToHost};
 use instar_guest::{Failure, FailureKind, Plan, Request};
 use instar_test_guest::{Act, Script};
 use libtest_mimic::Failed;
@@ -237,13 +237,19 @@ fn a_request_that_is_too_long_is_refused(isolation: Isolation) -> Result<(), Fai
         Limits::default(),
     );
     let mut session = pool.session()?;
-    let request = Request::Create(instar_guest::proto::Create {
+    let create = instar_guest::proto::Create {
         format: instar_guest::Format::Raw,
         size: 0,
         options: vec![("x".repeat(70_000), String::new())],
         backing: None,
         backing_size: None,
-    });
+        backing_identity: None,
+    };
+    let request = Request::Create {
+        create,
+        name: String::new(),
+        fresh: Fresh::default(),
+    };
     let refusal = Failure::new(
         FailureKind::InvalidRequest,
         "names and options are longer than 65536 bytes together",

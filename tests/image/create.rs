@@ -28,6 +28,7 @@ fn request(format: Format, size: u64) -> Create {
         options: Vec::new(),
         backing: None,
         backing_size: None,
+        backing_identity: None,
     }
 }
 

@@ -245,7 +245,7 @@ fn facts_only(pool: &Arc<Pool>) -> Outcome {
         .facts()
         .backing
         .as_ref()
-        .map(|named| named.name.clone());
+        .map(|named| named.name().to_string());
     equal(named, Some("gone".to_string()), "backing file")?;
     equal(image.counters().exits, 1, "exits")?;
     let message =

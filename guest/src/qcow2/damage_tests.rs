@@ -252,7 +252,7 @@ fn data_files_are_mapped_one_to_one() {
         let l2 = small.l2();
         small.put(l2, entry);
         let mut session = Session::new(small.image);
-        session.host.data = Some(Vec::new());
+        session.host.others = vec![Some(Vec::new())];
         session.open(None).unwrap();
         assert_eq!(
             session.map(0, 512).unwrap_err().message,

@@ -6,11 +6,12 @@ use super::header::{Compression, Encryption};
 use super::luks::Luks;
 use crate::engine::Host;
 use crate::error::{Failure, FailureKind};
-use crate::facts::{Fact, FactValue, Facts, NamedFile};
+use crate::facts::{Backing, Fact, FactValue, Facts, NamedFile};
 use crate::plan::SECTOR;
 use crate::proto::Format;
 use alloc::format;
 use alloc::string::{String, ToString};
+use alloc::vec;
 use alloc::vec::Vec;
 
 /// A flattened tree under construction.
@@ -57,14 +58,18 @@ impl Qcow2 {
             cluster_size: Some(geometry.cluster_size()),
             write_unit: geometry.subcluster_size(),
             size_unit: SECTOR,
-            backing: header.backing_name.as_ref().map(|name| NamedFile {
-                name: String::from_utf8_lossy(name).into_owned(),
+            backing: header.backing_name.as_ref().map(|name| Backing {
+                names: vec![String::from_utf8_lossy(name).into_owned()],
                 format: header.extensions.backing_format(),
+                identity: None,
             }),
-            data_file: self.data_file_name(),
+            identity: None,
+            files: self.data_file_name().into_iter().collect(),
+            files_first: false,
             encrypted: header.encryption.is_some(),
             dirty: header.is_dirty(),
             corrupt: header.is_corrupt(),
+            unsettled: None,
             no_write: if write { self.no_write() } else { None },
             no_resize: if write { self.no_resize() } else { None },
             snapshots: self.snapshots.iter().map(|s| s.facts.clone()).collect(),

@@ -510,6 +510,6 @@ fn a_header_longer_than_the_first_read_is_read_whole() {
     image[100_000..100_004].copy_from_slice(b"base");
     let facts = Session::new(image).open(None).unwrap();
     let backing = facts.backing.unwrap();
-    assert_eq!(backing.name, "base");
+    assert_eq!(backing.name(), "base");
     assert_eq!(backing.format.as_deref(), Some("raw"));
 }

@@ -34,7 +34,7 @@ struct Packed {
 impl Qcow2 {
     /// The content of the compressed clusters of a guest range, which begins
     /// with a cluster and ends with one or with the disk.
-    pub fn inflate(
+    pub fn inflated(
         &mut self,
         host: &mut dyn Host,
         offset: u64,

@@ -25,7 +25,7 @@ const MAX_PER_CLUSTER: usize = entry::SUBCLUSTERS as usize + 1;
 impl Qcow2 {
     /// The extents of a guest range inside the disk, from its start on, without
     /// gaps. They may end before the range does: the caller asks again.
-    pub fn map(
+    pub fn extents(
         &mut self,
         host: &mut dyn Host,
         offset: u64,

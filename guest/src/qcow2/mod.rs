@@ -44,9 +44,14 @@ mod header_tests;
 #[cfg(test)]
 mod tables_tests;
 
+use crate::disk::{Disk, Opened, Opening};
 use crate::engine::Host;
-use crate::error::{Failure, FailureKind};
+use crate::error::Failure;
+use crate::facts::Facts;
+use crate::proto::{Extent, Format, PlanReply, Reply};
+use crate::resize::Wish;
 use crate::units::{GuestOffset, HostOffset};
+use alloc::boxed::Box;
 use alloc::collections::BTreeMap;
 use alloc::format;
 use alloc::vec::Vec;
@@ -297,16 +302,64 @@ impl Qcow2 {
         }
         Ok(cluster)
     }
+}
 
-    /// The data file is open.
-    pub fn attach(&mut self, data_len: u64) -> Result<(), Failure> {
-        if !self.header.has_data_file() {
-            return Err(Failure::new(
-                FailureKind::InvalidRequest,
-                "the image has no external data file",
-            ));
+/// Opens an image; see [`Qcow2::open`].
+pub fn open(host: &mut dyn Host, opening: &Opening<'_>) -> Result<Opened, Failure> {
+    let qcow2 = Qcow2::open(host, opening.head, opening.file_len)?;
+    let facts = qcow2.facts(host, opening.probed, opening.write)?;
+    Ok((Box::new(qcow2), facts))
+}
+
+impl Disk for Qcow2 {
+    fn format(&self) -> Format {
+        Format::Qcow2
+    }
+
+    fn virtual_size(&self) -> u64 {
+        self.header.size
+    }
+
+    fn executed(&mut self) {
+        self.tables.executed();
+    }
+
+    fn attach(
+        &mut self,
+        _host: &mut dyn Host,
+        lens: &[u64],
+        _facts: &mut Facts,
+    ) -> Result<(), Failure> {
+        match *lens {
+            [data_len] if self.header.has_data_file() => {
+                self.data_len = Some(data_len);
+                Ok(())
+            }
+            _ => Err(self.refuse("does not have that many other files")),
         }
-        self.data_len = Some(data_len);
-        Ok(())
+    }
+
+    fn map(&mut self, host: &mut dyn Host, offset: u64, len: u64) -> Result<Vec<Extent>, Failure> {
+        self.extents(host, offset, len)
+    }
+
+    fn inflate(&mut self, host: &mut dyn Host, offset: u64, len: u64) -> Result<Vec<u8>, Failure> {
+        self.inflated(host, offset, len)
+    }
+
+    fn resize(&mut self, host: &mut dyn Host, wish: &Wish) -> Result<PlanReply, Failure> {
+        self.plan_resize(host, wish)
+    }
+
+    fn allocate(&mut self, host: &mut dyn Host, offset: u64, len: u64) -> Result<Reply, Failure> {
+        self.place_range(host, offset, len)
+    }
+
+    fn undo(&mut self) -> Result<(), Failure> {
+        self.take_back()
+    }
+
+    fn flush(&mut self, host: &mut dyn Host) -> Result<PlanReply, Failure> {
+        self.plan_flush(host)
     }
 }

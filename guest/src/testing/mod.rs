@@ -17,25 +17,37 @@ pub use blank::Blank;
 use crate::engine::{Engine, Host, Read};
 use crate::error::{Failure, FailureKind};
 use crate::facts::Facts;
-use crate::plan::{Plan, Step};
-use crate::proto::{Extent, ExtentKind, FileNo, Format, MAX_INFLATE, Reply, Request};
+use crate::findings::Finding;
+use crate::plan::{NewName, Plan, Step};
+use crate::proto::{Extent, ExtentKind, FileNo, Format, Fresh, MAX_INFLATE, Reply, Request};
 use alloc::format;
 use alloc::vec;
 use alloc::vec::Vec;
 
-/// Files in memory: the image, and its data file where it has one.
+/// Chance and time as tests have them.
+pub const FRESH: Fresh = Fresh {
+    seed: *b"the same in all tests, by intent",
+    time: 1_700_000_000,
+};
+
+/// Files in memory: the image, and the others that hold parts of it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct MemHost {
     /// The image.
     pub image: Vec<u8>,
-    /// The external data file.
-    pub data: Option<Vec<u8>>,
+    /// The other files: number 1 and up. `None` is a file that was unlinked, or
+    /// that took another's name.
+    pub others: Vec<Option<Vec<u8>>>,
+    /// The names that plans gave to files they created, by number.
+    pub names: Vec<(FileNo, NewName)>,
     /// How often the engine asked for bytes.
     pub reads: u64,
     /// How many bytes it asked for.
     pub bytes_read: u64,
     /// The parts of plans that were streamed.
     pub streamed: Vec<Plan>,
+    /// What checks told.
+    pub findings: Vec<Finding>,
 }
 
 impl MemHost {
@@ -47,13 +59,24 @@ impl MemHost {
         }
     }
 
-    fn file(&mut self, file: FileNo) -> Result<&mut Vec<u8>, Failure> {
+    /// The first of the other files: qcow2's external data file.
+    pub fn data(&self) -> Option<&Vec<u8>> {
+        self.others.first()?.as_ref()
+    }
+
+    /// A file's content.
+    pub fn file(&mut self, file: FileNo) -> Result<&mut Vec<u8>, Failure> {
         let found = match file {
             FileNo::IMAGE => Some(&mut self.image),
-            FileNo::DATA => self.data.as_mut(),
-            _ => None,
+            FileNo(n) => self.others.get_mut(n as usize - 1).and_then(Option::as_mut),
         };
         found.ok_or_else(|| Failure::new(FailureKind::Io, format!("no such file: {}", file.0)))
+    }
+
+    /// Removes a file and answers its content.
+    fn take(&mut self, file: FileNo) -> Vec<u8> {
+        let other = self.others.get_mut(file.0 as usize - 1);
+        other.and_then(Option::take).expect("the plan names a file")
     }
 
     /// Executes a plan on the files.
@@ -67,6 +90,24 @@ impl MemHost {
 
     /// Executes one step.
     pub fn step(&mut self, step: &Step) {
+        match step {
+            Step::Create { file, name } => {
+                assert_eq!(file.0 as usize, self.others.len() + 1, "the next number");
+                self.others.push(Some(Vec::new()));
+                self.names.push((*file, name.clone()));
+                return;
+            }
+            Step::Rename { file, over } => {
+                let content = self.take(*file);
+                *self.file(*over).expect("the plan names a file") = content;
+                return;
+            }
+            Step::Unlink { file } => {
+                self.take(*file);
+                return;
+            }
+            _ => {}
+        }
         let file = self.file(step.file()).expect("the plan names a file");
         match step {
             Step::Write { offset, data, .. } => {
@@ -92,6 +133,7 @@ impl MemHost {
                     range.fill(0);
                 }
             }
+            Step::Create { .. } | Step::Rename { .. } | Step::Unlink { .. } => {}
         }
     }
 }
@@ -113,6 +155,11 @@ impl Host for MemHost {
     fn stream(&mut self, part: Plan) -> Result<(), Failure> {
         self.apply(&part);
         self.streamed.push(part);
+        Ok(())
+    }
+
+    fn tell(&mut self, findings: Vec<Finding>) -> Result<(), Failure> {
+        self.findings.extend(findings);
         Ok(())
     }
 }
@@ -140,22 +187,27 @@ impl Session {
         self.engine.handle(&mut self.host, request)
     }
 
-    /// Opens the image for writing, and its data file if there is one.
+    /// Opens the image for writing, with its other files if they are there.
     pub fn open(&mut self, format: Option<Format>) -> Result<Facts, Failure> {
         let file_len = self.host.image.len() as u64;
         let reply = self.call(Request::Open {
             format,
             file_len,
             write: true,
+            fresh: FRESH,
         })?;
         let Reply::Opened(facts) = reply else {
             panic!("not an answer to Open: {reply:?}");
         };
-        if let (Some(_), Some(data)) = (&facts.data_file, &self.host.data) {
-            let data_len = data.len() as u64;
-            self.call(Request::Attach { data_len })?;
+        let others = self.host.others.iter();
+        let lens: Vec<u64> = others.flatten().map(|file| file.len() as u64).collect();
+        if facts.files.is_empty() || lens.len() != facts.files.len() {
+            return Ok(facts);
         }
-        Ok(facts)
+        match self.call(Request::Attach { lens })? {
+            Reply::Opened(facts) => Ok(facts),
+            reply => panic!("not an answer to Attach: {reply:?}"),
+        }
     }
 
     /// The extents of a range, asked for until it is covered.

@@ -4,7 +4,7 @@ use crate::lab::{Check, Lab};
 use instar_guest::facts::NamedFile;
 use instar_guest::plan::Purpose;
 use instar_guest::proto::{Create, PlanReply};
-use instar_guest::testing::Session;
+use instar_guest::testing::{FRESH, Session};
 use instar_guest::{Failure, FailureKind, Format, Reply, Request, Step};
 
 /// All checks by name.
@@ -101,6 +101,14 @@ const REFUSED: &[(&str, &str)] = &[
     ("3P", ""),
 ];
 
+fn create_request(create: Create) -> Request {
+    Request::Create {
+        create,
+        name: "disk.qcow2".to_string(),
+        fresh: FRESH,
+    }
+}
+
 fn request(size: u64, options: &str) -> Create {
     Create {
         format: Format::Qcow2,
@@ -112,6 +120,7 @@ fn request(size: u64, options: &str) -> Create {
             .collect(),
         backing: None,
         backing_size: None,
+        backing_identity: None,
     }
 }
 
@@ -131,7 +140,7 @@ fn bytes_of(size: &str) -> u64 {
 }
 
 fn plan(session: &mut Session, create: Create) -> Result<PlanReply, Failure> {
-    match session.call(Request::Create(create))? {
+    match session.call(create_request(create))? {
         Reply::Plan(reply) => Ok(reply),
         other => panic!("not an answer to Create: {other:?}"),
     }

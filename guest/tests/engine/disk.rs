@@ -30,7 +30,11 @@ impl Disk {
     pub fn open(lab: &Lab) -> Self {
         let mut session = Session::new(lab.bytes("disk.qcow2"));
         let data = lab.path("disk.data");
-        session.host.data = data.exists().then(|| lab.bytes("disk.data"));
+        session.host.others = data
+            .exists()
+            .then(|| Some(lab.bytes("disk.data")))
+            .into_iter()
+            .collect();
         let facts = session.open(None).expect("the image opens");
         assert_eq!(facts.no_write, None);
         lab.qemu_img("convert -O raw disk.qcow2 model.raw");
@@ -57,7 +61,7 @@ impl Disk {
         let mut to = end.next_multiple_of(self.unit).min(self.size());
         let lens = (
             self.session.host.image.len(),
-            self.session.host.data.as_ref().map(Vec::len),
+            self.session.host.data().map(Vec::len),
         );
         let places = match self.allocate(from, to - from)? {
             Reply::Placed(places) => places,
@@ -89,7 +93,8 @@ impl Disk {
             assert_eq!(self.session.call(Request::Undo), Ok(Reply::Done));
             if lens.0.is_multiple_of(3) {
                 self.session.host.image.truncate(lens.0);
-                if let (Some(data), Some(len)) = (&mut self.session.host.data, lens.1) {
+                if let (Some(data), Some(len)) = (self.session.host.file(FileNo::DATA).ok(), lens.1)
+                {
                     data.truncate(len);
                 }
             }
@@ -103,7 +108,7 @@ impl Disk {
         let wanted = &self.content[range];
         let host = &mut self.session.host;
         let file = match place.file {
-            FileNo::DATA => host.data.as_mut().expect("a data file"),
+            FileNo::DATA => host.file(FileNo::DATA).expect("a data file"),
             _ => &mut host.image,
         };
         let (at, len) = (place.at as usize, place.len as usize);
@@ -164,7 +169,7 @@ impl Disk {
     /// qemu-img finds the model's content and nothing wrong.
     pub fn judge(&self, lab: &Lab) {
         lab.write("disk.qcow2", &self.session.host.image);
-        if let Some(data) = &self.session.host.data {
+        if let Some(data) = self.session.host.data() {
             lab.write("disk.data", data);
         }
         lab.qemu_img("check -f qcow2 disk.qcow2");

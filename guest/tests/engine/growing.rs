@@ -49,7 +49,11 @@ fn made(lab: &Lab, case: &Case) -> Session {
 fn opened(lab: &Lab) -> Session {
     let mut session = Session::new(lab.bytes("disk.qcow2"));
     let data = lab.path("disk.data");
-    session.host.data = data.exists().then(|| lab.bytes("disk.data"));
+    session.host.others = data
+        .exists()
+        .then(|| Some(lab.bytes("disk.data")))
+        .into_iter()
+        .collect();
     session.open(None).expect("the image opens");
     session
 }
@@ -83,7 +87,7 @@ fn check(case: &Case) {
     let facts = session.open(None).expect("the grown image opens");
     assert_eq!(facts.virtual_size, case.new);
     lab.write("disk.qcow2", &session.host.image);
-    if let Some(data) = &session.host.data {
+    if let Some(data) = session.host.data() {
         lab.write("disk.data", data);
     }
     lab.qemu_img("check -f qcow2 disk.qcow2");
@@ -142,7 +146,7 @@ fn check_shape(reply: &PlanReply, old_len: u64, session: &Session, case: &Case) 
             Step::Reserve { offset, .. } => *offset,
             Step::Copy { to, .. } => *to,
             Step::SetLength { len, .. } => *len,
-            Step::Punch { .. } => panic!("a punched hole"),
+            _ => panic!("not past the end: {step:?}"),
         };
         assert!(at >= old_len, "{step:?} before {old_len}");
     }

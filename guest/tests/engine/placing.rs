@@ -5,7 +5,7 @@ use crate::lab::{Check, Lab};
 use instar_guest::plan::{Plan, Purpose};
 use instar_guest::proto::{Content, PlanReply};
 use instar_guest::testing::{Blank, Session};
-use instar_guest::{ExtentKind, FailureKind, Reply, Request, Step};
+use instar_guest::{ExtentKind, FailureKind, FileNo, Reply, Request, Step};
 
 const K: u64 = 1 << 10;
 const M: u64 = 1 << 20;
@@ -311,14 +311,14 @@ fn past_the_end() {
 fn data_file_undone() {
     let (_lab, mut disk) = created("data_file=disk.data", 8 * M);
     let map = |disk: &mut Disk| disk.session.map(0, 8 * M).unwrap();
-    disk.session.host.data.as_mut().unwrap().truncate(100);
+    disk.session.host.file(FileNo::DATA).unwrap().truncate(100);
     disk.session
-        .call(Request::Attach { data_len: 100 })
+        .call(Request::Attach { lens: vec![100] })
         .unwrap();
     disk.allocate(0, 64 * K).unwrap();
     disk.flush();
     disk.session
-        .call(Request::Attach { data_len: 100 })
+        .call(Request::Attach { lens: vec![100] })
         .unwrap();
     let mapped = map(&mut disk);
     disk.allocate(0, 64 * K).unwrap();

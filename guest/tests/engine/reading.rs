@@ -239,10 +239,12 @@ fn check_encrypted(options: &str) {
 
 fn session(lab: &Lab, name: &str) -> Session {
     let mut session = Session::new(lab.bytes(name));
-    session.host.data = lab
-        .path("disk.data")
+    let data = lab.path("disk.data");
+    session.host.others = data
         .exists()
-        .then(|| lab.bytes("disk.data"));
+        .then(|| Some(lab.bytes("disk.data")))
+        .into_iter()
+        .collect();
     session
 }
 
@@ -254,7 +256,7 @@ fn check_facts(lab: &Lab, facts: &Facts) {
     assert_eq!(json!(facts.virtual_size), info["virtual-size"]);
     assert_eq!(json!(facts.cluster_size), info["cluster-size"]);
     assert_eq!(
-        json!(facts.backing.as_ref().map(|backing| &backing.name)),
+        json!(facts.backing.as_ref().map(|backing| backing.name())),
         info["backing-filename"]
     );
     assert_eq!(
@@ -396,7 +398,7 @@ fn check_map(lab: &Lab, session: &mut Session, facts: &Facts) {
         .expect("the image can be mapped");
     for extent in &extents {
         if let ExtentKind::Data { file, at, .. } = extent.kind {
-            let data_file = facts.data_file.is_some();
+            let data_file = !facts.files.is_empty();
             assert_eq!(file == FileNo::DATA, data_file);
             assert!(!data_file || at == extent.offset);
         }
@@ -425,7 +427,7 @@ fn check_content(lab: &Lab, session: &mut Session, facts: &Facts) {
         .read(0, facts.virtual_size)
         .expect("a readable image");
     if let Some(backing) = &facts.backing {
-        let mut base = self::session(lab, &backing.name);
+        let mut base = self::session(lab, backing.name());
         let size = base.open(None).unwrap().virtual_size;
         let base = base.read(0, size).unwrap();
         for extent in session.map(0, facts.virtual_size).unwrap() {

@@ -5,7 +5,7 @@ use crate::fs::disk::{At, Disk, Library, Portrait, Run};
 use crate::fs::error::{Error, Result};
 use crate::fs::sync::lock;
 use crate::image::Access;
-use instar_guest::facts::NamedFile;
+use instar_guest::facts::{Backing, NamedFile};
 use instar_guest::proto::{Format, Preallocation};
 use nix::errno::Errno;
 use std::collections::HashMap;
@@ -55,15 +55,15 @@ fn parse(mut file: File) -> Result<Portrait> {
             format: Format::Qcow2,
             virtual_size: size.parse().unwrap(),
             cluster_size: Some(65536),
-            backing: named("backing="),
-            data_file: named("data="),
+            backing: named("backing=").map(Backing::named),
+            files: named("data=").into_iter().collect(),
         }),
         None => Ok(Portrait {
             format: Format::Raw,
             virtual_size: text.len() as u64,
             cluster_size: None,
             backing: None,
-            data_file: None,
+            files: Vec::new(),
         }),
     }
 }

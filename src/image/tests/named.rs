@@ -4,7 +4,7 @@ use super::{Fixture, Script, facts, told};
 use crate::image::lock::LockSet;
 use crate::image::{Access, BackingPolicy, ErrorKind, OpenOptions};
 use crate::sandbox::Files;
-use instar_guest::facts::NamedFile;
+use instar_guest::facts::{Backing, NamedFile};
 use instar_guest::{Facts, Format, Reply, Request};
 use std::fs::File;
 use std::path::Path;
@@ -13,17 +13,17 @@ use std::sync::{Arc, Mutex};
 const SIZE: u64 = 8192;
 const UNIT: u64 = 4096;
 
-fn named(name: &str) -> Option<NamedFile> {
-    Some(NamedFile {
+fn named(name: &str) -> NamedFile {
+    NamedFile {
         name: name.to_string(),
         format: None,
-    })
+    }
 }
 
 /// Facts of an image that names this data file.
 fn with_data(name: &str) -> Facts {
     Facts {
-        data_file: named(name),
+        files: vec![named(name)],
         ..facts(SIZE, UNIT)
     }
 }
@@ -36,7 +36,7 @@ fn guest(
 > {
     Script(move |request: &Request, _: &mut dyn Files| match request {
         Request::Open { .. } => Ok(Reply::Opened(facts.clone())),
-        Request::Attach { .. } => Ok(Reply::Done),
+        Request::Attach { .. } => Ok(Reply::Opened(facts.clone())),
         other => panic!("{other:?}"),
     })
 }
@@ -66,10 +66,10 @@ fn format_of_backing(
 ) -> Result<Option<Format>, (ErrorKind, String)> {
     let fixture = Fixture::new(&[1; SIZE as usize]);
     std::fs::write(fixture.path.with_file_name(name), [2; SIZE as usize]).unwrap();
-    let backing = NamedFile {
+    let backing = Backing::named(NamedFile {
         name: name.to_string(),
         format: stated.map(|format| format.name().to_string()),
-    };
+    });
     let opened = Arc::new(Mutex::new(Vec::new()));
     let log = Arc::clone(&opened);
     let guest = Script(move |request: &Request, _: &mut dyn Files| {
@@ -145,7 +145,7 @@ fn an_unlocked_image_gives_up_its_backing_chain_too() {
             panic!("{request:?}")
         };
         Ok(Reply::Opened(Facts {
-            backing: named("base").filter(|_| *write),
+            backing: Some(Backing::named(named("base"))).filter(|_| *write),
             ..facts(SIZE, UNIT)
         }))
     });

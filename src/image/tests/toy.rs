@@ -243,7 +243,10 @@ impl Guest for Toy {
             }
             Request::Flush => planned(state.flush()),
             Request::Resize { size, .. } => planned(state.resize(size)),
-            Request::Attach { .. } | Request::Create(_) => {
+            Request::Attach { .. }
+            | Request::Create { .. }
+            | Request::Settle
+            | Request::Check { .. } => {
                 return Err(refused(FailureKind::InvalidRequest, "not in this format"));
             }
         })

@@ -32,7 +32,7 @@ use bitmaps::BitmapNeeds;
 
 impl Qcow2 {
     /// The plan that changes the virtual size. Nothing may wait for a flush.
-    pub fn resize(&mut self, host: &mut dyn Host, wish: &Wish) -> Result<PlanReply, Failure> {
+    pub fn plan_resize(&mut self, host: &mut dyn Host, wish: &Wish) -> Result<PlanReply, Failure> {
         if let Some(failure) = self.no_resize() {
             return Err(failure);
         }

@@ -77,7 +77,7 @@ impl Survey {
             }
             Cluster::Zero { .. } => Ok(()),
             Cluster::Compressed { host: at, len } => {
-                let content = image.inflate(host, start, geometry.cluster_size())?;
+                let content = image.inflated(host, start, geometry.cluster_size())?;
                 self.tail = self.unpacked_tail(image, content)?;
                 if self.tail != Tail::Fine {
                     let first = at.0 / geometry.cluster_size();

@@ -96,7 +96,7 @@ impl Qcow2 {
     }
 
     /// Takes the last allocation back.
-    pub fn undo(&mut self) -> Result<(), Failure> {
+    pub fn take_back(&mut self) -> Result<(), Failure> {
         if self.pending.undo.is_none() {
             return Err(Failure::new(
                 FailureKind::InvalidRequest,

@@ -56,7 +56,7 @@ struct Item {
 impl Qcow2 {
     /// Places for a guest range inside the disk. The mapping changes in the
     /// session at once.
-    pub fn allocate(
+    pub fn place_range(
         &mut self,
         host: &mut dyn Host,
         offset: u64,

@@ -25,7 +25,7 @@ impl Qcow2 {
     /// has written the data; the first stage's barrier makes it durable, so
     /// there is a first stage even where it has no steps. For the session the
     /// changes are on disk from here on.
-    pub fn flush(&mut self, host: &mut dyn Host) -> Result<PlanReply, Failure> {
+    pub fn plan_flush(&mut self, host: &mut dyn Host) -> Result<PlanReply, Failure> {
         self.tables.keep();
         self.pending.undo = None;
         if !self.has_changes() {
