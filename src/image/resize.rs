@@ -12,7 +12,7 @@ use super::open::{checked_facts, fresh};
 use super::read::unexpected;
 use instar_guest::plan::MAX_GAP;
 use instar_guest::proto::{PlanReply, Preallocation};
-use instar_guest::{ExtentKind, FileNo, Plan, Reply, Request};
+use instar_guest::{ExtentKind, Plan, Reply, Request};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
