@@ -9,6 +9,9 @@ mod growing;
 mod lab;
 mod placing;
 mod reading;
+mod vhd;
+mod vhd_create;
+mod vhd_lab;
 mod writing;
 
 use libtest_mimic::{Arguments, Trial};
@@ -23,6 +26,8 @@ fn main() {
         .chain(growing::trials())
         .chain(writing::trials())
         .chain(placing::trials())
+        .chain(vhd::trials())
+        .chain(vhd_create::trials())
         .map(|(name, check)| {
             let trial = Trial::test(name, move || {
                 check();
