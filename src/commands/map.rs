@@ -1,12 +1,12 @@
 //! `instar map`.
 
-use super::{Elsewhere, Error, Global, OnDisk, Output, format_to_open};
+use super::look::Look;
+use super::{Error, Global, OnDisk, Output};
 use instar::compat::map::{self, Entry, Joiner};
 use instar::compat::{messages, names, size};
-use instar::image::{Access, Image, OpenOptions, Segment, SegmentKind};
+use instar::image::{Access, Image, Segment, SegmentKind};
 use instar_guest::{Facts, Format};
 use std::io::{BufWriter, StdoutLock, Write as _};
-use std::path::PathBuf;
 
 /// The most segments that are asked for at once.
 const SEGMENTS: u64 = 1 << 18;
@@ -18,9 +18,6 @@ const SECTOR: u64 = 512;
 /// Arguments of `map`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Format of the image, instead of probing for it
-    #[arg(short, long, value_name = "FMT")]
-    format: Option<String>,
     /// Guest offset at which to begin
     #[arg(short, long, value_name = "OFFSET", default_value = "0")]
     #[arg(hide_default_value = true, allow_hyphen_values = true)]
@@ -28,17 +25,8 @@ pub struct Args {
     /// Number of bytes to show
     #[arg(short = 'l', long, value_name = "LENGTH", allow_hyphen_values = true)]
     max_length: Option<String>,
-    /// Read even an image that another process is writing
-    #[arg(short = 'U', long)]
-    force_share: bool,
-    /// How to show it
-    #[arg(long, value_enum, default_value_t)]
-    output: Output,
     #[command(flatten)]
-    elsewhere: Elsewhere,
-    /// Image file
-    #[arg(value_name = "FILE")]
-    file: PathBuf,
+    look: Look,
 }
 
 /// Runs `map`.
@@ -48,20 +36,11 @@ pub fn run(args: &Args, global: &Global) -> Result<(), Error> {
         Some(text) => number("max length", text)?,
         None => u64::MAX,
     };
-    args.elsewhere.refuse()?;
-    let file = args.file.to_string_lossy();
-    let format = format_to_open(args.format.as_deref(), &file)?;
-    let options = OpenOptions {
-        force_share: args.force_share,
-        ..global.opening(Access::Read, format)
-    };
-    let image = options
-        .open(&global.pool()?, &args.file)
-        .map_err(Error::opening(&args.file))?;
+    let image = args.look.open(Access::Read, global, |options| options)?;
     let size = image.virtual_size();
     let end = whole_sectors(size).min(start.saturating_add(max_length));
-    let layers = Layers::of(&image, &file)?;
-    let mut out = Out::new(args.output, &layers.files, start)?;
+    let layers = Layers::of(&image, &args.look.file())?;
+    let mut out = Out::new(args.look.output, &layers.files, start)?;
     show(&image, &layers, start, end, &mut out)?;
     out.end()
 }

@@ -15,6 +15,7 @@ pub mod resize;
 pub mod umount;
 
 mod error;
+mod look;
 mod usage;
 
 pub use error::Error;
