@@ -16,6 +16,7 @@ pub mod umount;
 
 mod error;
 mod look;
+mod preallocation;
 mod usage;
 
 pub use error::Error;

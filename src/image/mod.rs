@@ -18,6 +18,7 @@ mod guest;
 mod inflated;
 mod lock;
 mod name;
+mod on_disk;
 mod open;
 mod read;
 mod resize;
