@@ -1,7 +1,7 @@
 //! `instar info`.
 
 use super::look::Look;
-use super::{Error, Global, OnDisk, Output, say};
+use super::{Error, Global, Output, on_disk, say};
 use instar::compat::info::{self, Layer};
 use instar::image::{Access, BackingPolicy, Image, OpenOptions};
 use instar_guest::Facts;
@@ -43,13 +43,8 @@ fn show(image: &Image, file: &str, args: &Args) -> Result<String, Error> {
         let file = layers
             .last()
             .map_or(Some(file.to_owned()), Layer::backing_file);
-        let on_disk = OnDisk::of(image)?;
-        layers.push(Layer {
-            file: file.unwrap_or_default(),
-            facts,
-            file_len: on_disk.len,
-            allocated: on_disk.allocated,
-        });
+        let file = file.unwrap_or_default();
+        layers.push(Layer::new(file, facts, &on_disk(image)?));
     }
     Ok(match (args.look.output, layers.as_slice()) {
         (Output::Human, layers) => info::human(layers),

@@ -3,7 +3,7 @@
 use super::disk::{At, Disk, Library, Part, Portrait, Run};
 use super::error::{Error, Result};
 use super::source::{FileId, Time};
-use crate::compat::info::{self, Layer};
+use crate::compat::info::{self, Layer, OnDisk};
 use crate::image::{
     self, Access, BackingPolicy, Image, Location, OpenOptions, ResizeOptions, SegmentKind, Tree,
 };
@@ -75,15 +75,11 @@ impl Library for Images {
     }
 
     fn info(&self, at: At<'_>, file: File) -> Result<String> {
-        let metadata = file.metadata()?;
         let image = self.open_image(at, file, Access::Info, BackingPolicy::Skip)?;
-        let layer = Layer {
-            file: image.path().to_string_lossy().into_owned(),
-            facts: &image.facts(),
-            file_len: metadata.len(),
-            allocated: metadata.blocks() * 512,
-        };
-        Ok(info::to_json(&layer))
+        let facts = image.facts();
+        let on_disk: Vec<OnDisk> = image.on_disk()?.iter().map(OnDisk::from).collect();
+        let file = image.path().to_string_lossy().into_owned();
+        Ok(info::to_json(&Layer::new(file, &facts, &on_disk)))
     }
 
     fn open(&self, at: At<'_>, file: File, access: Access) -> Result<Arc<dyn Disk>> {
