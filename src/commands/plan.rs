@@ -93,6 +93,7 @@ fn parts(step: &Step) -> (&'static str, Option<u64>, u64) {
             offset, ref data, ..
         } => ("write", Some(offset), data.len() as u64),
         Step::Zero { offset, len, .. } => ("zero", Some(offset), len),
+        Step::Fill { offset, len, .. } => ("fill", Some(offset), len),
         Step::Copy { to, len, .. } => ("copy", Some(to), len),
         Step::Reserve { offset, len, .. } => ("reserve", Some(offset), len),
         Step::SetLength { len, .. } => ("set-length", None, len),

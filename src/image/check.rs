@@ -231,6 +231,9 @@ impl Walk<'_> {
             }
             Step::Zero {
                 offset, len: bytes, ..
+            }
+            | Step::Fill {
+                offset, len: bytes, ..
             } => {
                 self.fills(bytes)?;
                 len.max(target(offset, bytes, limits)?)

@@ -155,7 +155,8 @@ fn check_plan(files: &FileTable, plan: &Plan, create: &Create) -> Result<(), Fau
     let metadata = SLACK + create.size / 8;
     let allocated = |(key, value): &(String, String)| key == "preallocation" && value != "off";
     let fill = match create.options.iter().any(allocated) {
-        true => metadata.saturating_add(create.size),
+        // Reserved first, then written.
+        true => metadata.saturating_add(create.size.saturating_mul(2)),
         false => metadata,
     };
     let room = metadata.saturating_add(create.size);

@@ -18,6 +18,16 @@ pub trait Effects: Send + Sync {
     fn write(&self, file: FileNo, offset: u64, data: &[u8]) -> io::Result<()>;
     /// Makes a range read as zeroes.
     fn zero(&self, file: FileNo, offset: u64, len: u64) -> io::Result<()>;
+    /// Writes zeroes, so that the range has disk space.
+    fn fill(&self, file: FileNo, offset: u64, len: u64) -> io::Result<()> {
+        let mut done = 0;
+        while done < len {
+            let n = (len - done).min(CHUNK as u64);
+            self.write(file, offset + done, &ZEROES[..n as usize])?;
+            done += n;
+        }
+        Ok(())
+    }
     /// Copies a range; source and destination do not overlap.
     fn copy(&self, file: FileNo, from: u64, to: u64, len: u64) -> io::Result<()>;
     /// Allocates disk space, length and content unchanged.

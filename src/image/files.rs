@@ -178,6 +178,9 @@ impl FileTable {
             Step::Zero { file, offset, len } => self.change(file, Some(offset + len), |effects| {
                 effects.zero(file, offset, len)
             }),
+            Step::Fill { file, offset, len } => self.change(file, Some(offset + len), |effects| {
+                effects.fill(file, offset, len)
+            }),
             Step::Copy {
                 file,
                 from,

@@ -282,12 +282,13 @@ impl Image {
     fn growth(&self, size: u64, how: &ResizeOptions) -> Limits {
         let old = self.virtual_size();
         let added = size.saturating_sub(old);
-        let metadata = SLACK + added / 8;
+        // Counts of what a shrink releases are written anew.
+        let metadata = SLACK + size.abs_diff(old) / 8;
         let fill = match how.preallocation {
             Preallocation::Off => metadata,
-            Preallocation::Metadata | Preallocation::Falloc | Preallocation::Full => {
-                metadata.saturating_add(added)
-            }
+            Preallocation::Metadata | Preallocation::Falloc => metadata.saturating_add(added),
+            // Reserved first, then written.
+            Preallocation::Full => metadata.saturating_add(added.saturating_mul(2)),
         };
         let room = metadata.saturating_add(added).saturating_add(MAX_GAP);
         limits(

@@ -135,7 +135,9 @@ fn event_of(step: &Step, files: &Files) -> Option<Event> {
             offset,
             ref data,
         } => write(file, offset, data.clone()),
-        Step::Zero { file, offset, len } => write(file, offset, vec![0; len as usize]),
+        Step::Zero { file, offset, len } | Step::Fill { file, offset, len } => {
+            write(file, offset, vec![0; len as usize])
+        }
         Step::Copy {
             file,
             from,
@@ -161,9 +163,9 @@ fn target(step: &Step) -> Option<(FileNo, u64, u64)> {
             offset,
             ref data,
         } => Some((file, offset, offset + data.len() as u64)),
-        Step::Zero { file, offset, len } | Step::Punch { file, offset, len } => {
-            Some((file, offset, offset + len))
-        }
+        Step::Zero { file, offset, len }
+        | Step::Fill { file, offset, len }
+        | Step::Punch { file, offset, len } => Some((file, offset, offset + len)),
         Step::Copy { file, to, len, .. } => Some((file, to, to + len)),
         _ => None,
     }

@@ -70,6 +70,7 @@ fn outline(plan: &Plan) -> String {
                 offset, ref data, ..
             } => format!("write {offset:#x}+{:#x}", data.len()),
             Step::Zero { offset, len, .. } => format!("zero {offset:#x}+{len:#x}"),
+            Step::Fill { offset, len, .. } => format!("fill {offset:#x}+{len:#x}"),
             Step::Copy { from, to, len, .. } => format!("copy {from:#x} to {to:#x}+{len:#x}"),
             Step::Reserve { offset, len, .. } => format!("reserve {offset:#x}+{len:#x}"),
             Step::SetLength { len, .. } => format!("length {len:#x}"),
