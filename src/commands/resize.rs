@@ -98,7 +98,7 @@ fn show_plan(args: &Args, image: &Image, size: u64, how: &ResizeOptions) -> Resu
     let reply = image.plan_resize(size, how)?;
     let shown = plan::Shown {
         file: &args.file.to_string_lossy(),
-        format: image.facts().format,
+        facts: &image.facts(),
         from: image.virtual_size(),
         to: size,
         reply: &reply,
