@@ -262,9 +262,9 @@ const MISDEEDS: &[Misdeed] = &[
         says: "is not inside one sector",
     },
     Misdeed {
-        name: "two commits",
-        stages: || vec![commit(0, 8), commit(512, 8)],
-        says: "it has a second commit",
+        name: "more commits than any format has copies",
+        stages: || vec![commit(0, 8); 5],
+        says: "it has 5 commits, 4 are allowed",
     },
     Misdeed {
         name: "no commit",
