@@ -22,6 +22,7 @@ mod home;
 mod inflated;
 mod lock;
 mod name;
+mod on_disk;
 mod open;
 mod plan_check;
 mod plan_error;
