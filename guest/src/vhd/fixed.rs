@@ -27,7 +27,10 @@ impl Vhd {
         let mut append = Vec::new();
         let mut zero = vec![zeroes(self.footer.virtual_size(), old_end.min(last))];
         if last >= old_end {
-            if wish.preallocation == Preallocation::Falloc {
+            if matches!(
+                wish.preallocation,
+                Preallocation::Falloc | Preallocation::Full
+            ) {
                 append.push(Step::Reserve {
                     file: FileNo::IMAGE,
                     offset: old_end,
@@ -36,7 +39,11 @@ impl Vhd {
             }
             append.push(write_footer(&self.footer, last));
             if wish.preallocation == Preallocation::Full {
-                zero.push(zeroes(old_end, last));
+                zero.push((old_end < last).then(|| Step::Fill {
+                    file: FileNo::IMAGE,
+                    offset: old_end,
+                    len: last - old_end,
+                }));
             }
         }
         Ok(vec![

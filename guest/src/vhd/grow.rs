@@ -128,8 +128,8 @@ impl<'a> Grow<'a> {
             first.extend(self.lengthen());
         }
         let mut fill = Vec::new();
-        if self.wish.preallocation == Preallocation::Full && !streamed {
-            fill.extend(zeroes(self.first_fresh(), self.footer));
+        if !streamed {
+            fill.extend(self.fill());
         }
         let relink = self.moves.iter().map(|&(index, _, to)| {
             let at = entry_at(self.header, index);
@@ -154,7 +154,10 @@ impl<'a> Grow<'a> {
         if self.footer < old {
             return steps;
         }
-        if self.wish.preallocation == Preallocation::Falloc {
+        if matches!(
+            self.wish.preallocation,
+            Preallocation::Falloc | Preallocation::Full
+        ) {
             steps.push(Step::Reserve {
                 file: FileNo::IMAGE,
                 offset: old,
@@ -264,10 +267,17 @@ impl<'a> Grow<'a> {
         Ok(vec![write(self.header.at, sector)])
     }
 
-    /// The first byte of added blocks behind the old end of the file.
-    fn first_fresh(&self) -> u64 {
-        let first = self.places.first().copied().unwrap_or(self.footer);
-        first.max(self.vhd.file_len)
+    /// Zeroes for added blocks behind the old end of the file, written if that
+    /// is wanted.
+    fn fill(&self) -> Option<Step> {
+        let first = self.places.first()?;
+        let start = (*first).max(self.vhd.file_len);
+        let wanted = self.wish.preallocation == Preallocation::Full;
+        (wanted && start < self.footer).then(|| Step::Fill {
+            file: FileNo::IMAGE,
+            offset: start,
+            len: self.footer - start,
+        })
     }
 
     /// Hands bitmaps over that are too many for one message, footer and disk
@@ -278,9 +288,7 @@ impl<'a> Grow<'a> {
             return Ok(false);
         }
         let mut steps = self.lengthen();
-        if self.wish.preallocation == Preallocation::Full {
-            steps.extend(zeroes(self.first_fresh(), self.footer));
-        }
+        steps.extend(self.fill());
         stream(host, steps)?;
         let fresh = self.places.iter().filter(|&&at| at >= self.vhd.file_len);
         let fresh: Vec<u64> = fresh.copied().collect();

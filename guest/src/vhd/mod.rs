@@ -14,6 +14,7 @@ pub mod header;
 pub mod refuse;
 pub mod table;
 
+mod check;
 mod create;
 mod facts;
 mod fixed;
@@ -31,6 +32,7 @@ pub use create::create;
 use crate::disk::{Disk, Opened, Opening};
 use crate::engine::Host;
 use crate::error::Failure;
+use crate::findings::{Repair, Report};
 use crate::plan::{Plan, Purpose, Stage, Step};
 use crate::proto::{Content, Extent, FileNo, Format, Place, PlanReply, Reply};
 use crate::resize::{Direction, Wish};
@@ -106,7 +108,7 @@ impl Vhd {
             // An interrupted shrink that has committed ends with the same request.
             (Layout::Fixed, Direction::Same) if wish.shrink => self.cut_fixed(wish.size),
             (Layout::Dynamic(_), Direction::Same) if wish.shrink => {
-                self.tidy(host, &self.footer, false)?
+                self.tidy(host, &self.footer, false, shrink::MAX_MOVES)?
             }
             (_, Direction::Same) => Vec::new(),
         };
@@ -142,6 +144,14 @@ impl Disk for Vhd {
 
     fn settle(&mut self, host: &mut dyn Host) -> Result<PlanReply, Failure> {
         self.plan_settle(host)
+    }
+
+    fn check(
+        &mut self,
+        host: &mut dyn Host,
+        repair: Option<Repair>,
+    ) -> Result<(Report, PlanReply), Failure> {
+        self.plan_check(host, repair)
     }
 
     fn resize(&mut self, host: &mut dyn Host, wish: &Wish) -> Result<PlanReply, Failure> {

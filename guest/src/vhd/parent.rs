@@ -13,6 +13,7 @@ use alloc::format;
 use alloc::string::String;
 use alloc::vec;
 use alloc::vec::Vec;
+use core::ops::Range;
 
 /// The text of a UUID.
 pub fn uuid_text(uuid: [u8; 16]) -> String {
@@ -78,6 +79,24 @@ fn located_names(host: &mut dyn Host, raw: &[u8], file_len: u64) -> Result<[Stri
         host.read(&mut reads)?;
     }
     Ok(found.map(|name| utf16(&name, u16::from_le_bytes)))
+}
+
+/// Where the names of the parent are in the file, as far as they are given.
+pub fn located(footer: &Footer, header: &Header) -> Result<Vec<Range<u64>>, Failure> {
+    let mut places = Vec::new();
+    if footer.kind != Kind::Differencing {
+        return Ok(places);
+    }
+    for number in 0..field::LOCATOR_COUNT {
+        let at = field::LOCATORS + number * field::LOCATOR_LEN;
+        let entry = bytes::slice(header.bytes(), at, field::LOCATOR_LEN)?;
+        let len = bytes::be32(entry, field::LOCATOR_DATA_LEN)?;
+        let offset = bytes::be64(entry, field::LOCATOR_OFFSET)?;
+        if bytes::be32(entry, field::LOCATOR_PLATFORM)? != 0 && len > 0 {
+            places.push(offset..offset.saturating_add(u64::from(len)));
+        }
+    }
+    Ok(places)
 }
 
 /// Offset and length of the name that the first locator of a kind leads to.

@@ -32,6 +32,11 @@ pub enum Unsettled {
 }
 
 impl Unsettled {
+    /// Whether the file does not end with a footer.
+    pub fn lacks_end(self) -> bool {
+        matches!(self, Self::Missing(Place::End) | Self::Torn(_))
+    }
+
     /// What it is, for people.
     pub fn text(self) -> &'static str {
         match self {

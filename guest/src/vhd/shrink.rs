@@ -58,19 +58,20 @@ impl Vhd {
             (Purpose::Commit, vec![write_footer(&footer, end)]),
             (Purpose::Commit, vec![write_footer(&footer, 0)]),
         ];
-        stages.extend(self.tidy(host, &footer, true)?);
+        stages.extend(self.tidy(host, &footer, true, MAX_MOVES)?);
         Ok(stages)
     }
 
     /// The stages that let go of everything that does not belong to the disk of
     /// that footer. `zero_tail` says that
     /// there is old data behind its end in the last block, otherwise that is
-    /// looked at.
+    /// looked at. At most so many blocks move.
     pub(super) fn tidy(
         &self,
         host: &mut dyn Host,
         footer: &Footer,
         zero_tail: bool,
+        most: usize,
     ) -> Result<Stages, Failure> {
         let Layout::Dynamic(dynamic) = &self.layout else {
             return Err(self.refuse("has no blocks"));
@@ -89,14 +90,14 @@ impl Vhd {
             blocks.clear();
         }
         let mut release = clear_stale(header, &survey);
-        if let Some(tail) = tail_of(header, &survey, size) {
-            let (at, len) = tail;
+        if let Some(block) = survey.cut {
+            let (at, len) = tail_at(header, block, size);
             if zero_tail || !reads_zero(host, at, len)? {
                 release.extend(zeroes(at, at + len));
             }
         }
         let entries = header.entries_for(size).min(header.entries);
-        let tidy = Tidy::new(self.file_len, header, entries, &survey, &blocks);
+        let tidy = Tidy::new(self.file_len, header, entries, &survey, (&blocks, most));
         let mut stages = vec![(Purpose::Release, release)];
         stages.extend(tidy.stages(header, entries)?);
         stages.extend(cut(footer, self.file_len, tidy.footer));
@@ -116,14 +117,16 @@ fn clear_stale(header: &Header, survey: &Survey) -> Vec<Step> {
     }
 }
 
-/// Place and length of what lies behind the end of the disk in its last block.
-fn tail_of(header: &Header, survey: &Survey, size: u64) -> Option<(u64, u64)> {
+/// Place and length of what lies behind the end of the disk in the block that the
+/// end cuts.
+pub(super) fn tail_at(header: &Header, block: u64, size: u64) -> (u64, u64) {
     let kept = size % header.block_size;
-    let data = survey.cut? + header.bitmap_len();
-    Some((data + kept, header.block_size - kept))
+    let data = block + header.bitmap_len();
+    (data + kept, header.block_size - kept)
 }
 
-fn reads_zero(host: &mut dyn Host, at: u64, len: u64) -> Result<bool, Failure> {
+/// Whether a range of the file is zero.
+pub(super) fn reads_zero(host: &mut dyn Host, at: u64, len: u64) -> Result<bool, Failure> {
     let mut done = 0;
     while done < len {
         let mut piece = vec![0; (len - done).min(PIECE) as usize];
@@ -189,12 +192,12 @@ impl Tidy {
         header: &Header,
         entries: u64,
         survey: &Survey,
-        blocks: &[Block],
+        (blocks, most): (&[Block], usize),
     ) -> Self {
         let stride = header.stride();
         let mut holes = Holes::new(header, survey, blocks);
         let mut moves = Vec::new();
-        for &(sector, index) in blocks.iter().rev().take(MAX_MOVES) {
+        for &(sector, index) in blocks.iter().rev().take(most.min(MAX_MOVES)) {
             let from = u64::from(sector) * SECTOR;
             match holes.next_below(from) {
                 Some(to) => moves.push((u64::from(index), from, to)),
