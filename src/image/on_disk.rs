@@ -8,7 +8,7 @@ impl Image {
     /// Attributes of the image's open files, by number: the image itself comes
     /// first.
     pub fn on_disk(&self) -> io::Result<Vec<Metadata>> {
-        let look = |file| self.files.file(file)?.metadata();
+        let look = |file| self.files.file(file)?.file.metadata();
         self.files.numbers().map(look).collect()
     }
 }
