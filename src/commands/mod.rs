@@ -173,7 +173,7 @@ impl Global {
     }
 }
 
-/// Formats that qemu-img has and this version of instar does not.
+/// Formats that qemu-img has and instar does not.
 const OTHER_FORMATS: [&str; 10] = [
     "bochs",
     "cloop",
@@ -213,8 +213,8 @@ pub fn format_to_open(name: Option<&str>, file: &str) -> Result<Option<Format>, 
             "Could not open '{file}': Unknown driver '{name}'"
         ))),
         Err(FormatError::Unsupported) => Err(Error::Refused(format!(
-            "Could not open '{file}': this version does not handle the format '{name}'; \
-             convert the image with 'qemu-img convert -O qcow2'"
+            "Could not open '{file}': images of the format '{name}' are not \
+             supported; convert the image with 'qemu-img convert -O qcow2'"
         ))),
     }
 }
