@@ -6,7 +6,7 @@ use crate::explorer::case::Case;
 use crate::explorer::disk::{Epoch, Event, Inode};
 use crate::explorer::engine::{Change, Session};
 use crate::explorer::judge::{Depth, Judge};
-use crate::explorer::report::{Until, explore};
+use crate::explorer::report::{Exploration, Until};
 use crate::explorer::setup::Setup;
 use instar::image::{Access, Effects, Image, OpenOptions, ResizeOptions};
 use instar::sandbox::{Config, Pool};
@@ -144,8 +144,15 @@ pub fn is_as_good_as_the_plan(case: &'static Case, seed: u64) -> Result<(), Stri
     if pieces(&planned) == pieces(&done) {
         return Ok(());
     }
-    let how = (Depth::Present, Until::Complete);
-    let row = explore(case, &setup, &judge, &done, seed, how);
+    let row = Exploration {
+        judge: &judge,
+        start: &setup.files,
+        epochs: &done,
+        seed,
+        depth: Depth::Present,
+        until: Until::Complete,
+    }
+    .run();
     match row.bad {
         0 => Ok(()),
         _ => Err(format!("(seed {seed})\n{}", row.examples.join("\n"))),

@@ -1,6 +1,8 @@
 //! The bytes of a file: sparse, cheap to copy, quick to name by their digest.
 //! Thousands of states differ in a sector each.
 
+use nix::errno::Errno;
+use nix::unistd::{Whence, lseek};
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -144,6 +146,38 @@ impl Bytes {
         buf
     }
 
+    /// Copies a range of another file to an offset of this one; what lies past
+    /// that file's end is zero.
+    pub fn copy(&mut self, from: &Self, offset: u64, to: u64, len: u64) {
+        self.zero(to, len);
+        let end = (offset + len).min(from.len);
+        let numbers = offset / CHUNK as u64..end.div_ceil(CHUNK as u64);
+        for (number, _) in from.chunks.range(numbers) {
+            let start = (number * CHUNK as u64).max(offset);
+            let stop = ((number + 1) * CHUNK as u64).min(end);
+            self.write(to + (start - offset), &from.read(start, stop - start));
+        }
+    }
+
+    /// Makes a range zero; the file becomes longer where it ends before it.
+    pub fn zero(&mut self, offset: u64, len: u64) {
+        let (end, unit) = (offset + len, CHUNK as u64);
+        self.len = self.len.max(end);
+        let whole = offset.div_ceil(unit)..(end / unit).max(offset.div_ceil(unit));
+        let inside: Vec<u64> = self
+            .chunks
+            .range(whole.clone())
+            .map(|(at, _)| *at)
+            .collect();
+        for number in inside {
+            self.chunks.remove(&number);
+        }
+        let head = (whole.start * unit).min(end) - offset;
+        self.put(offset, &vec![0; head as usize]);
+        let tail = (whole.end * unit).clamp(offset + head, end);
+        self.put(tail, &vec![0; (end - tail) as usize]);
+    }
+
     /// A big-endian number of `N` bytes, at most 8.
     pub fn big<const N: usize>(&self, offset: u64) -> u64 {
         self.read(offset, N as u64)
@@ -198,9 +232,44 @@ impl Bytes {
         stored().map_err(|error: std::io::Error| format!("{}: {error}", path.display()))
     }
 
-    /// Reads a file.
+    /// Reads a file, but not its holes.
     pub fn load(path: &Path) -> Result<Self, String> {
-        crate::explorer::tools::read(path).map(|bytes| Self::from(bytes.as_slice()))
+        let load = || {
+            let file = File::open(path)?;
+            let mut bytes = Self::zeroes(file.metadata()?.len());
+            let mut end = 0;
+            while let Some(start) = seek(&file, end, Whence::SeekData)? {
+                end = seek(&file, start, Whence::SeekHole)?.unwrap_or(bytes.len);
+                bytes.load_range(&file, start, end)?;
+            }
+            Ok(bytes)
+        };
+        load().map_err(|error: std::io::Error| format!("{}: {error}", path.display()))
+    }
+
+    fn load_range(&mut self, file: &File, start: u64, end: u64) -> std::io::Result<()> {
+        let mut buf = vec![0; (end - start).min(1 << 20) as usize];
+        let mut at = start;
+        while at < end {
+            let piece = &mut buf[..(end - at).min(1 << 20) as usize];
+            file.read_exact_at(piece, at)?;
+            for (number, chunk) in piece.chunks(CHUNK).enumerate() {
+                if chunk.iter().any(|&byte| byte != 0) {
+                    self.put(at + (number * CHUNK) as u64, chunk);
+                }
+            }
+            at += piece.len() as u64;
+        }
+        Ok(())
+    }
+}
+
+/// The next data or hole from an offset on; `None` past the last data.
+fn seek(file: &File, offset: u64, whence: Whence) -> std::io::Result<Option<u64>> {
+    match lseek(file, offset as i64, whence) {
+        Ok(at) => Ok(Some(at as u64)),
+        Err(Errno::ENXIO) => Ok(None),
+        Err(error) => Err(error.into()),
     }
 }
 

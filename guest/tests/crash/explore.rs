@@ -27,12 +27,13 @@ pub struct State {
     pub files: Files,
 }
 
-/// `count` different numbers below `bound`, in order; all if there are no more.
+/// `count` different numbers below `bound`, in order, the first and the last
+/// among them; all if there are no more.
 fn sample(random: &mut Random, bound: usize, count: usize) -> BTreeSet<usize> {
     if bound <= count {
         return (0..bound).collect();
     }
-    let mut picked = BTreeSet::new();
+    let mut picked = BTreeSet::from([0, bound - 1]);
     while picked.len() < count {
         picked.insert(random.below(bound));
     }

@@ -13,6 +13,7 @@ pub mod random;
 pub mod readers;
 pub mod report;
 pub mod setup;
+#[allow(dead_code, reason = "other test programs use the rest")]
 #[path = "../../../tests/support/tools.rs"]
 pub mod tools;
 

@@ -68,8 +68,10 @@ struct Seen {
 
 /// Judges the states of one case in a directory of its own.
 pub struct Judge<'a> {
-    case: &'a Case,
-    setup: &'a Setup,
+    /// The case.
+    pub case: &'a Case,
+    /// Its image.
+    pub setup: &'a Setup,
     dir: tempfile::TempDir,
     seen: RefCell<HashMap<u64, Seen>>,
     reruns: RefCell<HashMap<u64, Vec<String>>>,

@@ -1,10 +1,8 @@
 //! Explores a case from its first to its last state and counts what was found.
 
-use super::case::Case;
-use super::disk::Epoch;
+use super::disk::{Epoch, Files};
 use super::explore::{State, states};
 use super::judge::{Content, Depth, Judge, Verdict};
-use super::setup::Setup;
 use std::fmt;
 use std::ops::ControlFlow;
 
@@ -100,41 +98,61 @@ pub enum Until {
     Bad,
 }
 
-/// Judges every state that a crash during `epochs` can leave, and the end.
-pub fn explore(
-    case: &Case,
-    setup: &Setup,
-    judge: &Judge<'_>,
-    epochs: &[Epoch],
-    seed: u64,
-    (depth, until): (Depth, Until),
-) -> Row {
-    let mut row = Row {
-        name: super::full_name(case),
-        barriers: epochs.len(),
-        ..Row::default()
-    };
-    let cannot = |text| vec![format!("cannot be judged: {text}")];
-    states(&setup.files, epochs, seed, |State { cause, files }| {
-        let verdict = judge.verdict(&files, depth);
-        let verdict = verdict.unwrap_or_else(|text| Verdict {
-            faults: cannot(text),
-            ..Verdict::default()
-        });
-        row.count(&cause, &verdict);
-        match until {
-            Until::Bad if row.bad > 0 => ControlFlow::Break(()),
-            _ => ControlFlow::Continue(()),
-        }
-    });
-    if row.bad == 0 {
-        let mut end = setup.files.clone();
-        end.apply_all(epochs);
-        let faults = judge.verdict_on_end(&end).unwrap_or_else(cannot);
+/// What is explored.
+pub struct Exploration<'a> {
+    /// Who judges the states.
+    pub judge: &'a Judge<'a>,
+    /// The files before the epochs.
+    pub start: &'a Files,
+    /// What happens to them.
+    pub epochs: &'a [Epoch],
+    /// What the random subsets are drawn from.
+    pub seed: u64,
+    /// How much of each state is judged.
+    pub depth: Depth,
+    /// When it ends.
+    pub until: Until,
+}
+
+impl Exploration<'_> {
+    /// Judges every state that a crash during the epochs can leave.
+    pub fn run(&self) -> Row {
+        let mut row = Row {
+            name: super::full_name(self.judge.case),
+            barriers: self.epochs.len(),
+            ..Row::default()
+        };
+        states(
+            self.start,
+            self.epochs,
+            self.seed,
+            |State { cause, files }| {
+                let verdict = self.judge.verdict(&files, self.depth);
+                let verdict = verdict.unwrap_or_else(|text| Verdict {
+                    faults: vec![format!("cannot be judged: {text}")],
+                    ..Verdict::default()
+                });
+                row.count(&cause, &verdict);
+                match self.until {
+                    Until::Bad if row.bad > 0 => ControlFlow::Break(()),
+                    _ => ControlFlow::Continue(()),
+                }
+            },
+        );
+        row
+    }
+
+    /// And what the whole change leaves.
+    pub fn run_to_end(&self) -> Row {
+        let mut row = self.run();
+        let mut end = self.start.clone();
+        end.apply_all(self.epochs);
+        let faults = self.judge.verdict_on_end(&end);
+        let faults = faults.unwrap_or_else(|text| vec![format!("cannot be judged: {text}")]);
         if !faults.is_empty() {
             row.bad += 1;
             row.examples.push(format!("the end: {}", faults.join("; ")));
         }
+        row
     }
-    row
 }

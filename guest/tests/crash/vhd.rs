@@ -1,6 +1,7 @@
 //! The changes of vhd images that are explored.
 
 use super::case::{Ask, BASIC, Case, Judges, M};
+use super::readers::vhd;
 use instar_guest::Format;
 use instar_guest::proto::Preallocation::Off;
 
@@ -8,6 +9,9 @@ use instar_guest::proto::Preallocation::Off;
 const JUDGES: Judges = Judges {
     check: false,
     convert: true,
+    readers: &[("the footer at the end", vhd::by_last_footer)],
+    may_differ: true,
+    naive_grow: Some(vhd::grown_naively),
     ..Judges::NONE
 };
 

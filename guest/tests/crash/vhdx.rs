@@ -1,6 +1,7 @@
 //! The changes of vhdx images that are explored.
 
 use super::case::{Ask, BASIC, Case, Judges, M};
+use super::readers::vhdx;
 use instar_guest::Format;
 use instar_guest::proto::Preallocation::Off;
 
@@ -9,6 +10,8 @@ const JUDGES: Judges = Judges {
     check: true,
     convert: true,
     replay: true,
+    readers: &[("the second region table", vhdx::by_second_regions)],
+    naive_grow: Some(vhdx::grown_naively),
     ..Judges::NONE
 };
 

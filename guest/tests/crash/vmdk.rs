@@ -1,6 +1,7 @@
 //! The changes of vmdk images that are explored.
 
 use super::case::{Ask, BASIC, Case, Judges, M};
+use super::readers::vmdk;
 use instar_guest::Format;
 use instar_guest::proto::Preallocation::Off;
 
@@ -8,6 +9,8 @@ use instar_guest::proto::Preallocation::Off;
 const JUDGES: Judges = Judges {
     check: true,
     convert: true,
+    readers: &[("a strict reader", vmdk::strictly)],
+    naive_grow: Some(vmdk::grown_naively),
     ..Judges::NONE
 };
 
