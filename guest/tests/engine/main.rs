@@ -13,7 +13,9 @@ mod placing;
 mod reading;
 mod vhd;
 mod vhd_create;
+mod vhd_flips;
 mod vhd_lab;
+mod vhd_write;
 mod writing;
 
 use libtest_mimic::{Arguments, Trial};
@@ -31,6 +33,8 @@ fn main() {
         .chain(checking::trials())
         .chain(vhd::trials())
         .chain(vhd_create::trials())
+        .chain(vhd_flips::trials())
+        .chain(vhd_write::trials())
         .map(|(name, check)| {
             let trial = Trial::test(name, move || {
                 check();
