@@ -9,6 +9,9 @@ mod growing;
 mod lab;
 mod placing;
 mod reading;
+mod vhdx;
+mod vhdx_grow;
+mod vhdx_lab;
 mod writing;
 
 use libtest_mimic::{Arguments, Trial};
@@ -23,6 +26,8 @@ fn main() {
         .chain(growing::trials())
         .chain(writing::trials())
         .chain(placing::trials())
+        .chain(vhdx::trials())
+        .chain(vhdx_grow::trials())
         .map(|(name, check)| {
             let trial = Trial::test(name, move || {
                 check();
