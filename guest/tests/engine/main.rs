@@ -14,6 +14,9 @@ mod reading;
 mod vhd;
 mod vhd_create;
 mod vhd_lab;
+mod vhdx;
+mod vhdx_grow;
+mod vhdx_lab;
 mod writing;
 
 use libtest_mimic::{Arguments, Trial};
@@ -31,6 +34,8 @@ fn main() {
         .chain(checking::trials())
         .chain(vhd::trials())
         .chain(vhd_create::trials())
+        .chain(vhdx::trials())
+        .chain(vhdx_grow::trials())
         .map(|(name, check)| {
             let trial = Trial::test(name, move || {
                 check();
