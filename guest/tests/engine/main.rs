@@ -9,6 +9,8 @@ mod growing;
 mod lab;
 mod placing;
 mod reading;
+mod vmdk;
+mod vmdk_lab;
 mod writing;
 
 use libtest_mimic::{Arguments, Trial};
@@ -23,6 +25,7 @@ fn main() {
         .chain(growing::trials())
         .chain(writing::trials())
         .chain(placing::trials())
+        .chain(vmdk::trials())
         .map(|(name, check)| {
             let trial = Trial::test(name, move || {
                 check();
