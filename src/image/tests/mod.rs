@@ -9,6 +9,7 @@ mod faulty;
 mod hostile;
 mod named;
 mod plans;
+mod renaming;
 mod settling;
 mod toy;
 mod writing;
