@@ -93,7 +93,7 @@ impl Image {
         link.stale = true;
         let streamed = match serving.stream {
             Stream::Execute(left) => limits.go_on(&left),
-            Stream::Refuse | Stream::Collect { .. } => false,
+            Stream::Refuse | Stream::Collect { .. } | Stream::Draft { .. } => false,
         };
         let planned = reply.and_then(plan_of).and_then(|(plan, rest)| {
             check(&plan.plan, &limits)?;
@@ -215,7 +215,7 @@ pub(super) fn limits(
 }
 
 /// What a streamed part may do: nothing below the files' old ends.
-fn streamed_part(limits: &Limits) -> Limits {
+pub(super) fn streamed_part(limits: &Limits) -> Limits {
     let mut part = limits.clone();
     part.commits = Commits::None;
     part.names = None;

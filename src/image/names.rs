@@ -82,6 +82,16 @@ impl Place {
     }
 }
 
+fn both(name: &str) -> Fault {
+    Fault::new(
+        ErrorKind::InvalidRequest,
+        format!(
+            "'{}' would be both the image and a part of it",
+            printable_name(name)
+        ),
+    )
+}
+
 fn unsupported(message: String) -> Fault {
     Fault::new(ErrorKind::Unsupported, message)
 }
@@ -143,6 +153,9 @@ impl Names {
     pub fn beside(image: Place, mode: Mode, wanted: &[&str], avoid: &[Id]) -> Result<Self, Fault> {
         let mut there = BTreeMap::new();
         for name in wanted {
+            if *image.name == **name {
+                return Err(both(name));
+            }
             let flags = OFlag::O_RDWR | OFlag::O_NONBLOCK | OFlag::O_NOCTTY;
             let file = match open_at(&image.dir, OsStr::new(name), flags, Mode::empty()) {
                 Ok(file) => file,
@@ -153,12 +166,8 @@ impl Names {
                 }
             };
             super::open::check_regular(&file)?;
-            if avoid.contains(&id_of(&file)?) || *image.name == **name {
-                let shown = printable_name(name);
-                return Err(Fault::new(
-                    ErrorKind::InvalidRequest,
-                    format!("'{shown}' would be both the image and a part of it"),
-                ));
+            if avoid.contains(&id_of(&file)?) {
+                return Err(both(name));
             }
             LockSet::CREATE.take(&file, Path::new(name))?;
             there.insert(OsString::from(name), file);

@@ -26,6 +26,7 @@ pub(crate) enum PlanError {
     TooManyFiles(usize),
     BadName,
     ForeignName,
+    NameTwice,
     Replacement,
     RenameOutsideCommit,
     Rename { file: FileNo, over: FileNo },
@@ -91,6 +92,7 @@ impl fmt::Display for PlanError {
             Self::ForeignName => {
                 f.write_str("a name that it gives to a file does not continue the image's own")
             }
+            Self::NameTwice => f.write_str("it gives one name to two files"),
             Self::Replacement => f.write_str(
                 "a replacement that it makes does not take a file's place, or is one of two",
             ),

@@ -78,8 +78,11 @@ impl<'a> Names<'a> {
             NewName::Plain(name) => {
                 check_name(name)?;
                 let known = limits.has.as_ref();
-                if known.is_some_and(|has| !continues(name, has)) || self.made.contains(&&**name) {
+                if known.is_some_and(|has| !continues(name, has)) {
                     return Err(PlanError::ForeignName);
+                }
+                if self.made.contains(&name.as_str()) {
+                    return Err(PlanError::NameTwice);
                 }
                 self.made.push(name);
                 Standing::Made
@@ -94,8 +97,10 @@ impl<'a> Names<'a> {
         if !commit {
             return Err(PlanError::RenameOutsideCommit);
         }
+        // A new image takes nobody's place.
+        let may = self.limits.is_some_and(|limits| limits.has.is_some());
         match (self.of(file), self.of(over)) {
-            (Some(Standing::Made | Standing::Waiting), Some(Standing::Old)) => {
+            (Some(Standing::Made | Standing::Waiting), Some(Standing::Old)) if may => {
                 self.standing[file.0 as usize] = Standing::Placed;
                 self.standing[over.0 as usize] = Standing::Gone;
                 Ok(())

@@ -3,6 +3,7 @@
 
 mod checking;
 mod concurrent;
+mod creating;
 mod extents;
 mod failing;
 mod faulty;

@@ -449,7 +449,7 @@ fn a_made_file_gets_the_next_number_a_fitting_name_and_a_bound() {
         assert_eq!(made(&[create(2, name)]), Err(PlanError::ForeignName));
     }
     let twice = [create(2, "disk-s002.vmdk"), create(3, "disk-s002.vmdk")];
-    assert_eq!(made(&twice), Err(PlanError::ForeignName));
+    assert_eq!(made(&twice), Err(PlanError::NameTwice));
     let names = ["disk-s002.vmdk", "disk-s003.vmdk", "disk-s004.vmdk"];
     let many: Vec<Step> = (2..).zip(names).map(|(n, name)| create(n, name)).collect();
     assert_eq!(made(&many), Err(PlanError::TooManyFiles(2)));
