@@ -23,6 +23,7 @@ mod inflated;
 mod lock;
 mod name;
 mod names;
+mod on_disk;
 mod open;
 mod plan_check;
 mod plan_error;
