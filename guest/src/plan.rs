@@ -58,6 +58,16 @@ pub enum Step {
         /// Length of the range.
         len: u64,
     },
+    /// Write zeroes, so that the range has disk space of its own. Extends the
+    /// file if needed.
+    Fill {
+        /// The file to change.
+        file: FileNo,
+        /// Host offset of the first byte.
+        offset: u64,
+        /// Length of the range.
+        len: u64,
+    },
     /// Copy a range within a file; source and destination do not overlap.
     Copy {
         /// The file to change.
@@ -123,6 +133,7 @@ impl Step {
         match *self {
             Step::Write { file, .. }
             | Step::Zero { file, .. }
+            | Step::Fill { file, .. }
             | Step::Copy { file, .. }
             | Step::Reserve { file, .. }
             | Step::SetLength { file, .. }

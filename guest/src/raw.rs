@@ -9,7 +9,7 @@ use crate::plan::{Plan, Purpose, Stage, Step};
 use crate::proto::{
     Content, Create, Extent, ExtentKind, FileNo, Format, Place, PlanReply, Preallocation, Reply,
 };
-use crate::resize::{self, Direction, Wish};
+use crate::resize::{Direction, Wish};
 use alloc::boxed::Box;
 use alloc::format;
 use alloc::string::ToString;
@@ -74,13 +74,13 @@ impl Raw {
     fn plan(self, wish: &Wish) -> Result<PlanReply, Failure> {
         match wish.direction(self.file_len)? {
             Direction::Same => Ok(PlanReply::default()),
-            Direction::Shrink => Err(resize::cannot_shrink("raw")),
+            Direction::Shrink => {
+                let (file, len) = (FileNo::IMAGE, wish.size);
+                let commit = Step::SetLength { file, len };
+                Ok(reply(plan(vec![(Purpose::Commit, commit)])))
+            }
             Direction::Grow => {
-                let plan = lengthen(self.file_len, wish.size, wish.preallocation)?;
-                Ok(PlanReply {
-                    plan,
-                    ..PlanReply::default()
-                })
+                lengthen(self.file_len, wish.size, wish.preallocation, true).map(reply)
             }
         }
     }
@@ -139,49 +139,147 @@ pub fn create(create: &Create) -> Result<PlanReply, Failure> {
         ));
     }
     Ok(PlanReply {
-        plan: lengthen(0, create.size, preallocation)?,
+        plan: lengthen(0, create.size, preallocation, false)?,
         options,
         warnings: Vec::new(),
     })
 }
 
-/// Makes a file longer. Disk space for what is added is allocated first, so
-/// that a full disk changes nothing.
-fn lengthen(old: u64, new: u64, preallocation: Preallocation) -> Result<Plan, Failure> {
-    if i64::try_from(new).is_err() {
+fn reply(plan: Plan) -> PlanReply {
+    PlanReply {
+        plan,
+        ..PlanReply::default()
+    }
+}
+
+/// Refuses what no file can be, and what the format does not have.
+fn check(len: u64, preallocation: Preallocation) -> Result<(), Failure> {
+    if i64::try_from(len).is_err() {
         return Err(Failure::new(
             FailureKind::TooLarge,
-            format!("a file cannot be {new} bytes long"),
+            format!("a file cannot be {len} bytes long"),
         ));
     }
-    let mut stages = Vec::new();
-    match preallocation {
-        Preallocation::Off => {}
-        Preallocation::Falloc => stages.push(Stage {
-            purpose: Purpose::Prepare,
-            steps: vec![Step::Reserve {
-                file: FileNo::IMAGE,
-                offset: old,
-                len: new - old,
-            }],
-        }),
-        Preallocation::Metadata => {
-            return Err(options::invalid("Unsupported preallocation mode: metadata"));
-        }
-        Preallocation::Full => {
-            return Err(Failure::new(
-                FailureKind::Unsupported,
-                "preallocation mode 'full' is not supported; use falloc, which allocates the same \
-                 disk space",
-            ));
-        }
+    if preallocation == Preallocation::Metadata {
+        return Err(options::invalid("Unsupported preallocation mode: metadata"));
     }
-    stages.push(Stage {
-        purpose: Purpose::Commit,
-        steps: vec![Step::SetLength {
-            file: FileNo::IMAGE,
-            len: new,
-        }],
+    Ok(())
+}
+
+/// Makes a file longer. Disk space for what is added is reserved first, so that
+/// a full disk changes nothing. Zeroes are written once the disk has its new
+/// size, which they do not change; in a file that is no disk yet, before.
+fn lengthen(
+    old: u64,
+    new: u64,
+    preallocation: Preallocation,
+    is_disk: bool,
+) -> Result<Plan, Failure> {
+    check(new, preallocation)?;
+    let (file, offset, len) = (FileNo::IMAGE, old, new - old);
+    let reserve = (Purpose::Prepare, Step::Reserve { file, offset, len });
+    let fill = |purpose| (purpose, Step::Fill { file, offset, len });
+    let commit = (Purpose::Commit, Step::SetLength { file, len: new });
+    let stages = match preallocation {
+        Preallocation::Falloc if len > 0 => vec![reserve, commit],
+        Preallocation::Full if len > 0 && is_disk => {
+            vec![reserve, commit, fill(Purpose::Release)]
+        }
+        Preallocation::Full if len > 0 => vec![reserve, fill(Purpose::Prepare), commit],
+        _ => vec![commit],
+    };
+    Ok(plan(stages))
+}
+
+fn plan(stages: Vec<(Purpose, Step)>) -> Plan {
+    let stages = stages.into_iter().map(|(purpose, step)| Stage {
+        purpose,
+        steps: vec![step],
     });
-    Ok(Plan { stages })
+    Plan {
+        stages: stages.collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn resized(old: u64, size: u64, preallocation: Preallocation) -> Vec<(Purpose, Step)> {
+        let wish = Wish {
+            size,
+            preallocation,
+            shrink: true,
+            backing_size: None,
+        };
+        let reply = Raw { file_len: old }.plan(&wish).unwrap();
+        steps(reply.plan)
+    }
+
+    fn steps(plan: Plan) -> Vec<(Purpose, Step)> {
+        plan.stages
+            .into_iter()
+            .map(|stage| match <[Step; 1]>::try_from(stage.steps) {
+                Ok([step]) => (stage.purpose, step),
+                Err(steps) => panic!("{} steps in a stage", steps.len()),
+            })
+            .collect()
+    }
+
+    const FILE: FileNo = FileNo::IMAGE;
+
+    fn commit(len: u64) -> (Purpose, Step) {
+        (Purpose::Commit, Step::SetLength { file: FILE, len })
+    }
+
+    #[test]
+    fn a_shrink_is_one_set_length() {
+        assert_eq!(resized(3000, 1000, Preallocation::Off), [commit(1000)]);
+        assert_eq!(resized(3000, 3000, Preallocation::Off), []);
+    }
+
+    #[test]
+    fn zeroes_are_written_after_the_commit_into_space_reserved_before_it() {
+        let (offset, len) = (1000, 2000);
+        let reserve = Step::Reserve {
+            file: FILE,
+            offset,
+            len,
+        };
+        let fill = Step::Fill {
+            file: FILE,
+            offset,
+            len,
+        };
+        assert_eq!(
+            resized(1000, 3000, Preallocation::Full),
+            [
+                (Purpose::Prepare, reserve.clone()),
+                commit(3000),
+                (Purpose::Release, fill)
+            ]
+        );
+        assert_eq!(
+            resized(1000, 3000, Preallocation::Falloc),
+            [(Purpose::Prepare, reserve), commit(3000)]
+        );
+    }
+
+    #[test]
+    fn a_new_file_is_filled_before_it_is_a_disk() {
+        let plan = lengthen(0, 512, Preallocation::Full, false).unwrap();
+        let purposes: Vec<Purpose> = steps(plan).iter().map(|(purpose, _)| *purpose).collect();
+        assert_eq!(
+            purposes,
+            [Purpose::Prepare, Purpose::Prepare, Purpose::Commit]
+        );
+        let empty = lengthen(0, 0, Preallocation::Full, false).unwrap();
+        assert_eq!(steps(empty), [commit(0)]);
+    }
+
+    #[test]
+    fn a_mapping_is_nothing_that_raw_has() {
+        let refused = lengthen(0, 512, Preallocation::Metadata, true).unwrap_err();
+        assert_eq!(refused.message, "Unsupported preallocation mode: metadata");
+    }
 }

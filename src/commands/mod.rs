@@ -15,17 +15,19 @@ pub mod resize;
 pub mod umount;
 
 mod error;
+mod look;
+mod preallocation;
 mod usage;
 
 pub use error::Error;
 pub use usage::{parse, report};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use instar::compat::info::OnDisk;
 use instar::image::{Access, Image, OpenOptions};
 use instar::sandbox::{ChosenIsolation, Config, Isolation, Pool};
 use instar_guest::Format;
 use std::io::Write as _;
-use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -212,28 +214,13 @@ pub fn format_to_open(name: Option<&str>, file: &str) -> Result<Option<Format>, 
     }
 }
 
-/// What the host's filesystem says about an image file, in bytes.
-#[derive(Clone, Copy, Debug)]
-pub struct OnDisk {
-    /// Length of the file.
-    pub len: u64,
-    /// Disk space that it takes.
-    pub allocated: u64,
-}
-
-impl OnDisk {
-    /// Asks for the image file itself, without the files that it names.
-    pub fn of(image: &Image) -> Result<Self, Error> {
-        let path = image.path();
-        let found = std::fs::metadata(path).map_err(Error::system(format!(
-            "Could not read the size of '{}'",
-            path.display()
-        )))?;
-        Ok(Self {
-            len: found.len(),
-            allocated: found.blocks() * 512,
-        })
-    }
+/// What the host's filesystem says about the open files of an image.
+pub fn on_disk(image: &Image) -> Result<Vec<OnDisk>, Error> {
+    let found = image.on_disk().map_err(Error::system(format!(
+        "Could not read the size of '{}'",
+        image.path().display()
+    )))?;
+    Ok(found.iter().map(OnDisk::from).collect())
 }
 
 /// A sandbox in words for people.

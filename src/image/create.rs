@@ -1,14 +1,15 @@
 //! Making a new image: complete under its name, or not there at all.
 
-use super::check::{Commits, check};
+use super::change::limits;
 use super::error::{Error, ErrorKind, Fault, Operation};
 use super::execute::{Aborted, execute};
 use super::files::FileTable;
 use super::guest::{Guest, Serving, Stream};
+use super::home::Home;
 use super::lock::LockSet;
-use super::open::{Home, check_regular, fresh};
+use super::open::{check_regular, fresh};
+use super::plan_check::{Commits, check};
 use super::read::unexpected;
-use super::resize::limits;
 use crate::sandbox::Pool;
 use instar_guest::proto::{Create, PlanReply};
 use instar_guest::{Plan, Reply, Request};
@@ -155,7 +156,8 @@ fn check_plan(files: &FileTable, plan: &Plan, create: &Create) -> Result<(), Fau
     let metadata = SLACK + create.size / 8;
     let allocated = |(key, value): &(String, String)| key == "preallocation" && value != "off";
     let fill = match create.options.iter().any(allocated) {
-        true => metadata.saturating_add(create.size),
+        // Reserved first, then written.
+        true => metadata.saturating_add(create.size.saturating_mul(2)),
         false => metadata,
     };
     let room = metadata.saturating_add(create.size);

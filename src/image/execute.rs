@@ -145,9 +145,10 @@ impl Run<'_> {
 fn turn_of(step: &Step, old: &[u64]) -> Turn {
     let start = match *step {
         Step::Reserve { .. } => return Turn::Reserve,
-        Step::Write { offset, .. } | Step::Zero { offset, .. } | Step::Punch { offset, .. } => {
-            offset
-        }
+        Step::Write { offset, .. }
+        | Step::Zero { offset, .. }
+        | Step::Fill { offset, .. }
+        | Step::Punch { offset, .. } => offset,
         Step::Copy { to, .. } => to,
         Step::SetLength { len, .. } => len,
         Step::Create { .. } | Step::Rename { .. } | Step::Unlink { .. } => return Turn::Inside,
@@ -167,6 +168,7 @@ fn is_torn(step: &Step) -> bool {
 fn what(step: &Step) -> &'static str {
     match step {
         Step::Write { .. } | Step::Zero { .. } => "Could not write metadata",
+        Step::Fill { .. } => "Could not allocate disk space",
         Step::Copy { .. } => "Could not copy metadata",
         Step::Reserve { .. } => "Could not reserve disk space",
         Step::SetLength { .. } => "Could not set the length of the file",

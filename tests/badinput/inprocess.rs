@@ -225,6 +225,7 @@ fn in_bounds(plan: &Plan) -> Result<(), u64> {
                 offset, ref data, ..
             } => offset.checked_add(data.len() as u64),
             Step::Zero { offset, len, .. }
+            | Step::Fill { offset, len, .. }
             | Step::Reserve { offset, len, .. }
             | Step::Punch { offset, len, .. } => offset.checked_add(len),
             Step::Copy { from, to, len, .. } => from.max(to).checked_add(len),

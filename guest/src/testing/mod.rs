@@ -115,7 +115,7 @@ impl MemHost {
                 file.resize(file.len().max(end), 0);
                 file[*offset as usize..end].copy_from_slice(data);
             }
-            Step::Zero { offset, len, .. } => {
+            Step::Zero { offset, len, .. } | Step::Fill { offset, len, .. } => {
                 let end = (offset + len) as usize;
                 file.resize(file.len().max(end), 0);
                 file[*offset as usize..end].fill(0);

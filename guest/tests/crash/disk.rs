@@ -245,7 +245,9 @@ fn event_of(
         Step::Write {
             offset, ref data, ..
         } => write(offset, data.clone()),
-        Step::Zero { offset, len, .. } => write(offset, vec![0; len as usize]),
+        Step::Zero { offset, len, .. } | Step::Fill { offset, len, .. } => {
+            write(offset, vec![0; len as usize])
+        }
         Step::Copy { from, to, len, .. } => {
             if before.count() <= file || before.bytes(file).len() < from + len {
                 return Err(format!(
@@ -291,9 +293,9 @@ fn target(step: &Step) -> Option<(FileNo, u64, u64)> {
             offset,
             ref data,
         } => Some((file, offset, offset + data.len() as u64)),
-        Step::Zero { file, offset, len } | Step::Punch { file, offset, len } => {
-            Some((file, offset, offset + len))
-        }
+        Step::Zero { file, offset, len }
+        | Step::Fill { file, offset, len }
+        | Step::Punch { file, offset, len } => Some((file, offset, offset + len)),
         Step::Copy { file, to, len, .. } => Some((file, to, to + len)),
         _ => None,
     }

@@ -27,14 +27,12 @@ const QCOW2: Case = Case {
 pub const GROWS: &[Case] = &[
     Case {
         name: "grow/L1 slack, 512",
-        harmless: &[Harmless::barrier(0, "")],
         ask: Ask::Grow(2 * M, Off),
         ..QCOW2
     },
     Case {
         name: "grow/L1 slack, 4K",
         options: "cluster_size=4096",
-        harmless: &[Harmless::barrier(0, "")],
         ask: Ask::Grow(3 * M, Off),
         ..QCOW2
     },
@@ -154,7 +152,6 @@ pub const GROWS: &[Case] = &[
     Case {
         name: "grow/data file",
         options: "cluster_size=4096,data_file=data.raw",
-        harmless: &[Harmless::barrier(0, "")],
         ask: Ask::Grow(3 * M, Off),
         ..QCOW2
     },

@@ -36,9 +36,21 @@ pub fn case(name: &str, options: &'static str, old: u64, new: u64) -> Case {
 
 impl Case {
     pub fn falloc(self) -> Self {
+        self.preallocated(Preallocation::Falloc, "falloc")
+    }
+
+    fn metadata(self) -> Self {
+        self.preallocated(Preallocation::Metadata, "metadata")
+    }
+
+    fn full(self) -> Self {
+        self.preallocated(Preallocation::Full, "full")
+    }
+
+    pub fn preallocated(self, preallocation: Preallocation, mode: &str) -> Self {
         Self {
-            name: format!("{}_falloc", self.name),
-            preallocation: Preallocation::Falloc,
+            name: format!("{}_{mode}", self.name),
+            preallocation,
             ..self
         }
     }
@@ -153,6 +165,14 @@ fn crowded_bitmaps(lab: &Lab, case: &Case) {
     );
     image[112..116].copy_from_slice(b"what");
     lab.write("disk.qcow2", &image);
+}
+
+/// A data file that goes on behind the end of the disk.
+fn longer_data_file(lab: &Lab, case: &Case) {
+    scribble(lab, case);
+    let mut data = lab.bytes("disk.data");
+    data.resize(3 * M as usize, 0x7a);
+    lab.write("disk.data", &data);
 }
 
 /// All of them.
@@ -297,5 +317,38 @@ pub fn cases() -> Vec<Case> {
             .then(|_, _| {}),
         case("streamed", "cluster_size=512", M, 256 * M).falloc(),
     ]);
+    cases.extend(
+        [
+            case("v3", "compat=1.1", M, 4 * M).stages(3),
+            case("v2", "compat=0.10", M, 4 * M),
+            case("512", "cluster_size=512", M, 16 * M),
+            case("2m", "cluster_size=2M", 5 * M, 50 * M),
+            case("odd", "compat=1.1", M + 512, 3 * M + 1024),
+            case("ext", "extended_l2=on,cluster_size=16k", M, 40 * M),
+            case("over_longer_ext", "extended_l2=on", M, 64 * M).over(8 * M),
+            case("snapshots", "compat=1.1", M, 64 * M).then(snapshots),
+            case("bitmaps", "cluster_size=4k", 8 * M, 64 * M).then(bitmaps),
+            case("stale_tail", "compat=1.1", M + 24 * K, 8 * M).then(stale_tail),
+            case("stopped_shrink", "compat=1.1", M, 8 * M).then(stopped_shrink),
+            case("data_file", "data_file=disk.data", M, 64 * M),
+            case("data_file_odd", "data_file=disk.data", M + 512, 64 * M).then(|_, _| {}),
+            case("data_file_longer", "data_file=disk.data", M, 8 * M).then(longer_data_file),
+            case(
+                "raw_data_file",
+                "data_file=disk.data,data_file_raw=on",
+                M,
+                64 * M,
+            ),
+            case(
+                "raw_data_file_longer",
+                "data_file=disk.data,data_file_raw=on",
+                M + 512,
+                8 * M,
+            )
+            .then(longer_data_file),
+        ]
+        .into_iter()
+        .flat_map(|case| [case.clone().metadata(), case.full()]),
+    );
     cases
 }

@@ -1,5 +1,9 @@
 //! A directory to make images in, and the programs that make and judge them.
 
+use instar_guest::plan::Plan;
+use instar_guest::{FileNo, Step};
+use std::fs::File;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::PathBuf;
 use std::process::{Command, Output};
 use tempfile::TempDir;
@@ -82,6 +86,51 @@ impl Lab {
         words.push(image);
         let output = self.run("qemu-io", &words);
         assert!(!output.contains("failed"), "qemu-io {commands:?}: {output}");
+    }
+
+    /// Length of a file and the disk space that it takes, in bytes.
+    pub fn size_of(&self, name: &str) -> (u64, u64) {
+        let metadata = std::fs::metadata(self.path(name)).expect("a file of the lab");
+        (metadata.len(), metadata.blocks() * 512)
+    }
+
+    /// Carries plans out on a file of the lab, disk space included.
+    pub fn carry_out(&self, plans: &[Plan], name: &str) {
+        let file = File::options().write(true).read(true).open(self.path(name));
+        let file = file.expect("a file of the lab");
+        let stages = plans.iter().flat_map(|plan| &plan.stages);
+        for step in stages.flat_map(|stage| &stage.steps) {
+            assert_eq!(step.file(), FileNo::IMAGE);
+            match step {
+                Step::Write { offset, data, .. } => file.write_all_at(data, *offset),
+                Step::Fill { offset, len, .. } => {
+                    file.write_all_at(&vec![0; *len as usize], *offset)
+                }
+                Step::SetLength { len, .. } => file.set_len(*len),
+                Step::Copy { from, to, len, .. } => {
+                    let mut data = vec![0; *len as usize];
+                    file.read_exact_at(&mut data, *from)
+                        .and_then(|()| file.write_all_at(&data, *to))
+                }
+                Step::Zero { offset, len, .. } => {
+                    self.allocate(name, "--zero-range", *offset, *len)
+                }
+                Step::Punch { offset, len, .. } => {
+                    self.allocate(name, "--punch-hole", *offset, *len)
+                }
+                Step::Reserve { offset, len, .. } => {
+                    self.allocate(name, "--keep-size", *offset, *len)
+                }
+                Step::Create { .. } | Step::Rename { .. } | Step::Unlink { .. } => Ok(()),
+            }
+            .expect("room in the lab");
+        }
+    }
+
+    fn allocate(&self, name: &str, how: &str, offset: u64, len: u64) -> std::io::Result<()> {
+        let (offset, len) = (offset.to_string(), len.to_string());
+        self.run("fallocate", &[how, "-o", &offset, "-l", &len, name]);
+        Ok(())
     }
 
     /// What `qemu-img` says in JSON.

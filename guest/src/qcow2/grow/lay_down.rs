@@ -17,14 +17,15 @@ impl Grow<'_> {
     /// happens.
     pub(super) fn reserve(&self, prepare: &mut Prepare<'_>) -> Result<(), Failure> {
         let geometry = self.geometry();
-        let falloc = self.wish.preallocation == Preallocation::Falloc;
         let data = self.placement.data;
-        if falloc && !data.is_empty() {
-            prepare.fresh(Step::Reserve {
-                file: FileNo::IMAGE,
-                offset: geometry.host_offset(data.first),
-                len: geometry.host_offset(data.count),
-            })?;
+        if !data.is_empty() {
+            let (offset, len) = (
+                geometry.host_offset(data.first),
+                geometry.host_offset(data.count),
+            );
+            if let Some(step) = self.allocation(FileNo::IMAGE, offset, len) {
+                prepare.fresh(step)?;
+            }
         }
         let end = self.placement.end(geometry);
         if end > self.image.file_len {
@@ -34,43 +35,44 @@ impl Grow<'_> {
             })?;
         }
         if let Some(data_len) = self.image.data_len {
-            self.grow_data_file(prepare, data_len, falloc)?;
+            self.grow_data_file(prepare, data_len);
         }
         Ok(())
     }
 
+    /// What gives new data its disk space, where it was asked for.
+    fn allocation(&self, file: FileNo, offset: u64, len: u64) -> Option<Step> {
+        match self.wish.preallocation {
+            Preallocation::Off | Preallocation::Metadata => None,
+            Preallocation::Falloc => Some(Step::Reserve { file, offset, len }),
+            Preallocation::Full => Some(Step::Fill { file, offset, len }),
+        }
+    }
+
     /// The external data file grows before the image says so. What it already
     /// has behind the old end may not show.
-    fn grow_data_file(
-        &self,
-        prepare: &mut Prepare<'_>,
-        data_len: u64,
-        falloc: bool,
-    ) -> Result<(), Failure> {
+    fn grow_data_file(&self, prepare: &mut Prepare<'_>, data_len: u64) {
+        let file = FileNo::DATA;
         let (old, new) = (self.image.header.size, self.wish.size);
-        if falloc {
-            prepare.inside(Step::Reserve {
-                file: FileNo::DATA,
-                offset: old,
-                len: new - old,
-            });
-        }
         let mapped = self.fill().clusters.start * self.geometry().cluster_size();
+        // Written zeroes replace the mapped bytes behind the old end as well.
+        let zeroed = self.wish.preallocation != Preallocation::Full;
+        let first = if zeroed { old } else { mapped.min(new) };
+        let allocation = self.allocation(file, first, new - first);
+        if let Some(step) = allocation.filter(|_| first < new) {
+            prepare.inside(step);
+        }
         let behind = data_len.min(new).saturating_sub(mapped);
-        if behind > 0 && self.survey.content == Content::Data {
+        if behind > 0 && zeroed && self.survey.content == Content::Data {
             prepare.inside(Step::Zero {
-                file: FileNo::DATA,
+                file,
                 offset: mapped,
                 len: behind,
             });
         }
         if data_len < new {
-            prepare.inside(Step::SetLength {
-                file: FileNo::DATA,
-                len: new,
-            });
+            prepare.inside(Step::SetLength { file, len: new });
         }
-        Ok(())
     }
 
     /// New refcount blocks and table.

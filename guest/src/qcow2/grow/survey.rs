@@ -94,7 +94,7 @@ pub fn survey(image: &mut Qcow2, host: &mut dyn Host, wish: &Wish) -> Result<Sur
 fn fill_of(image: &Qcow2, wish: &Wish, kept: u64) -> (Range<u64>, Content) {
     let geometry = image.header.geometry;
     let end = geometry.clusters(wish.size);
-    if wish.preallocation == Preallocation::Falloc || image.header.has_raw_data_file() {
+    if wish.preallocation != Preallocation::Off || image.header.has_raw_data_file() {
         return (kept..end, Content::Data);
     }
     let hidden = geometry.clusters(wish.backing_size.unwrap_or(0));
