@@ -1,11 +1,11 @@
 //! The changes of qcow2 images that are explored.
 
-use super::case::{Ask, BASIC, Case, Harmless, Judges, K, M, patch};
+use super::case::{Ask, BASIC, Case, Judges, K, M, patch};
 use instar_guest::Format;
 use instar_guest::proto::Preallocation::{Falloc, Off};
 
 /// qemu-img checks and reads the format, and grows it.
-const JUDGES: Judges = Judges {
+pub const JUDGES: Judges = Judges {
     check: true,
     convert: true,
     foreign_grow: true,
@@ -180,7 +180,6 @@ pub const ENDS: &[Case] = &[
             "img snapshot -c s1 @",
         ],
         snapshots: &["s1"],
-        harmless: &[Harmless::barrier(2, "")],
         ask: Ask::Grow(3 * M, Off),
         ..QCOW2
     },
@@ -198,7 +197,6 @@ pub const ENDS: &[Case] = &[
             "io write -c -P 5 960k 64k",
             "img resize -q --shrink @ 1047040",
         ],
-        harmless: &[Harmless::barrier(2, "")],
         ask: Ask::Grow(3 * M, Off),
         ..QCOW2
     },
@@ -211,7 +209,6 @@ pub const ENDS: &[Case] = &[
             "io write -P 5 1040k 64k",
             "size 1048576",
         ],
-        harmless: &[Harmless::barrier(1, "")],
         ask: Ask::Grow(3 * M, Off),
         ..QCOW2
     },
@@ -260,7 +257,6 @@ pub const ENDS: &[Case] = &[
     Case {
         name: "falloc/4K",
         options: "cluster_size=4096",
-        harmless: &[Harmless::barrier(1, "")],
         ask: Ask::Grow(3 * M, Falloc),
         ..QCOW2
     },
@@ -275,7 +271,6 @@ pub const ENDS: &[Case] = &[
     Case {
         name: "falloc/extended L2",
         options: "cluster_size=16384,extended_l2=on",
-        harmless: &[Harmless::barrier(1, "")],
         ask: Ask::Grow(3 * M, Falloc),
         ..QCOW2
     },
@@ -339,7 +334,6 @@ pub const WRITES: &[Case] = &[
         options: "cluster_size=512,refcount_bits=64",
         size: 3 * M,
         prepare: &["io write -P 1 0 1980k"],
-        harmless: &[Harmless::barrier(0, ""), Harmless::barrier(3, "")],
         ask: Ask::Write(&[patch(2 * M, 90 * K, 7)]),
         ..QCOW2
     },
@@ -387,7 +381,6 @@ pub const WRITES: &[Case] = &[
     Case {
         name: "write/data file",
         options: "cluster_size=4096,data_file=data.raw",
-        harmless: &[Harmless::barrier(0, "")],
         ask: Ask::Write(&[patch(62 * K, 6 * K, 7), patch(100 * K, K, 7)]),
         ..QCOW2
     },
