@@ -3,6 +3,7 @@
 //! A command turns its arguments into calls of the library and the results into
 //! the texts of [`instar::compat`]. It decides nothing about images itself.
 
+pub mod check;
 pub mod create;
 pub mod demo;
 pub mod doctor;
@@ -72,6 +73,8 @@ pub enum Command {
     Create(create::Args),
     /// Show what a disk image says about itself
     Info(info::Args),
+    /// Look for faults in a disk image, and repair them
+    Check(check::Args),
     /// Show where the data of a disk image lies
     Map(map::Args),
     /// Show the images of a directory as files that hold their disks
@@ -90,10 +93,11 @@ pub enum Command {
     Man(generate::ManArgs),
 }
 
-/// Runs a command.
-pub fn run(cli: Cli) -> Result<(), Error> {
+/// Runs a command; answers the exit code.
+pub fn run(cli: Cli) -> Result<u8, Error> {
     let global = &cli.global;
     match cli.command {
+        Command::Check(args) => return check::run(&args, global),
         Command::Resize(args) => resize::run(&args, global),
         Command::Create(args) => create::run(&args, global),
         Command::Info(args) => info::run(&args, global),
@@ -105,6 +109,7 @@ pub fn run(cli: Cli) -> Result<(), Error> {
         Command::Completions(args) => generate::completions(&args),
         Command::Man(args) => generate::man(&args),
     }
+    .map(|()| 0)
 }
 
 /// How results are shown.
@@ -168,7 +173,7 @@ impl Global {
     }
 }
 
-/// Formats that qemu-img has and this version of instar does not.
+/// Formats that qemu-img has and instar does not.
 const OTHER_FORMATS: [&str; 10] = [
     "bochs",
     "cloop",
@@ -208,8 +213,8 @@ pub fn format_to_open(name: Option<&str>, file: &str) -> Result<Option<Format>, 
             "Could not open '{file}': Unknown driver '{name}'"
         ))),
         Err(FormatError::Unsupported) => Err(Error::Refused(format!(
-            "Could not open '{file}': this version does not handle the format '{name}'; \
-             convert the image with 'qemu-img convert -O qcow2'"
+            "Could not open '{file}': images of the format '{name}' are not \
+             supported; convert the image with 'qemu-img convert -O qcow2'"
         ))),
     }
 }

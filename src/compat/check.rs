@@ -1,7 +1,6 @@
 //! What `check` prints, and the exit code that goes with it.
 
 use super::json;
-use crate::image::printable_name;
 use instar_guest::Format;
 use instar_guest::findings::{Finding, Report, Severity};
 use serde_json::{Map, Value};
@@ -55,20 +54,16 @@ impl Warnings {
     }
 }
 
-/// The line of the standard error for a finding. qemu-img puts its own name
-/// before what it finds in a VHDX image, and only there.
+/// The line of the standard error for a finding whose text is fit for a
+/// terminal. qemu-img puts its own name before what it finds in a VHDX image, and
+/// only there.
 pub fn finding_line(format: Format, finding: &Finding) -> String {
-    let text = printable_name(&finding.text);
+    let text = &finding.text;
     match (finding.severity, format) {
         (Severity::Warning, _) => format!("instar: warning: {text}\n"),
         (_, Format::Vhdx) => format!("instar: {text}\n"),
         _ => format!("{text}\n"),
     }
-}
-
-/// Whether something was repaired.
-pub fn is_repaired(report: &Report) -> bool {
-    report.corruptions_fixed > 0 || report.leaks_fixed > 0
 }
 
 /// What is said between a repair and the check of what it has left behind.
@@ -78,15 +73,6 @@ pub fn repaired(report: &Report) -> String {
          {} corruptions\n\nDouble checking the fixed image now...\n",
         report.leaks_fixed, report.corruptions_fixed
     )
-}
-
-/// The report of the check after a repair, with what the repair has fixed.
-pub fn after_repair(repair: &Report, again: &Report) -> Report {
-    Report {
-        corruptions_fixed: repair.corruptions_fixed,
-        leaks_fixed: repair.leaks_fixed,
-        ..*again
-    }
 }
 
 /// The text for people.
@@ -329,38 +315,27 @@ mod tests {
     }
 
     #[test]
-    fn the_repair_is_told_and_kept_in_the_last_report() {
+    fn the_repair_is_told_between_the_checks() {
         let repair = Report {
             leaks_fixed: 8,
             corruptions_fixed: 1,
             ..CLEAN
         };
-        assert!(is_repaired(&repair) && !is_repaired(&CLEAN));
         assert_eq!(
             repaired(&repair),
             "The following inconsistencies were found and repaired:\n\n    8 leaked clusters\n    \
              1 corruptions\n\nDouble checking the fixed image now...\n"
         );
-        let again = Report {
-            corruptions: 1,
-            ..NOTHING
-        };
-        let last = after_repair(&repair, &again);
-        assert_eq!((last.corruptions, last.corruptions_fixed), (1, 1));
-        assert_eq!((last.leaks, last.leaks_fixed), (0, 8));
     }
 
     #[test]
     fn findings_carry_the_name_that_qemu_img_gives_them() {
-        let line = |format, severity| finding_line(format, &finding(severity, "a\x1b[2J"));
-        assert_eq!(line(Format::Qcow2, Severity::Leak), "a\\u{1b}[2J\n");
-        assert_eq!(
-            line(Format::Vhdx, Severity::Corruption),
-            "instar: a\\u{1b}[2J\n"
-        );
+        let line = |format, severity| finding_line(format, &finding(severity, "text"));
+        assert_eq!(line(Format::Qcow2, Severity::Leak), "text\n");
+        assert_eq!(line(Format::Vhdx, Severity::Corruption), "instar: text\n");
         assert_eq!(
             line(Format::Vhd, Severity::Warning),
-            "instar: warning: a\\u{1b}[2J\n"
+            "instar: warning: text\n"
         );
     }
 }

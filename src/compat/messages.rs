@@ -17,8 +17,6 @@ pub const PREALLOCATION_GROWS: &str = "Preallocation can only be used for growin
 pub const SIZE_NOT_POSITIVE: &str = "New image size must be positive";
 /// A check that could not look at everything.
 pub const CHECK_FAILED: &str = "Check failed";
-/// A check of an image in which there is nothing to check.
-pub const NO_CHECKS: &str = "This image format does not support checks";
 /// `map` for people met data that has no place in a file.
 pub const UNMAPPABLE: &str = "File contains external, encrypted or compressed clusters.";
 

@@ -83,7 +83,7 @@ fn with_garbage(
 /// there was room for any.
 fn spoil(files: &mut Files, planned: &Planned, step: &Step) -> Result<bool, String> {
     let (offset, len) = match *step {
-        Step::Zero { offset, len, .. } => (offset, len),
+        Step::Zero { offset, len, .. } | Step::Fill { offset, len, .. } => (offset, len),
         Step::Write {
             offset, ref data, ..
         } => (offset, data.len() as u64),
@@ -155,7 +155,7 @@ fn parts(planned: &Planned) -> Vec<Part> {
 /// The steps of a plan that write nothing but zeroes: stage and step.
 fn zeroing(plan: &Plan) -> impl Iterator<Item = (usize, usize)> {
     let zeroes = |step: &Step| match step {
-        Step::Zero { .. } => true,
+        Step::Zero { .. } | Step::Fill { .. } => true,
         Step::Write { data, .. } => data.iter().all(|&byte| byte == 0),
         _ => false,
     };
@@ -195,8 +195,8 @@ fn outline(plan: &Plan) -> String {
             Step::Write {
                 offset, ref data, ..
             } => format!("write {offset:#x}+{:#x}", data.len()),
-            Step::Zero { offset, len, .. } => format!("zero {offset:#x}+{len:#x}"),
             Step::Fill { offset, len, .. } => format!("fill {offset:#x}+{len:#x}"),
+            Step::Zero { offset, len, .. } => format!("zero {offset:#x}+{len:#x}"),
             Step::Copy { from, to, len, .. } => format!("copy {from:#x} to {to:#x}+{len:#x}"),
             Step::Reserve { offset, len, .. } => format!("reserve {offset:#x}+{len:#x}"),
             Step::SetLength { len, .. } => format!("length {len:#x}"),
