@@ -116,6 +116,9 @@ impl<'a> Judge<'a> {
         if !matches!(seen.content, Some(Content::New)) {
             faults.push(format!("the end of the change holds {:?}", seen.content));
         }
+        if seen.leaks {
+            faults.push("the change leaks space".to_owned());
+        }
         faults.extend(self.stale(files)?);
         Ok(faults)
     }

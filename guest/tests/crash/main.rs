@@ -12,6 +12,7 @@
 mod claims;
 #[path = "explorer.rs"]
 mod explorer;
+mod known_bad;
 mod orders;
 mod reading;
 
@@ -37,6 +38,7 @@ fn main() -> ExitCode {
     let table = Table::default();
     let mut trials = claims::trials();
     trials.extend(reading::trials());
+    trials.extend(known_bad::trials());
     for case in cases() {
         let rows = Arc::clone(&table);
         let name = full_name(case);
