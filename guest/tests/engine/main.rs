@@ -11,6 +11,7 @@ mod growing;
 mod lab;
 mod placing;
 mod reading;
+mod repairing;
 mod writing;
 
 use libtest_mimic::{Arguments, Trial};
@@ -26,6 +27,7 @@ fn main() {
         .chain(writing::trials())
         .chain(placing::trials())
         .chain(checking::trials())
+        .chain(repairing::trials())
         .map(|(name, check)| {
             let trial = Trial::test(name, move || {
                 check();
