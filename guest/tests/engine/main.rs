@@ -9,6 +9,8 @@ mod growing;
 mod lab;
 mod placing;
 mod reading;
+mod shrink_cases;
+mod shrinking;
 mod writing;
 
 use libtest_mimic::{Arguments, Trial};
@@ -21,6 +23,7 @@ fn main() {
         .chain(flipping::trials())
         .chain(creating::trials())
         .chain(growing::trials())
+        .chain(shrinking::trials())
         .chain(writing::trials())
         .chain(placing::trials())
         .map(|(name, check)| {
