@@ -56,6 +56,21 @@ pub fn be64(buf: &[u8], at: usize) -> Result<u64, OutOfBounds> {
     array(buf, at).map(u64::from_be_bytes)
 }
 
+/// The little-endian 16-bit number at `at`.
+pub fn le16(buf: &[u8], at: usize) -> Result<u16, OutOfBounds> {
+    array(buf, at).map(u16::from_le_bytes)
+}
+
+/// The little-endian 32-bit number at `at`.
+pub fn le32(buf: &[u8], at: usize) -> Result<u32, OutOfBounds> {
+    array(buf, at).map(u32::from_le_bytes)
+}
+
+/// The little-endian 64-bit number at `at`.
+pub fn le64(buf: &[u8], at: usize) -> Result<u64, OutOfBounds> {
+    array(buf, at).map(u64::from_le_bytes)
+}
+
 /// Overwrites the bytes at `at`.
 pub fn put(buf: &mut [u8], at: usize, data: &[u8]) -> Result<(), OutOfBounds> {
     buf.get_mut(at..)
@@ -74,6 +89,21 @@ pub fn put_be64(buf: &mut [u8], at: usize, value: u64) -> Result<(), OutOfBounds
     put(buf, at, &value.to_be_bytes())
 }
 
+/// Writes a little-endian 16-bit number at `at`.
+pub fn put_le16(buf: &mut [u8], at: usize, value: u16) -> Result<(), OutOfBounds> {
+    put(buf, at, &value.to_le_bytes())
+}
+
+/// Writes a little-endian 32-bit number at `at`.
+pub fn put_le32(buf: &mut [u8], at: usize, value: u32) -> Result<(), OutOfBounds> {
+    put(buf, at, &value.to_le_bytes())
+}
+
+/// Writes a little-endian 64-bit number at `at`.
+pub fn put_le64(buf: &mut [u8], at: usize, value: u64) -> Result<(), OutOfBounds> {
+    put(buf, at, &value.to_le_bytes())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -84,6 +114,9 @@ mod tests {
         assert_eq!(be16(&buf, 1), Ok(0x0203));
         assert_eq!(be32(&buf, 0), Ok(0x0102_0304));
         assert_eq!(be64(&buf, 0), Ok(0x0102_0304_0506_0708));
+        assert_eq!(le16(&buf, 1), Ok(0x0302));
+        assert_eq!(le32(&buf, 0), Ok(0x0403_0201));
+        assert_eq!(le64(&buf, 0), Ok(0x0807_0605_0403_0201));
     }
 
     #[test]

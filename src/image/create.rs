@@ -1,14 +1,15 @@
 //! Making a new image: complete under its name, or not there at all.
 
-use super::check::{Commits, check};
+use super::change::limits;
 use super::error::{Error, ErrorKind, Fault, Operation};
 use super::execute::{Aborted, execute};
 use super::files::FileTable;
 use super::guest::{Guest, Serving, Stream};
+use super::home::Home;
 use super::lock::LockSet;
-use super::open::{Home, check_regular, fresh};
+use super::open::{check_regular, fresh};
+use super::plan_check::{Commits, check};
 use super::read::unexpected;
-use super::resize::limits;
 use crate::sandbox::Pool;
 use instar_guest::proto::{Create, PlanReply};
 use instar_guest::{Plan, Reply, Request};

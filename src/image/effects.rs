@@ -1,6 +1,7 @@
 //! The few effects that a plan and a guest's write can have on a file, as a
 //! trait: the real ones, and room for tests that record or fail them.
 
+use super::handles::{Handle, Handles};
 use instar_guest::FileNo;
 use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, fallocate};
@@ -45,28 +46,27 @@ pub trait Effects: Send + Sync {
 pub type WrapEffects = Arc<dyn Fn(Box<dyn Effects>) -> Box<dyn Effects> + Send + Sync>;
 
 /// The effects on real files, by file number.
-pub(crate) struct DiskEffects(pub Vec<Arc<File>>);
+pub(crate) struct DiskEffects(pub Handles);
 
 /// Chunk of what has to be written or copied through memory.
 const CHUNK: usize = 256 << 10;
 static ZEROES: [u8; CHUNK] = [0; CHUNK];
 
 impl DiskEffects {
-    fn file(&self, file: FileNo) -> io::Result<&File> {
-        let file = usize::try_from(file.0).ok().and_then(|i| self.0.get(i));
-        Ok(file.ok_or(Errno::EBADF)?)
+    fn file(&self, file: FileNo) -> io::Result<Arc<Handle>> {
+        Ok(self.0.get(file).ok_or(Errno::EBADF)?)
     }
 }
 
 impl Effects for DiskEffects {
     fn write(&self, file: FileNo, offset: u64, data: &[u8]) -> io::Result<()> {
-        self.file(file)?.write_all_at(data, offset)
+        self.file(file)?.file.write_all_at(data, offset)
     }
 
     /// What lies past the end only moves the end: it reads as zeroes then, and
     /// takes no disk space.
     fn zero(&self, file: FileNo, offset: u64, len: u64) -> io::Result<()> {
-        let file = self.file(file)?;
+        let file = &self.file(file)?.file;
         let (old, end) = (file.metadata()?.len(), offset + len);
         let inside = end.min(old).saturating_sub(offset);
         if inside > 0 {
@@ -79,7 +79,7 @@ impl Effects for DiskEffects {
     }
 
     fn copy(&self, file: FileNo, from: u64, to: u64, len: u64) -> io::Result<()> {
-        let file = self.file(file)?;
+        let file = &self.file(file)?.file;
         let mut buf = vec![0; CHUNK.min(len as usize)];
         let mut done = 0;
         while done < len {
@@ -93,11 +93,11 @@ impl Effects for DiskEffects {
 
     fn reserve(&self, file: FileNo, offset: u64, len: u64) -> io::Result<()> {
         let mode = FallocateFlags::FALLOC_FL_KEEP_SIZE;
-        allocate(self.file(file)?, mode, offset, len)
+        allocate(&self.file(file)?.file, mode, offset, len)
     }
 
     fn punch(&self, file: FileNo, offset: u64, len: u64) -> io::Result<()> {
-        let file = self.file(file)?;
+        let file = &self.file(file)?.file;
         let mode = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
         match allocate(file, mode, offset, len) {
             Err(error) if is_unsupported(&error) => write_zeroes(file, offset, len),
@@ -106,11 +106,11 @@ impl Effects for DiskEffects {
     }
 
     fn set_len(&self, file: FileNo, len: u64) -> io::Result<()> {
-        self.file(file)?.set_len(len)
+        self.file(file)?.file.set_len(len)
     }
 
     fn sync(&self, file: FileNo) -> io::Result<()> {
-        self.file(file)?.sync_data()
+        self.file(file)?.file.sync_data()
     }
 }
 
@@ -161,11 +161,13 @@ fn is_unsupported(error: &io::Error) -> bool {
 mod tests {
     use super::*;
 
-    fn disk(content: &[u8]) -> (DiskEffects, Arc<File>) {
+    fn disk(content: &[u8]) -> (DiskEffects, File) {
         let file = tempfile::tempfile().unwrap();
         file.write_all_at(content, 0).unwrap();
-        let file = Arc::new(file);
-        (DiskEffects(vec![Arc::clone(&file)]), file)
+        let handles = Handles::default();
+        let same = file.try_clone().unwrap();
+        handles.push(Arc::new(Handle::new(file, true, None).unwrap()));
+        (DiskEffects(handles), same)
     }
 
     fn content(file: &File) -> Vec<u8> {

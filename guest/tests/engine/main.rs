@@ -1,7 +1,9 @@
 //! The engine against qemu: images that qemu-img and qemu-io made are opened,
 //! mapped and read, and qemu-img says what the answer has to be.
 
+mod checking;
 mod creating;
+mod damages;
 mod disk;
 mod flipping;
 mod grow_cases;
@@ -26,6 +28,7 @@ fn main() {
         .chain(shrinking::trials())
         .chain(writing::trials())
         .chain(placing::trials())
+        .chain(checking::trials())
         .map(|(name, check)| {
             let trial = Trial::test(name, move || {
                 check();

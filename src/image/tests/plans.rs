@@ -1,6 +1,7 @@
 //! Plans that break a rule: each is refused for its own reason.
 
-use crate::image::check::{Commits, FileLimits, Limits, PlanError, check};
+use crate::image::plan_check::{Commits, FileLimits, Limits, check};
+use crate::image::plan_error::PlanError;
 use instar_guest::FileNo;
 use instar_guest::plan::{Plan, Purpose, Stage, Step};
 
@@ -49,7 +50,7 @@ fn steps(steps: &[Step]) -> Result<u64, PlanError> {
 /// The verdict on a commit stage of its own.
 fn commit(steps: &[Step]) -> Result<u64, PlanError> {
     let plan = plan(&[stage(Purpose::Commit, steps)]);
-    check(&plan, &limits(Commits::One))
+    check(&plan, &limits(Commits::Some))
 }
 
 #[test]
@@ -59,7 +60,7 @@ fn a_sound_plan_passes_and_its_bytes_are_counted() {
         stage(Purpose::Commit, &[write(0, 512)]),
         stage(Purpose::Release, &[write(512, 8)]),
     ]);
-    assert_eq!(check(&plan, &limits(Commits::One)), Ok(3 * 512 + 8));
+    assert_eq!(check(&plan, &limits(Commits::Some)), Ok(3 * 512 + 8));
 }
 
 #[test]
@@ -274,22 +275,38 @@ fn commits_come_exactly_where_they_are_expected() {
         let stages: Vec<Stage> = stages.iter().map(|&stage| stage.clone()).collect();
         check(&plan(&stages), &limits(commits)).map(|_| ())
     };
-    use Commits::{Last, None, One};
-    assert_eq!(verdict(None, &[&commit]), Err(PlanError::UnexpectedCommit));
-    assert_eq!(verdict(None, &[&other]), Ok(()));
-    assert_eq!(verdict(One, &[]), Ok(()));
-    assert_eq!(verdict(One, &[&other]), Err(PlanError::CommitMissing));
-    assert_eq!(verdict(One, &[&commit, &other]), Ok(()));
-    let twice = [&commit, &other, &commit];
-    for expected in [None, One, Last] {
-        assert_eq!(verdict(expected, &twice), Err(PlanError::SecondCommit));
+    let too_many = |count, most| Err(PlanError::Commits { count, most });
+    use Commits::{Any, Last, None, Some};
+    assert_eq!(verdict(None, &[&commit]), too_many(1, 0));
+    for expected in [None, Any] {
+        assert_eq!(verdict(expected, &[]), Ok(()));
+        assert_eq!(verdict(expected, &[&other]), Ok(()));
+    }
+    assert_eq!(verdict(Some, &[]), Ok(()));
+    assert_eq!(verdict(Some, &[&other]), Err(PlanError::CommitMissing));
+    for expected in [Any, Some] {
+        assert_eq!(verdict(expected, &[&commit, &other, &commit]), Ok(()));
+        assert_eq!(verdict(expected, &[&commit; 4]), Ok(()));
+        assert_eq!(verdict(expected, &[&commit; 5]), too_many(5, 4));
     }
     assert_eq!(verdict(Last, &[]), Err(PlanError::CommitMissing));
+    assert_eq!(verdict(Last, &[&commit, &commit]), too_many(2, 1));
     assert_eq!(
         verdict(Last, &[&commit, &other]),
         Err(PlanError::CommitNotLast)
     );
     assert_eq!(verdict(Last, &[&other, &commit]), Ok(()));
+}
+
+#[test]
+fn every_commit_has_the_shape_of_one() {
+    let sound = stage(Purpose::Commit, &[write(0, 8)]);
+    let wide = stage(Purpose::Commit, &[write(0, 513)]);
+    let (offset, len) = (0, 513);
+    assert_eq!(
+        check(&plan(&[sound, wide]), &limits(Commits::Any)),
+        Err(PlanError::CommitSpansSectors { offset, len })
+    );
 }
 
 #[test]

@@ -3,12 +3,14 @@
 //! For each epoch, on top of everything before it: none of its pieces, every
 //! single one, every prefix, all but one, each whole event alone and missing,
 //! and random subsets. Where an epoch sets a length, that happens before or
-//! after the writes. Long epochs are sampled; the seed is printed and can be
+//! after the writes. Names change in their order: one that is missing takes
+//! those after it along. Long epochs are sampled; the seed is printed and can be
 //! given again.
 
-use crate::disk::{Epoch, Event, Files};
-use crate::random::Random;
+use super::disk::{Epoch, Event, Files};
+use super::random::Random;
 use std::collections::{BTreeSet, HashSet};
+use std::ops::ControlFlow;
 
 /// Pieces of one epoch up to which every single, prefix and all-but-one is
 /// explored; longer epochs get this many of each, at random.
@@ -25,12 +27,13 @@ pub struct State {
     pub files: Files,
 }
 
-/// `count` different numbers below `bound`, in order; all if there are no more.
+/// `count` different numbers below `bound`, in order, the first and the last
+/// among them; all if there are no more.
 fn sample(random: &mut Random, bound: usize, count: usize) -> BTreeSet<usize> {
     if bound <= count {
         return (0..bound).collect();
     }
-    let mut picked = BTreeSet::new();
+    let mut picked = BTreeSet::from([0, bound - 1]);
     while picked.len() < count {
         picked.insert(random.below(bound));
     }
@@ -38,17 +41,31 @@ fn sample(random: &mut Random, bound: usize, count: usize) -> BTreeSet<usize> {
 }
 
 /// Every state to judge, each content once, the untouched and the finished one
-/// among them.
-pub fn states(start: &Files, epochs: &[Epoch], seed: u64, mut visit: impl FnMut(State)) {
-    let mut random = Random(seed);
+/// among them, until `visit` has seen enough.
+pub fn states(
+    start: &Files,
+    epochs: &[Epoch],
+    seed: u64,
+    mut visit: impl FnMut(State) -> ControlFlow<()>,
+) {
     let mut seen = HashSet::new();
-    let mut base = start.clone();
-    let mut emit = |cause: String, files: Files| {
-        if seen.insert(files.digest()) {
-            visit(State { cause, files });
-        }
+    let mut emit = |cause: String, files: Files| match seen.insert(files.digest()) {
+        true => visit(State { cause, files }),
+        false => ControlFlow::Continue(()),
     };
-    emit("nothing happened".into(), base.clone());
+    // That the visitor has seen enough is all that can be said about it here.
+    let _ = walk(start, epochs, seed, &mut emit);
+}
+
+fn walk(
+    start: &Files,
+    epochs: &[Epoch],
+    seed: u64,
+    emit: &mut impl FnMut(String, Files) -> ControlFlow<()>,
+) -> ControlFlow<()> {
+    let mut random = Random(seed);
+    let mut base = start.clone();
+    emit("nothing happened".into(), base.clone())?;
     for (number, epoch) in epochs.iter().enumerate() {
         let pieces: Vec<(usize, Event)> = epoch
             .iter()
@@ -58,14 +75,15 @@ pub fn states(start: &Files, epochs: &[Epoch], seed: u64, mut visit: impl FnMut(
         for subset in subsets(&pieces, epoch.len(), &mut random) {
             for (order, files) in orders(&base, &pieces, &subset) {
                 let cause = describe(number, &pieces, &subset, order);
-                emit(cause, files);
+                emit(cause, files)?;
             }
         }
         for event in epoch {
             base.apply(event);
         }
-        emit(format!("after epoch {number}"), base.clone());
+        emit(format!("after epoch {number}"), base.clone())?;
     }
+    ControlFlow::Continue(())
 }
 
 /// The subsets of an epoch's pieces to explore, as sorted indexes.
@@ -87,7 +105,22 @@ fn subsets(pieces: &[(usize, Event)], events: usize, random: &mut Random) -> BTr
         let share = [20, 50, 80][random.below(3)];
         subsets.insert((0..count).filter(|_| random.below(100) < share).collect());
     }
+    let names: Vec<usize> = (0..count).filter(|&at| pieces[at].1.names()).collect();
     subsets
+        .into_iter()
+        .map(|subset| names_in_order(subset, &names))
+        .collect()
+}
+
+/// The subset without the changes of names that come after a missing one.
+fn names_in_order(mut subset: Vec<usize>, names: &[usize]) -> Vec<usize> {
+    let missing = names
+        .iter()
+        .find(|name| subset.binary_search(name).is_err());
+    if let Some(missing) = missing {
+        subset.retain(|at| at <= missing || names.binary_search(at).is_err());
+    }
+    subset
 }
 
 /// A subset performed in program order, and with its set-lengths last and first.
@@ -112,8 +145,11 @@ fn orders(base: &Files, pieces: &[(usize, Event)], subset: &[usize]) -> Vec<(&'s
 
 fn describe(epoch: usize, pieces: &[(usize, Event)], subset: &[usize], order: &str) -> String {
     let name = |index: &usize| match &pieces[*index].1 {
-        Event::Write { file, offset, data } => format!("{}:{offset:#x}+{}", file.0, data.len()),
-        Event::SetLength { file, len } => format!("{}:length {len}", file.0),
+        Event::Write { file, offset, data } => format!("{file}:{offset:#x}+{}", data.len()),
+        Event::SetLength { file, len } => format!("{file}:length {len}"),
+        Event::Create { name, .. } => format!("create {name}"),
+        Event::Rename { from, to } => format!("rename {from} to {to}"),
+        Event::Unlink { name } => format!("unlink {name}"),
     };
     let (total, done) = (pieces.len(), subset.len());
     let missing = || (0..total).filter(|index| !subset.contains(index));
