@@ -12,6 +12,8 @@ mod lab;
 mod placing;
 mod reading;
 mod repairing;
+mod shrink_cases;
+mod shrinking;
 mod writing;
 
 use libtest_mimic::{Arguments, Trial};
@@ -24,6 +26,7 @@ fn main() {
         .chain(flipping::trials())
         .chain(creating::trials())
         .chain(growing::trials())
+        .chain(shrinking::trials())
         .chain(writing::trials())
         .chain(placing::trials())
         .chain(checking::trials())
