@@ -14,6 +14,9 @@ mod reading;
 mod repairing;
 mod shrink_cases;
 mod shrinking;
+mod vhd;
+mod vhd_create;
+mod vhd_lab;
 mod writing;
 
 use libtest_mimic::{Arguments, Trial};
@@ -31,6 +34,8 @@ fn main() {
         .chain(placing::trials())
         .chain(checking::trials())
         .chain(repairing::trials())
+        .chain(vhd::trials())
+        .chain(vhd_create::trials())
         .map(|(name, check)| {
             let trial = Trial::test(name, move || {
                 check();
