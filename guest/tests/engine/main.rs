@@ -17,6 +17,9 @@ mod shrinking;
 mod vhd;
 mod vhd_create;
 mod vhd_lab;
+mod vhdx;
+mod vhdx_grow;
+mod vhdx_lab;
 mod writing;
 
 use libtest_mimic::{Arguments, Trial};
@@ -36,6 +39,8 @@ fn main() {
         .chain(repairing::trials())
         .chain(vhd::trials())
         .chain(vhd_create::trials())
+        .chain(vhdx::trials())
+        .chain(vhdx_grow::trials())
         .map(|(name, check)| {
             let trial = Trial::test(name, move || {
                 check();
