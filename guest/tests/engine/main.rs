@@ -20,6 +20,8 @@ mod vhd_lab;
 mod vhdx;
 mod vhdx_grow;
 mod vhdx_lab;
+mod vmdk;
+mod vmdk_lab;
 mod writing;
 
 use libtest_mimic::{Arguments, Trial};
@@ -41,6 +43,7 @@ fn main() {
         .chain(vhd_create::trials())
         .chain(vhdx::trials())
         .chain(vhdx_grow::trials())
+        .chain(vmdk::trials())
         .map(|(name, check)| {
             let trial = Trial::test(name, move || {
                 check();
