@@ -11,6 +11,9 @@ mod growing;
 mod lab;
 mod placing;
 mod reading;
+mod repairing;
+mod shrink_cases;
+mod shrinking;
 mod vhd;
 mod vhd_create;
 mod vhd_lab;
@@ -32,9 +35,11 @@ fn main() {
         .chain(flipping::trials())
         .chain(creating::trials())
         .chain(growing::trials())
+        .chain(shrinking::trials())
         .chain(writing::trials())
         .chain(placing::trials())
         .chain(checking::trials())
+        .chain(repairing::trials())
         .chain(vhd::trials())
         .chain(vhd_create::trials())
         .chain(vhdx::trials())
