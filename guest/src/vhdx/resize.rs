@@ -6,7 +6,7 @@ use super::refuse::unsupported;
 use crate::engine::Host;
 use crate::error::{Failure, FailureKind};
 use crate::proto::PlanReply;
-use crate::resize::{Direction, Wish, cannot_shrink};
+use crate::resize::{Direction, Wish};
 use alloc::format;
 
 /// The refusal to resize an image that has a parent.
@@ -36,7 +36,7 @@ impl Vhdx {
         check_sectors(wish.size, self.metadata.geometry.sector)?;
         let plan = match wish.direction(self.metadata.size)? {
             Direction::Same => return Ok(PlanReply::default()),
-            Direction::Shrink => return Err(cannot_shrink("vhdx")),
+            Direction::Shrink => return Err(crate::disk::Disk::refuse(self, "cannot shrink yet")),
             Direction::Grow if wish.size > limit::MAX_SIZE => return Err(too_large()),
             Direction::Grow => self.plan_grow(host, wish)?,
         };

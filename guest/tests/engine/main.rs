@@ -22,7 +22,6 @@ mod vhdx_grow;
 mod vhdx_lab;
 mod vmdk;
 mod vmdk_lab;
-mod repairing;
 mod writing;
 
 use libtest_mimic::{Arguments, Trial};
@@ -45,7 +44,6 @@ fn main() {
         .chain(vhdx::trials())
         .chain(vhdx_grow::trials())
         .chain(vmdk::trials())
-        .chain(repairing::trials())
         .map(|(name, check)| {
             let trial = Trial::test(name, move || {
                 check();
