@@ -12,6 +12,7 @@ mod reading;
 mod vhdx;
 mod vhdx_grow;
 mod vhdx_lab;
+mod vhdx_shrink;
 mod writing;
 
 use libtest_mimic::{Arguments, Trial};
@@ -28,6 +29,7 @@ fn main() {
         .chain(placing::trials())
         .chain(vhdx::trials())
         .chain(vhdx_grow::trials())
+        .chain(vhdx_shrink::trials())
         .map(|(name, check)| {
             let trial = Trial::test(name, move || {
                 check();
