@@ -15,12 +15,12 @@ fn main() -> ExitCode {
         env_logger::Builder::from_env(choice).init();
     }
     match commands::run(cli) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code.into(),
         Err(error) => {
             if !error.is_closed_pipe() {
                 eprintln!("instar: {error}");
             }
-            ExitCode::FAILURE
+            error.exit_code().into()
         }
     }
 }

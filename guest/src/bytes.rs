@@ -89,6 +89,11 @@ pub fn put_be64(buf: &mut [u8], at: usize, value: u64) -> Result<(), OutOfBounds
     put(buf, at, &value.to_be_bytes())
 }
 
+/// Writes a little-endian 16-bit number at `at`.
+pub fn put_le16(buf: &mut [u8], at: usize, value: u16) -> Result<(), OutOfBounds> {
+    put(buf, at, &value.to_le_bytes())
+}
+
 /// Writes a little-endian 32-bit number at `at`.
 pub fn put_le32(buf: &mut [u8], at: usize, value: u32) -> Result<(), OutOfBounds> {
     put(buf, at, &value.to_le_bytes())

@@ -2,11 +2,12 @@
 //! accepts.
 
 /// What `instar mount -o` knows. With `-s` anything else is dropped.
-pub const KNOWN: [&str; 30] = [
+pub const KNOWN: [&str; 31] = [
     "ro",
     "allow_other",
     "preallocation",
     "nogrow",
+    "shrink",
     "rw_backing",
     "backing",
     "allow_path",

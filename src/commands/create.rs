@@ -74,21 +74,21 @@ pub fn run(args: &Args, global: &Global) -> Result<(), Error> {
         pool: &pool,
         global,
     };
-    let backing_size = match (&wanted.backing, args.backing_unsafe) {
-        (Some(named), false) => backing.size(named, &wanted, &file).map_err(refuse)?,
-        _ => None,
+    let below = match (&wanted.backing, args.backing_unsafe) {
+        (Some(named), false) => backing.look(named, &wanted, &file).map_err(refuse)?,
+        _ => Below::default(),
     };
     let size = wanted
         .size
-        .or(backing_size)
+        .or(below.size)
         .ok_or_else(|| refuse("Image creation needs a size parameter".to_owned()))?;
     let request = Create {
         format: wanted.format,
         size: size.checked_next_multiple_of(SECTOR).unwrap_or(size),
         options: wanted.options,
         backing: wanted.backing,
-        backing_size,
-        backing_identity: None,
+        backing_size: below.size,
+        backing_identity: below.identity,
     };
     let created = image::create(&pool, path, &request)?;
     created.warnings.iter().for_each(|warning| warn(warning));
@@ -162,8 +162,8 @@ fn new_format(name: &str) -> Result<Format, String> {
     format_named(name).map_err(|error| match error {
         FormatError::Unknown => format!("Unknown file format '{name}'"),
         FormatError::Unsupported => format!(
-            "this version does not make images of the format '{name}': make a qcow2 image and \
-             convert it with 'qemu-img convert'"
+            "images of the format '{name}' are not supported: make a qcow2 image and convert it \
+             with 'qemu-img convert'"
         ),
     })
 }
@@ -182,7 +182,7 @@ fn backing(
 ) -> Result<Option<NamedFile>, String> {
     match (name, backing_format) {
         (None, None) => Ok(None),
-        (Some(_), _) | (_, Some(_)) if format == Format::Raw => Err(format!(
+        (Some(_), _) | (_, Some(_)) if !has_backing(format) => Err(format!(
             "Backing file not supported for file format '{}'",
             format.name()
         )),
@@ -197,6 +197,20 @@ fn backing(
     }
 }
 
+/// Whether new images of a format can have a backing file.
+fn has_backing(format: Format) -> bool {
+    matches!(format, Format::Qcow2 | Format::Vmdk)
+}
+
+/// What is known of a backing image.
+#[derive(Default)]
+struct Below {
+    /// Size of its disk in bytes.
+    size: Option<u64>,
+    /// What tells it from others.
+    identity: Option<String>,
+}
+
 /// Looks at backing images.
 struct Backing<'a> {
     pool: &'a Arc<Pool>,
@@ -204,9 +218,9 @@ struct Backing<'a> {
 }
 
 impl Backing<'_> {
-    /// The size of the backing image's disk. With a size given, one that cannot
-    /// be opened is worth a warning only.
-    fn size(&self, named: &NamedFile, wanted: &Wanted, file: &str) -> Result<Option<u64>, String> {
+    /// The backing image. With a size given, one that cannot be opened is worth
+    /// a warning only.
+    fn look(&self, named: &NamedFile, wanted: &Wanted, file: &str) -> Result<Below, String> {
         let path = names::combine(file, &named.name);
         if Path::new(&path) == Path::new(file) {
             return Err(
@@ -218,7 +232,7 @@ impl Backing<'_> {
             Some(name) => Some(format_named(name).map_err(|error| match error {
                 FormatError::Unknown => format!("Unknown backing file format '{name}'"),
                 FormatError::Unsupported => {
-                    format!("this version does not read the backing format '{name}'")
+                    format!("The backing file format '{name}' is not supported")
                 }
             })?),
             None => None,
@@ -232,13 +246,16 @@ impl Backing<'_> {
                 "Backing file specified without backing format\nDetected format of {}.",
                 image.facts().format.name()
             )),
-            (Ok(image), _) => Ok(image.virtual_size().checked_next_multiple_of(SECTOR)),
+            (Ok(image), _) => Ok(Below {
+                size: image.virtual_size().checked_next_multiple_of(SECTOR),
+                identity: image.facts().identity.clone(),
+            }),
             (Err(error), Some(_)) => {
                 warn(&format!(
                     "Could not verify backing image. This may become an error in future \
                      versions.\n{error}"
                 ));
-                Ok(None)
+                Ok(Below::default())
             }
             (Err(error), None) => Err(format!("{error}\nCould not open backing image.")),
         }

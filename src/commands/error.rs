@@ -1,5 +1,7 @@
 //! Why a command failed, in qemu-img's words where qemu-img has them.
 
+use instar::compat::check::exit;
+use instar::compat::messages;
 use instar::image::{self, ErrorKind, Operation};
 use instar::sandbox::SandboxError;
 use std::fmt;
@@ -55,6 +57,14 @@ impl Error {
         move |source| Self::System { what, source }
     }
 
+    /// The exit code of the program.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Image(error) if has_no_checks(error) => exit::UNSUPPORTED,
+            _ => exit::FAILED,
+        }
+    }
+
     /// Whether only the reader of the output went away, which nobody wants to
     /// read about.
     pub fn is_closed_pipe(&self) -> bool {
@@ -108,6 +118,8 @@ fn write_open(f: &mut fmt::Formatter<'_>, file: &str, error: &image::Error) -> f
 fn write_image(f: &mut fmt::Formatter<'_>, error: &image::Error) -> fmt::Result {
     match error.operation() {
         Operation::Resize => f.write_str(error.message())?,
+        Operation::Check if has_no_checks(error) => f.write_str(error.message())?,
+        Operation::Check => write!(f, "{}: {}", messages::CHECK_FAILED, error.message())?,
         Operation::Create if is_bare(error) => {
             let path = error.path().display();
             write!(f, "{path}: Could not create '{path}': {}", error.message())?;
@@ -115,6 +127,11 @@ fn write_image(f: &mut fmt::Formatter<'_>, error: &image::Error) -> fmt::Result 
         _ => write!(f, "{error}")?,
     }
     write_hint(f, error)
+}
+
+/// Whether it is a check of what cannot be checked or repaired.
+fn has_no_checks(error: &image::Error) -> bool {
+    error.operation() == Operation::Check && error.kind() == ErrorKind::Unsupported
 }
 
 /// Whether the system refused the file itself, and not some step after it.

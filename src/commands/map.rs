@@ -1,12 +1,12 @@
 //! `instar map`.
 
-use super::{Elsewhere, Error, Global, OnDisk, Output, format_to_open};
+use super::look::Look;
+use super::{Error, Global, Output, on_disk};
 use instar::compat::map::{self, Entry, Joiner};
 use instar::compat::{messages, names, size};
-use instar::image::{Access, Image, OpenOptions, Segment, SegmentKind};
-use instar_guest::{Facts, Format};
+use instar::image::{Access, Image, Segment, SegmentKind};
+use instar_guest::{Facts, FileNo, Format};
 use std::io::{BufWriter, StdoutLock, Write as _};
-use std::path::PathBuf;
 
 /// The most segments that are asked for at once.
 const SEGMENTS: u64 = 1 << 18;
@@ -18,9 +18,6 @@ const SECTOR: u64 = 512;
 /// Arguments of `map`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Format of the image, instead of probing for it
-    #[arg(short, long, value_name = "FMT")]
-    format: Option<String>,
     /// Guest offset at which to begin
     #[arg(short, long, value_name = "OFFSET", default_value = "0")]
     #[arg(hide_default_value = true, allow_hyphen_values = true)]
@@ -28,17 +25,8 @@ pub struct Args {
     /// Number of bytes to show
     #[arg(short = 'l', long, value_name = "LENGTH", allow_hyphen_values = true)]
     max_length: Option<String>,
-    /// Read even an image that another process is writing
-    #[arg(short = 'U', long)]
-    force_share: bool,
-    /// How to show it
-    #[arg(long, value_enum, default_value_t)]
-    output: Output,
     #[command(flatten)]
-    elsewhere: Elsewhere,
-    /// Image file
-    #[arg(value_name = "FILE")]
-    file: PathBuf,
+    look: Look,
 }
 
 /// Runs `map`.
@@ -48,20 +36,11 @@ pub fn run(args: &Args, global: &Global) -> Result<(), Error> {
         Some(text) => number("max length", text)?,
         None => u64::MAX,
     };
-    args.elsewhere.refuse()?;
-    let file = args.file.to_string_lossy();
-    let format = format_to_open(args.format.as_deref(), &file)?;
-    let options = OpenOptions {
-        force_share: args.force_share,
-        ..global.opening(Access::Read, format)
-    };
-    let image = options
-        .open(&global.pool()?, &args.file)
-        .map_err(Error::opening(&args.file))?;
+    let image = args.look.open(Access::Read, global, |options| options)?;
     let size = image.virtual_size();
     let end = whole_sectors(size).min(start.saturating_add(max_length));
-    let layers = Layers::of(&image, &file)?;
-    let mut out = Out::new(args.output, &layers.files, start)?;
+    let layers = Layers::of(&image, &args.look.file())?;
+    let mut out = Out::new(args.look.output, &layers, start)?;
     show(&image, &layers, start, end, &mut out)?;
     out.end()
 }
@@ -75,14 +54,14 @@ struct Out<'a> {
 
 enum Form<'a> {
     Json(map::Json),
-    Table { files: &'a [String] },
+    Table { layers: &'a Layers },
 }
 
 impl<'a> Out<'a> {
-    fn new(output: Output, files: &'a [String], start: u64) -> Result<Self, Error> {
+    fn new(output: Output, layers: &'a Layers, start: u64) -> Result<Self, Error> {
         let form = match output {
             Output::Json => Form::Json(map::Json::default()),
-            Output::Human => Form::Table { files },
+            Output::Human => Form::Table { layers },
         };
         let mut out = Self {
             form,
@@ -102,20 +81,22 @@ impl<'a> Out<'a> {
     fn entry(&mut self, entry: &Entry) -> Result<(), Error> {
         let text = match &mut self.form {
             Form::Json(json) => json.entry(entry),
-            Form::Table { files } => match map::table_row(entry, files) {
-                Ok(row) => row,
-                Err(map::Unmappable) => {
-                    self.to.flush().map_err(Error::Output)?;
-                    return Err(Error::refused(messages::UNMAPPABLE));
+            Form::Table { layers } => {
+                match map::table_row(entry, |depth, file| layers.file(depth, file)) {
+                    Ok(row) => row,
+                    Err(map::Unmappable) => {
+                        self.to.flush().map_err(Error::Output)?;
+                        return Err(Error::refused(messages::UNMAPPABLE));
+                    }
                 }
-            },
+            }
         };
         self.write(&text)
     }
 
     fn end(mut self) -> Result<(), Error> {
-        if let Form::Json(json) = std::mem::replace(&mut self.form, Form::Table { files: &[] }) {
-            let end = json.end(self.start);
+        if let Form::Json(json) = &mut self.form {
+            let end = std::mem::take(json).end(self.start);
             self.write(&end)?;
         }
         self.to.flush().map_err(Error::Output)
@@ -132,18 +113,23 @@ fn number(what: &str, text: &str) -> Result<u64, Error> {
         .map_err(|error| Error::Refused(messages::bad_number(what, text, error)))
 }
 
-/// What `map` has to know of every layer of the backing chain.
-struct Layers {
-    /// The names of the files that hold the data.
+/// What `map` has to know of a layer of the backing chain.
+struct Layer {
+    /// The names of its files, by number.
     files: Vec<String>,
-    /// How a hole in the file below mapped data is shown.
-    holes: Vec<Hole>,
+    /// How a hole in a file below mapped data is shown.
+    hole: Hole,
     /// Whether what lies in the file is not what the disk holds.
-    encrypted: Vec<bool>,
+    encrypted: bool,
+    /// Where the disk ends. The rest of a last sector counts as a hole.
+    end: u64,
+}
+
+/// The layers, the image first.
+struct Layers {
+    all: Vec<Layer>,
     /// The longest range in bytes that has no more than [`SEGMENTS`].
     stride: u64,
-    /// Where each disk ends. The rest of a last sector counts as a hole.
-    ends: Vec<u64>,
 }
 
 /// How a hole in the file below mapped data is shown.
@@ -153,34 +139,32 @@ enum Hole {
     Zero,
     /// As data: nobody looks below the mapping.
     Data,
-    /// As data that reads as zeroes: the image was preallocated.
+    /// As data that reads as zeroes: the mapping is there, its space is not.
     ZeroData,
 }
 
 impl Layers {
     fn of(image: &Image, file: &str) -> Result<Self, Error> {
         let mut layers = Self {
-            files: Vec::new(),
-            holes: Vec::new(),
-            encrypted: Vec::new(),
-            ends: Vec::new(),
+            all: Vec::new(),
             stride: u64::MAX,
         };
         let mut file = file.to_owned();
         for image in std::iter::successors(Some(image), |image| image.backing()) {
             let facts = image.facts();
-            layers.files.push(match facts.files.first() {
-                Some(data) => names::combine(&file, &data.name),
-                None => file.clone(),
+            let named = facts.files.iter();
+            let named = named.map(|named| names::combine(&file, &named.name));
+            layers.all.push(Layer {
+                files: std::iter::once(file.clone()).chain(named).collect(),
+                hole: holes(image, &facts)?,
+                encrypted: facts.encrypted,
+                end: facts.virtual_size,
             });
-            layers.holes.push(holes(image, &facts)?);
-            let unit = match facts.format {
-                Format::Raw => BLOCK,
-                _ => facts.write_unit.max(SECTOR),
+            let unit = match facts.cluster_size {
+                Some(_) => facts.write_unit.max(SECTOR),
+                None => BLOCK,
             };
             layers.stride = layers.stride.min(unit.saturating_mul(SEGMENTS));
-            layers.encrypted.push(facts.encrypted);
-            layers.ends.push(facts.virtual_size);
             if let Some(backing) = &facts.backing {
                 file = names::combine(&file, backing.name());
             }
@@ -188,14 +172,24 @@ impl Layers {
         Ok(layers)
     }
 
+    /// The name of a file of a layer.
+    fn file(&self, depth: usize, file: FileNo) -> &str {
+        let number = usize::try_from(file.0).unwrap_or(usize::MAX);
+        let name = self
+            .all
+            .get(depth)
+            .and_then(|layer| layer.files.get(number));
+        name.map_or("", String::as_str)
+    }
+
     /// The layer that decides on a range that nobody holds: the lowest one that
     /// is long enough. A disk may end inside a sector, or inside the range:
     /// answers how much of it is decided by this layer, and what it says.
     fn absent(&self, offset: u64, depth: usize) -> Absent {
-        let covers = |&depth: &usize| whole_sectors(self.ends[depth]) > offset;
-        let last = depth.min(self.ends.len() - 1);
+        let covers = |&depth: &usize| whole_sectors(self.all[depth].end) > offset;
+        let last = depth.min(self.all.len() - 1);
         let depth = (0..=last).rfind(covers).unwrap_or(0);
-        let end = self.ends[depth];
+        let end = self.all[depth].end;
         Absent {
             depth,
             until: if offset < end {
@@ -221,13 +215,23 @@ fn whole_sectors(bytes: u64) -> u64 {
     bytes.checked_next_multiple_of(SECTOR).unwrap_or(bytes)
 }
 
-/// qemu looks below the mapping only where the file takes clearly less space
-/// than its clusters would: then their space was never allocated.
 fn holes(image: &Image, facts: &Facts) -> Result<Hole, Error> {
-    let Some(cluster) = facts.cluster_size.filter(|_| facts.format != Format::Raw) else {
-        return Ok(Hole::Zero);
+    Ok(match (facts.format, facts.cluster_size) {
+        (Format::Raw, _) => Hole::Zero,
+        (Format::Qcow2, Some(cluster)) => preallocated(image, cluster)?,
+        (Format::Qcow2, None) | (Format::Vhdx, _) => Hole::ZeroData,
+        // A disk in one piece, or allocated in units that are written whole.
+        (Format::Vmdk | Format::Vhd, None) => Hole::ZeroData,
+        (Format::Vmdk | Format::Vhd, Some(_)) => Hole::Data,
+    })
+}
+
+/// qemu looks below the mapping of qcow2 only where the file takes clearly less
+/// space than its clusters would: then their space was never allocated.
+fn preallocated(image: &Image, cluster: u64) -> Result<Hole, Error> {
+    let Some(on_disk) = on_disk(image)?.first().copied() else {
+        return Ok(Hole::Data);
     };
-    let on_disk = OnDisk::of(image)?;
     let clusters = on_disk.len.div_ceil(cluster);
     let allocated = on_disk.allocated / cluster;
     let threshold = (allocated * 10 / 9).max(allocated + 2);
@@ -282,7 +286,7 @@ fn push(entries: &mut Vec<Entry>, mut segment: Segment, layers: &Layers) {
             true => rest_of_sector(segment.offset, length, absent.depth),
             false => Entry {
                 present: false,
-                offset: None,
+                at: None,
                 ..rest_of_sector(segment.offset, length, absent.depth)
             },
         });
@@ -304,13 +308,14 @@ fn rest_of_sector(start: u64, length: u64, depth: usize) -> Entry {
         zero: true,
         data: false,
         compressed: false,
-        offset: Some(start),
+        at: Some((FileNo::IMAGE, start)),
     }
 }
 
 fn entry(segment: &Segment, layers: &Layers) -> Entry {
     let depth = usize::try_from(segment.depth).unwrap_or(usize::MAX);
-    let hole = layers.holes.get(depth).copied().unwrap_or(Hole::Data);
+    let layer = layers.all.get(depth);
+    let hole = layer.map_or(Hole::Data, |layer| layer.hole);
     let (present, zero, data) = match segment.kind {
         SegmentKind::Data | SegmentKind::Compressed => (true, false, true),
         SegmentKind::Zero => (true, true, false),
@@ -329,9 +334,8 @@ fn entry(segment: &Segment, layers: &Layers) -> Entry {
         zero,
         data,
         compressed: segment.kind == SegmentKind::Compressed,
-        offset: match layers.encrypted.get(depth) {
-            Some(true) => None,
-            _ => segment.at.map(|(_, offset)| offset),
-        },
+        at: segment
+            .at
+            .filter(|_| !layer.is_some_and(|layer| layer.encrypted)),
     }
 }

@@ -3,6 +3,7 @@
 //! A command turns its arguments into calls of the library and the results into
 //! the texts of [`instar::compat`]. It decides nothing about images itself.
 
+pub mod check;
 pub mod create;
 pub mod demo;
 pub mod doctor;
@@ -15,17 +16,19 @@ pub mod resize;
 pub mod umount;
 
 mod error;
+mod look;
+mod preallocation;
 mod usage;
 
 pub use error::Error;
 pub use usage::{parse, report};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use instar::compat::info::OnDisk;
 use instar::image::{Access, Image, OpenOptions};
 use instar::sandbox::{ChosenIsolation, Config, Isolation, Pool};
 use instar_guest::Format;
 use std::io::Write as _;
-use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -70,6 +73,8 @@ pub enum Command {
     Create(create::Args),
     /// Show what a disk image says about itself
     Info(info::Args),
+    /// Look for faults in a disk image, and repair them
+    Check(check::Args),
     /// Show where the data of a disk image lies
     Map(map::Args),
     /// Show the images of a directory as files that hold their disks
@@ -88,10 +93,11 @@ pub enum Command {
     Man(generate::ManArgs),
 }
 
-/// Runs a command.
-pub fn run(cli: Cli) -> Result<(), Error> {
+/// Runs a command; answers the exit code.
+pub fn run(cli: Cli) -> Result<u8, Error> {
     let global = &cli.global;
     match cli.command {
+        Command::Check(args) => return check::run(&args, global),
         Command::Resize(args) => resize::run(&args, global),
         Command::Create(args) => create::run(&args, global),
         Command::Info(args) => info::run(&args, global),
@@ -103,6 +109,7 @@ pub fn run(cli: Cli) -> Result<(), Error> {
         Command::Completions(args) => generate::completions(&args),
         Command::Man(args) => generate::man(&args),
     }
+    .map(|()| 0)
 }
 
 /// How results are shown.
@@ -166,7 +173,7 @@ impl Global {
     }
 }
 
-/// Formats that qemu-img has and this version of instar does not.
+/// Formats that qemu-img has and instar does not.
 const OTHER_FORMATS: [&str; 10] = [
     "bochs",
     "cloop",
@@ -206,34 +213,19 @@ pub fn format_to_open(name: Option<&str>, file: &str) -> Result<Option<Format>, 
             "Could not open '{file}': Unknown driver '{name}'"
         ))),
         Err(FormatError::Unsupported) => Err(Error::Refused(format!(
-            "Could not open '{file}': this version does not handle the format '{name}'; \
-             convert the image with 'qemu-img convert -O qcow2'"
+            "Could not open '{file}': images of the format '{name}' are not \
+             supported; convert the image with 'qemu-img convert -O qcow2'"
         ))),
     }
 }
 
-/// What the host's filesystem says about an image file, in bytes.
-#[derive(Clone, Copy, Debug)]
-pub struct OnDisk {
-    /// Length of the file.
-    pub len: u64,
-    /// Disk space that it takes.
-    pub allocated: u64,
-}
-
-impl OnDisk {
-    /// Asks for the image file itself, without the files that it names.
-    pub fn of(image: &Image) -> Result<Self, Error> {
-        let path = image.path();
-        let found = std::fs::metadata(path).map_err(Error::system(format!(
-            "Could not read the size of '{}'",
-            path.display()
-        )))?;
-        Ok(Self {
-            len: found.len(),
-            allocated: found.blocks() * 512,
-        })
-    }
+/// What the host's filesystem says about the open files of an image.
+pub fn on_disk(image: &Image) -> Result<Vec<OnDisk>, Error> {
+    let found = image.on_disk().map_err(Error::system(format!(
+        "Could not read the size of '{}'",
+        image.path().display()
+    )))?;
+    Ok(found.iter().map(OnDisk::from).collect())
 }
 
 /// A sandbox in words for people.

@@ -1,7 +1,7 @@
 //! `instar resize`.
 
+use super::preallocation::Mode;
 use super::{Elsewhere, Error, Global, Output, format_to_open, plan, say, warn};
-use clap::ValueEnum;
 use instar::compat::messages;
 use instar::compat::size::NewSize;
 use instar::image::{Access, Image, ResizeOptions};
@@ -46,31 +46,6 @@ pub struct Args {
     /// New size, or +SIZE or -SIZE to change it by so much
     #[arg(value_name = "[+|-]SIZE")]
     size: String,
-}
-
-/// Values of `--preallocation`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
-enum Mode {
-    /// Nothing
-    #[default]
-    Off,
-    /// The mapping
-    Metadata,
-    /// The mapping, and disk space
-    Falloc,
-    /// The mapping, and zeroes
-    Full,
-}
-
-impl From<Mode> for Preallocation {
-    fn from(mode: Mode) -> Self {
-        match mode {
-            Mode::Off => Self::Off,
-            Mode::Metadata => Self::Metadata,
-            Mode::Falloc => Self::Falloc,
-            Mode::Full => Self::Full,
-        }
-    }
 }
 
 /// Runs `resize`.
@@ -123,7 +98,7 @@ fn show_plan(args: &Args, image: &Image, size: u64, how: &ResizeOptions) -> Resu
     let reply = image.plan_resize(size, how)?;
     let shown = plan::Shown {
         file: &args.file.to_string_lossy(),
-        format: image.facts().format,
+        facts: &image.facts(),
         from: image.virtual_size(),
         to: size,
         reply: &reply,

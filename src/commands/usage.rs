@@ -106,7 +106,7 @@ fn in_qemus_words(error: &clap::Error, command: Option<&str>) -> Option<String> 
         (ErrorKind::MissingRequiredArgument, _) => {
             let missing = match command? {
                 "resize" => "Expecting image file name and size",
-                "info" | "map" => "Expecting one image file name",
+                "info" | "map" | "check" => "Expecting one image file name",
                 _ => return None,
             };
             Some(format!("instar: {missing}"))
@@ -127,7 +127,7 @@ fn in_qemus_words(error: &clap::Error, command: Option<&str>) -> Option<String> 
         (ErrorKind::UnknownArgument, Some(unknown)) => Some(match command? {
             "resize" => "instar: Extra argument(s) in command line".to_owned(),
             "create" => format!("instar: Unexpected argument: {unknown}"),
-            "info" | "map" => "instar: Expecting one image file name".to_owned(),
+            "info" | "map" | "check" => "instar: Expecting one image file name".to_owned(),
             _ => return None,
         }),
         (ErrorKind::InvalidValue, Some(argument)) if argument.starts_with("--output") => Some(
@@ -136,6 +136,9 @@ fn in_qemus_words(error: &clap::Error, command: Option<&str>) -> Option<String> 
         (ErrorKind::InvalidValue, Some(argument)) if argument.starts_with("--preallocation") => {
             Some(format!("instar: Invalid preallocation mode '{value}'"))
         }
+        (ErrorKind::InvalidValue, Some(argument)) if argument.starts_with("--repair") => Some(
+            format!("instar: --repair (-r) expects 'leaks' or 'all' not '{value}'"),
+        ),
         _ => None,
     }
 }

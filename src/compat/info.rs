@@ -6,23 +6,64 @@ use crate::image::printable_name;
 use instar_guest::facts::{Fact, FactValue, Facts, Snapshot};
 use serde_json::{Map, Value, json};
 use std::fmt::{self, Write as _};
+use std::fs::Metadata;
 use std::iter::Peekable;
+use std::os::unix::fs::MetadataExt;
 use std::slice::Iter;
+
+/// What the host's filesystem says about a file, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OnDisk {
+    /// Length of the file.
+    pub len: u64,
+    /// Disk space that it takes.
+    pub allocated: u64,
+}
+
+impl From<&Metadata> for OnDisk {
+    fn from(found: &Metadata) -> Self {
+        Self {
+            len: found.len(),
+            allocated: found.blocks() * 512,
+        }
+    }
+}
 
 /// One image of a backing chain, as `info` reports it.
 #[derive(Clone, Debug)]
 pub struct Layer<'a> {
     /// The name under which the user or the overlay knows it.
-    pub file: String,
-    /// What the image says.
-    pub facts: &'a Facts,
-    /// Length of the file in bytes.
-    pub file_len: u64,
-    /// Disk space that the file takes, in bytes.
-    pub allocated: u64,
+    file: String,
+    facts: &'a Facts,
+    /// The image file.
+    image: OnDisk,
+    /// The other open files, with their names as seen from where the user is.
+    parts: Vec<(String, OnDisk)>,
 }
 
-impl Layer<'_> {
+impl<'a> Layer<'a> {
+    /// The image that the user or the overlay knows as `file`. `on_disk` are
+    /// its open files in the order of their numbers.
+    pub fn new(file: String, facts: &'a Facts, on_disk: &[OnDisk]) -> Self {
+        let nothing = OnDisk {
+            len: 0,
+            allocated: 0,
+        };
+        let (image, others) = match on_disk {
+            [image, others @ ..] => (*image, others),
+            [] => (nothing, &[][..]),
+        };
+        let names = facts.files.iter();
+        let names = names.map(|named| names::combine(&file, &named.name));
+        let parts = names.zip(others.iter().copied()).collect();
+        Self {
+            file,
+            facts,
+            image,
+            parts,
+        }
+    }
+
     /// The name of the backing file as seen from where this image is.
     pub fn backing_file(&self) -> Option<String> {
         let backing = self.facts.backing.as_ref()?;
@@ -31,6 +72,37 @@ impl Layer<'_> {
 
     fn virtual_size(&self) -> u64 {
         whole_sectors(self.facts.virtual_size)
+    }
+
+    fn allocated(&self) -> u64 {
+        let parts = self.parts.iter().map(|(_, part)| part.allocated);
+        parts.fold(self.image.allocated, u64::saturating_add)
+    }
+
+    /// The nodes below the format: the files, the last extent first.
+    fn nodes(&self) -> impl Iterator<Item = (String, &str, OnDisk)> {
+        let parts = self.parts.iter().enumerate().rev();
+        let parts = parts.map(|(number, (name, part))| {
+            let node = format!("extents.{number}");
+            (node, name.as_str(), *part)
+        });
+        parts.chain([("file".to_owned(), self.file.as_str(), self.image)])
+    }
+
+    /// The format's own facts. An image names its files as seen from its own
+    /// place, and itself not at all.
+    fn specific(&self) -> Map<String, Value> {
+        let mut specific = members(&mut self.facts.specific.iter().peekable(), 0);
+        let extents = specific.get_mut("extents").and_then(Value::as_array_mut);
+        for extent in extents.into_iter().flatten() {
+            if let Some(Value::String(name)) = extent.get_mut("filename") {
+                *name = match name.as_str() {
+                    "" => self.file.clone(),
+                    named => names::combine(&self.file, named),
+                };
+            }
+        }
+        specific
     }
 }
 
@@ -53,7 +125,7 @@ pub fn chain_to_json(layers: &[Layer<'_>]) -> String {
 fn layer_json(layer: &Layer<'_>) -> Value {
     let facts = layer.facts;
     let backing = facts.backing.as_ref();
-    let specific = members(&mut facts.specific.iter().peekable(), 0);
+    let specific = layer.specific();
     let snapshots: Vec<Value> = facts.snapshots.iter().map(snapshot_json).collect();
     let mut all = Map::new();
     let mut put = |key: &str, value: Option<Value>| {
@@ -61,7 +133,7 @@ fn layer_json(layer: &Layer<'_>) -> Value {
             all.insert(key.to_owned(), value);
         }
     };
-    put("children", Some(json!([file_json(layer)])));
+    put("children", Some(layer.nodes().map(node_json).collect()));
     put(
         "backing-filename-format",
         backing.and_then(|backing| backing.format.clone().map(Value::from)),
@@ -74,7 +146,7 @@ fn layer_json(layer: &Layer<'_>) -> Value {
     put("filename", Some(layer.file.as_str().into()));
     put("cluster-size", facts.cluster_size.map(Value::from));
     put("format", Some(facts.format.name().into()));
-    put("actual-size", Some(layer.allocated.into()));
+    put("actual-size", Some(layer.allocated().into()));
     put(
         "format-specific",
         (!specific.is_empty())
@@ -93,16 +165,16 @@ fn layer_json(layer: &Layer<'_>) -> Value {
     Value::Object(all)
 }
 
-/// The node below the format: the file itself.
-fn file_json(layer: &Layer<'_>) -> Value {
+/// A node below the format: a file.
+fn node_json((node, file, on_disk): (String, &str, OnDisk)) -> Value {
     json!({
-        "name": "file",
+        "name": node,
         "info": {
             "children": [],
-            "virtual-size": whole_sectors(layer.file_len),
-            "filename": layer.file,
+            "virtual-size": whole_sectors(on_disk.len),
+            "filename": file,
             "format": "file",
-            "actual-size": layer.allocated,
+            "actual-size": on_disk.allocated,
             "format-specific": {"type": "file", "data": {}},
             "dirty-flag": false
         }
@@ -184,7 +256,7 @@ fn write_layer(out: &mut String, layer: &Layer<'_>) -> fmt::Result {
     writeln!(out, "image: {}", layer.file)?;
     writeln!(out, "file format: {}", facts.format.name())?;
     writeln!(out, "virtual size: {} ({size} bytes)", Human(size))?;
-    writeln!(out, "disk size: {}", Human(layer.allocated))?;
+    writeln!(out, "disk size: {}", Human(layer.allocated()))?;
     if facts.encrypted {
         writeln!(out, "encrypted: yes")?;
     }
@@ -198,12 +270,12 @@ fn write_layer(out: &mut String, layer: &Layer<'_>) -> fmt::Result {
     if !facts.snapshots.is_empty() {
         write_snapshots(out, &facts.snapshots)?;
     }
-    let specific = members(&mut facts.specific.iter().peekable(), 0);
+    let specific = layer.specific();
     if !specific.is_empty() {
         writeln!(out, "Format specific information:")?;
         write_members(out, &specific, 1)?;
     }
-    write_file(out, layer)
+    layer.nodes().try_for_each(|node| write_node(out, node))
 }
 
 fn write_backing(out: &mut String, layer: &Layer<'_>) -> fmt::Result {
@@ -223,13 +295,13 @@ fn write_backing(out: &mut String, layer: &Layer<'_>) -> fmt::Result {
     }
 }
 
-fn write_file(out: &mut String, layer: &Layer<'_>) -> fmt::Result {
-    let len = whole_sectors(layer.file_len);
-    writeln!(out, "Child node '/file':")?;
-    writeln!(out, "    filename: {}", layer.file)?;
+fn write_node(out: &mut String, (node, file, on_disk): (String, &str, OnDisk)) -> fmt::Result {
+    let len = whole_sectors(on_disk.len);
+    writeln!(out, "Child node '/{node}':")?;
+    writeln!(out, "    filename: {file}")?;
     writeln!(out, "    protocol type: file")?;
     writeln!(out, "    file length: {} ({len} bytes)", Human(len))?;
-    writeln!(out, "    disk size: {}", Human(layer.allocated))
+    writeln!(out, "    disk size: {}", Human(on_disk.allocated))
 }
 
 fn write_snapshots(out: &mut String, snapshots: &[Snapshot]) -> fmt::Result {
@@ -307,6 +379,8 @@ fn write_line(out: &mut String, label: &str, value: &Value, level: usize) -> fmt
 #[cfg(test)]
 mod tests {
     use super::*;
+    use instar_guest::Format;
+    use instar_guest::facts::NamedFile;
 
     fn fact(depth: u8, key: &str, value: FactValue) -> Fact {
         Fact {
@@ -365,6 +439,73 @@ mod tests {
 
     fn deep(key: &str) -> Fact {
         fact(3, key, FactValue::Bool(false))
+    }
+
+    #[test]
+    fn an_image_of_several_files_lists_them_with_their_sizes() {
+        let named = |name: &str| NamedFile {
+            name: name.to_owned(),
+            format: None,
+        };
+        let facts = Facts {
+            format: Format::Vmdk,
+            probed: true,
+            virtual_size: 1 << 20,
+            cluster_size: None,
+            write_unit: 1,
+            size_unit: 512,
+            backing: None,
+            identity: None,
+            files: vec![named("d-f001.vmdk"), named("/abs/d-f002.vmdk")],
+            files_first: true,
+            encrypted: false,
+            dirty: false,
+            corrupt: false,
+            unsettled: None,
+            no_write: None,
+            no_resize: None,
+            snapshots: vec![],
+            specific: vec![
+                fact(0, "extents", FactValue::List),
+                fact(1, "", FactValue::Object),
+                fact(2, "filename", FactValue::Text("d-f001.vmdk".to_owned())),
+                fact(1, "", FactValue::Object),
+                fact(2, "filename", FactValue::Text(String::new())),
+            ],
+        };
+        let on_disk = [400, 4096, 8192].map(|len| OnDisk {
+            len,
+            allocated: 4096,
+        });
+        let layer = Layer::new("sub/d.vmdk".to_owned(), &facts, &on_disk);
+        assert_eq!(
+            human(&[layer]),
+            "image: sub/d.vmdk\n\
+             file format: vmdk\n\
+             virtual size: 1 MiB (1048576 bytes)\n\
+             disk size: 12 KiB\n\
+             Format specific information:\n    \
+                 extents:\n        \
+                     [0]:\n            \
+                         filename: sub/d-f001.vmdk\n        \
+                     [1]:\n            \
+                         filename: sub/d.vmdk\n\
+             Child node '/extents.1':\n    \
+                 filename: /abs/d-f002.vmdk\n    \
+                 protocol type: file\n    \
+                 file length: 8 KiB (8192 bytes)\n    \
+                 disk size: 4 KiB\n\
+             Child node '/extents.0':\n    \
+                 filename: sub/d-f001.vmdk\n    \
+                 protocol type: file\n    \
+                 file length: 4 KiB (4096 bytes)\n    \
+                 disk size: 4 KiB\n\
+             Child node '/file':\n    \
+                 filename: sub/d.vmdk\n    \
+                 protocol type: file\n    \
+                 file length: 512 B (512 bytes)\n    \
+                 disk size: 4 KiB\n"
+        );
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! What `map` prints.
 
+use instar_guest::FileNo;
+
 /// A guest range as `map` reports it. Offsets and lengths are bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Entry {
@@ -17,8 +19,9 @@ pub struct Entry {
     pub data: bool,
     /// Whether that data is compressed.
     pub compressed: bool,
-    /// Where the data, or the place reserved for it, begins in the file.
-    pub offset: Option<u64>,
+    /// The file of that layer, and where in it the data, or the place reserved
+    /// for it, begins.
+    pub at: Option<(FileNo, u64)>,
 }
 
 impl Entry {
@@ -33,8 +36,10 @@ impl Entry {
                 entry.compressed,
             )
         };
-        let places_continue = match (self.offset, next.offset) {
-            (Some(this), Some(next)) => this.checked_add(self.length) == Some(next),
+        let places_continue = match (self.at, next.at) {
+            (Some((this_file, this)), Some((next_file, next))) => {
+                this_file == next_file && this.checked_add(self.length) == Some(next)
+            }
             (None, None) => true,
             _ => false,
         };
@@ -92,7 +97,7 @@ impl Json {
                 zero: false,
                 data: false,
                 compressed: false,
-                offset: None,
+                at: None,
             }),
             _ => String::new(),
         };
@@ -101,8 +106,8 @@ impl Json {
 }
 
 fn json_line(entry: &Entry) -> String {
-    let offset = match entry.offset {
-        Some(offset) => format!(", \"offset\": {offset}"),
+    let offset = match entry.at {
+        Some((_, offset)) => format!(", \"offset\": {offset}"),
         None => String::new(),
     };
     format!(
@@ -128,18 +133,20 @@ pub fn header() -> String {
 pub struct Unmappable;
 
 /// The line of the table for an entry: none where it is known to be zero.
-/// `files[depth]` is the file that holds it.
-pub fn table_row(entry: &Entry, files: &[String]) -> Result<String, Unmappable> {
+/// `name` is the name of a file of a layer.
+pub fn table_row<'a>(
+    entry: &Entry,
+    name: impl Fn(usize, FileNo) -> &'a str,
+) -> Result<String, Unmappable> {
     if entry.zero || !entry.data {
         return Ok(String::new());
     }
-    let offset = entry.offset.ok_or(Unmappable)?;
-    let file = files.get(entry.depth).map_or("", String::as_str);
+    let (file, offset) = entry.at.ok_or(Unmappable)?;
     Ok(row(
         &hex(entry.start),
         &hex(entry.length),
         &hex(offset),
-        file,
+        name(entry.depth, file),
     ))
 }
 
@@ -159,6 +166,8 @@ fn hex(number: u64) -> String {
 mod tests {
     use super::*;
 
+    const OTHER: FileNo = FileNo(1);
+
     fn data(start: u64, length: u64, offset: Option<u64>) -> Entry {
         Entry {
             start,
@@ -168,7 +177,7 @@ mod tests {
             zero: false,
             data: true,
             compressed: offset.is_none(),
-            offset,
+            at: offset.map(|offset| (FileNo::IMAGE, offset)),
         }
     }
 
@@ -190,6 +199,11 @@ mod tests {
             data(20, 10, Some(200)),
             hole(30, 5),
             hole(35, 5),
+            data(40, 10, Some(300)),
+            Entry {
+                at: Some((OTHER, 310)),
+                ..data(50, 10, None)
+            },
         ];
         let mut joiner = Joiner::default();
         let mut joined: Vec<Entry> = entries
@@ -202,7 +216,12 @@ mod tests {
             [
                 data(0, 20, Some(100)),
                 data(20, 10, Some(200)),
-                hole(30, 10)
+                hole(30, 10),
+                data(40, 10, Some(300)),
+                Entry {
+                    at: Some((OTHER, 310)),
+                    ..data(50, 10, None)
+                },
             ]
         );
     }
@@ -231,16 +250,28 @@ mod tests {
 
     #[test]
     fn the_table_shows_data_that_has_a_place() {
-        let files = ["a.qcow2".to_owned()];
+        let name = |depth, file| match (depth, file) {
+            (0, FileNo::IMAGE) => "a.vmdk",
+            (0, OTHER) => "a-s001.vmdk",
+            _ => "",
+        };
         assert_eq!(
             header(),
             "Offset          Length          Mapped to       File\n"
         );
         assert_eq!(
-            table_row(&data(0x10000, 0x20000, Some(0)), &files),
-            Ok("0x10000         0x20000         0               a.qcow2\n".to_owned())
+            table_row(&data(0x10000, 0x20000, Some(0)), name),
+            Ok("0x10000         0x20000         0               a.vmdk\n".to_owned())
         );
-        assert_eq!(table_row(&hole(0, 0x10000), &files), Ok(String::new()));
-        assert_eq!(table_row(&data(0, 512, None), &files), Err(Unmappable));
+        let other = Entry {
+            at: Some((OTHER, 512)),
+            ..data(512, 512, Some(0))
+        };
+        assert_eq!(
+            table_row(&other, name),
+            Ok("0x200           0x200           0x200           a-s001.vmdk\n".to_owned())
+        );
+        assert_eq!(table_row(&hole(0, 0x10000), name), Ok(String::new()));
+        assert_eq!(table_row(&data(0, 512, None), name), Err(Unmappable));
     }
 }

@@ -15,6 +15,8 @@ pub const SHRINK_WARNING: &str = "Shrinking an image will delete all data beyond
 pub const PREALLOCATION_GROWS: &str = "Preallocation can only be used for growing images";
 /// A size of zero or below, or above what is possible.
 pub const SIZE_NOT_POSITIVE: &str = "New image size must be positive";
+/// A check that could not look at everything.
+pub const CHECK_FAILED: &str = "Check failed";
 /// `map` for people met data that has no place in a file.
 pub const UNMAPPABLE: &str = "File contains external, encrypted or compressed clusters.";
 

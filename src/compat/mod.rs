@@ -1,10 +1,11 @@
 //! What makes instar's command line read like qemu-img's: the size grammar,
-//! human sizes, the JSON layout, the texts of `info` and `map`, option lists and
+//! human sizes, the JSON layout, the texts of `info`, `check` and `map`, option lists and
 //! messages.
 //!
 //! Pure functions over plain data, measured against qemu-img 10.0. Nothing here
 //! opens a file, and nothing here knows how a format lays out its bytes.
 
+pub mod check;
 pub mod info;
 pub mod json;
 mod localtime;

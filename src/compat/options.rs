@@ -42,42 +42,109 @@ pub fn wants_help(options: &[(String, String)]) -> bool {
     options.iter().any(|(key, _)| key == "help" || key == "?")
 }
 
+/// An option as the list shows it: its name with the kind of value, and what it
+/// means.
+type Listed = (&'static str, &'static str);
+
+const SIZE: Listed = ("size=<size>", "Size of the disk");
+const BACKING_FILE: Listed = (
+    "backing_file=<str>",
+    "Image that holds what this one does not",
+);
+
+const RAW: &[Listed] = &[
+    (
+        "preallocation=<str>",
+        "What is allocated at once: off, falloc, full",
+    ),
+    SIZE,
+];
+
+const QCOW2: &[Listed] = &[
+    BACKING_FILE,
+    ("backing_fmt=<str>", "Format of that image"),
+    ("cluster_size=<size>", "Unit of allocation: 512 to 2M"),
+    ("compat=<str>", "Version of the format: v2 (0.10), v3 (1.1)"),
+    (
+        "compression_type=<str>",
+        "How clusters are compressed: zlib, zstd",
+    ),
+    ("data_file=<str>", "File of its own for the data"),
+    (
+        "data_file_raw=<bool (on/off)>",
+        "Keep that file a raw image of the disk",
+    ),
+    (
+        "extended_l2=<bool (on/off)>",
+        "Allocate in 32nds of a cluster",
+    ),
+    (
+        "lazy_refcounts=<bool (on/off)>",
+        "Bring reference counts up to date later",
+    ),
+    (
+        "preallocation=<str>",
+        "What is allocated at once: off, metadata, falloc, full",
+    ),
+    ("refcount_bits=<num>", "Width of a reference count: 1 to 64"),
+    SIZE,
+];
+
+const VMDK: &[Listed] = &[
+    (
+        "adapter_type=<str>",
+        "Disk controller: ide, buslogic, lsilogic, legacyESX",
+    ),
+    BACKING_FILE,
+    ("backing_fmt=<str>", "Format of that image: vmdk"),
+    (
+        "compat6=<bool (on/off)>",
+        "Hardware version 6; not together with hwversion",
+    ),
+    ("hwversion=<str>", "Virtual hardware version"),
+    SIZE,
+    (
+        "subformat=<str>",
+        "monolithicSparse, monolithicFlat, twoGbMaxExtentSparse, twoGbMaxExtentFlat",
+    ),
+    ("toolsversion=<str>", "Version of the guest's VMware Tools"),
+    (
+        "zeroed_grain=<bool (on/off)>",
+        "Note grains that are zero without storing them",
+    ),
+];
+
+const VHD: &[Listed] = &[
+    (
+        "force_size=<bool (on/off)>",
+        "Exactly this size, not the next one with a CHS geometry",
+    ),
+    SIZE,
+    ("subformat=<str>", "dynamic, fixed"),
+];
+
+const VHDX: &[Listed] = &[
+    (
+        "block_size=<size>",
+        "Unit of allocation: 1M to 256M, 0 for one that suits the size",
+    ),
+    (
+        "block_state_zero=<bool (on/off)>",
+        "Blocks without data are marked as zero",
+    ),
+    ("log_size=<size>", "Length of the log, a multiple of 1M"),
+    SIZE,
+    ("subformat=<str>", "dynamic, fixed"),
+];
+
 /// The list of a format's options.
 pub fn help(format: Format) -> String {
-    const SIZE: (&str, &str) = ("size=<size>", "Size of the disk");
-    let options: &[(&str, &str)] = match format {
-        Format::Raw => &[
-            (
-                "preallocation=<str>",
-                "What is allocated at once: off, falloc",
-            ),
-            SIZE,
-        ],
-        Format::Qcow2 => &[
-            (
-                "backing_file=<str>",
-                "Image that holds what this one does not",
-            ),
-            ("backing_fmt=<str>", "Format of that image"),
-            ("cluster_size=<size>", "Unit of allocation: 512 to 2M"),
-            ("compat=<str>", "Version of the format: v2 (0.10), v3 (1.1)"),
-            (
-                "compression_type=<str>",
-                "How clusters are compressed: zlib, zstd",
-            ),
-            ("extended_l2=<bool>", "Allocate in 32nds of a cluster"),
-            (
-                "lazy_refcounts=<bool>",
-                "Bring reference counts up to date later",
-            ),
-            (
-                "preallocation=<str>",
-                "What is allocated at once: off, falloc",
-            ),
-            ("refcount_bits=<num>", "Width of a reference count: 1 to 64"),
-            SIZE,
-        ],
-        Format::Vmdk | Format::Vhd | Format::Vhdx => &[SIZE],
+    let options = match format {
+        Format::Raw => RAW,
+        Format::Qcow2 => QCOW2,
+        Format::Vmdk => VMDK,
+        Format::Vhd => VHD,
+        Format::Vhdx => VHDX,
     };
     let mut text = format!("Supported {} options:\n", format.name());
     for (option, meaning) in options {

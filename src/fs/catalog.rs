@@ -3,7 +3,7 @@
 
 use super::disk::{At, Library, Portrait};
 use super::error::{Error, Result};
-use super::names::FormatRules;
+use super::names::{FormatRules, is_replacement, may_be_a_part};
 use super::source::{FileId, Kind, Source, Stat, Time};
 use super::sync::lock;
 use crate::image::NameRule;
@@ -55,8 +55,15 @@ struct Naming {
     files: Vec<String>,
 }
 
-/// Done once; who comes second waits for the first.
-type Survey = Arc<OnceLock<()>>;
+/// A look at all images of a directory. Done once; who comes second waits for
+/// the first.
+struct Survey {
+    /// The directory as it was before.
+    of: Stamp,
+    /// Whether its time stamps tell every change since.
+    lasts: bool,
+    done: OnceLock<()>,
+}
 
 /// See the module.
 pub struct Catalog {
@@ -65,7 +72,7 @@ pub struct Catalog {
     faces: Mutex<HashMap<Look, (Stamp, Face)>>,
     namings: Mutex<HashMap<FileId, Naming>>,
     /// Directories whose images have been asked for the names they hold.
-    surveyed: Mutex<HashMap<(PathBuf, FileId), Survey>>,
+    surveys: Mutex<HashMap<(PathBuf, FileId), Arc<Survey>>>,
 }
 
 impl Catalog {
@@ -76,7 +83,7 @@ impl Catalog {
             library,
             faces: Mutex::default(),
             namings: Mutex::default(),
-            surveyed: Mutex::default(),
+            surveys: Mutex::default(),
         }
     }
 
@@ -96,22 +103,34 @@ impl Catalog {
 
     /// What a regular file is.
     pub fn face(&self, source: &Source, path: &Path, stat: &Stat) -> Face {
-        let face = match self.formats.rule_for(path) {
-            NameRule::Raw => {
-                self.survey_siblings(source, path);
-                Face::Image(raw_portrait(stat))
-            }
+        if is_replacement(path) {
+            return Face::Hidden;
+        }
+        let rule = self.formats.rule_for(path);
+        if may_be_a_part(rule) {
+            self.survey_siblings(source, path);
+        }
+        let face = match rule {
+            NameRule::Raw => Face::Image(raw_portrait(stat)),
             NameRule::Unsupported(format) => Face::Unusable(Error::new(
                 Errno::EIO,
-                format!("{format} images are not supported yet: use a copy in qcow2 or raw"),
+                format!("{format} images are not supported: use a copy in qcow2 or raw"),
             )),
             NameRule::Must(format) => self.described(source, path, stat, Some(format)),
             NameRule::Probe => self.described(source, path, stat, None),
         };
-        if matches!(face, Face::Image(_)) && self.is_data_file(source, stat.id) {
+        if face != Face::Hidden && self.is_part(source, stat.id) {
             return Face::Hidden;
         }
         face
+    }
+
+    /// Disk space of the other files that an image names for its parts, in
+    /// blocks of 512 bytes.
+    pub fn blocks_of_parts(&self, source: &Source, path: &Path, portrait: &Portrait) -> u64 {
+        let files = portrait.files.iter();
+        let found = files.filter_map(|file| source.resolve(path, &file.name));
+        found.fold(0, |sum, part| part.blocks.saturating_add(sum))
     }
 
     /// Whether another image of the tree names the file as its backing image.
@@ -130,6 +149,9 @@ impl Catalog {
         let mut subdirectories = Vec::new();
         for entry in source.list(directory).unwrap_or_default() {
             let path = directory.join(&entry.name);
+            if is_replacement(&path) {
+                continue;
+            }
             let format = match (entry.kind, self.formats.rule_for(&path)) {
                 (Kind::Directory, _) => {
                     subdirectories.push(path);
@@ -146,28 +168,39 @@ impl Catalog {
         subdirectories
     }
 
-    /// The first time that a raw file of a directory is looked at, its
-    /// neighbours are asked whether it is the data file of one.
+    /// Before a file is shown that may be a part of an image, its neighbours are
+    /// asked whether it is: once, until something in the directory changes.
     fn survey_siblings(&self, source: &Source, path: &Path) {
         let directory = path.parent().unwrap_or(Path::new(""));
         let Ok(stat) = source.stat(directory) else {
             return;
         };
-        let done = {
-            let mut surveyed = lock(&self.surveyed);
-            if surveyed.len() >= REMEMBERED {
-                surveyed.clear();
+        let key = (directory.to_path_buf(), stat.id);
+        let survey = {
+            let mut surveys = lock(&self.surveys);
+            if surveys.len() >= REMEMBERED {
+                surveys.clear();
             }
-            let key = (directory.to_path_buf(), stat.id);
-            Arc::clone(surveyed.entry(key).or_default())
+            match surveys.get(&key) {
+                Some(survey) if survey.of == Stamp::of(&stat) && survey.lasts => Arc::clone(survey),
+                _ => {
+                    let survey = Arc::new(Survey {
+                        of: Stamp::of(&stat),
+                        lasts: settled(&stat),
+                        done: OnceLock::new(),
+                    });
+                    surveys.insert(key, Arc::clone(&survey));
+                    survey
+                }
+            }
         };
         // Whoever comes second waits: until then the answer is not known.
-        done.get_or_init(|| {
+        survey.done.get_or_init(|| {
             self.survey(source, directory);
         });
     }
 
-    fn is_data_file(&self, source: &Source, file: FileId) -> bool {
+    fn is_part(&self, source: &Source, file: FileId) -> bool {
         self.named(source, file, OTHERS_READ | OTHERS_WRITE, |naming| {
             &naming.files
         })

@@ -33,10 +33,16 @@ impl Filesystem {
     pub fn read(&self, handle: u64, offset: u64, buf: &mut [u8]) -> Result<usize> {
         let handle = self.handle(handle)?;
         handle.read(self.context(), |disk| {
-            let left = disk.virtual_size().saturating_sub(offset);
-            let len = usize::try_from(left).unwrap_or(usize::MAX).min(buf.len());
-            disk.read_at(&mut buf[..len], offset)?;
-            Ok(len)
+            loop {
+                let size = disk.virtual_size();
+                let left = size.saturating_sub(offset);
+                let len = usize::try_from(left).unwrap_or(usize::MAX).min(buf.len());
+                match disk.read_at(&mut buf[..len], offset) {
+                    // The end has moved over the range meanwhile.
+                    Err(_) if disk.virtual_size() < size => {}
+                    read => return read.map(|()| len),
+                }
+            }
         })
     }
 
@@ -154,7 +160,7 @@ impl Filesystem {
         })
     }
 
-    /// Sets the size, through a handle or by name. Only larger for now.
+    /// Sets the size, through a handle or by name.
     pub(super) fn truncate(&self, node: &Arc<Node>, handle: Option<u64>, size: u64) -> Result<()> {
         let preallocation = self.options.preallocation;
         if let Some(handle) = handle {
@@ -179,8 +185,8 @@ impl Filesystem {
         resized.and(settled)
     }
 
-    /// Makes a disk larger, durably. The guard says that nobody else changes
-    /// its size meanwhile.
+    /// Makes a disk larger or, where that is allowed, smaller, durably. The
+    /// guard says that nobody else changes its size meanwhile.
     fn resize(
         &self,
         file: &OpenFile,
@@ -190,21 +196,29 @@ impl Filesystem {
         preallocation: Preallocation,
     ) -> Result<()> {
         let path = self.source.display(&file.node.path);
+        let old = disk.virtual_size();
         self.whole_units(file, disk, size)?;
-        if size < disk.virtual_size() {
+        if size == old {
+            return Ok(());
+        }
+        if size < old && !self.options.shrink {
             return Err(Error::new(
                 Errno::EPERM,
                 format!(
-                    "{}: {size} bytes is less than the disk has ({}): the mount does not shrink disks",
-                    path.display(),
-                    disk.virtual_size()
+                    "{}: {size} bytes is less than the disk has ({old}): mount with -o shrink to \
+                     make disks smaller",
+                    path.display()
                 ),
             ));
         }
-        if size == disk.virtual_size() {
-            return Ok(());
-        }
-        for warning in disk.resize(size, preallocation)? {
+        let preallocation = match size < old {
+            true => Preallocation::Off,
+            false => preallocation,
+        };
+        let resized = disk.resize(size, preallocation);
+        // Also after a failure: the new size may be on disk.
+        self.follow(file, disk);
+        for warning in resized? {
             log::warn!("{}: {warning}", path.display());
         }
         file.note_size(disk.virtual_size());

@@ -2,7 +2,7 @@
 //! them is tested with images that exist in memory only.
 
 use super::error::Result;
-use super::source::Source;
+use super::source::{FileId, Source, Time};
 use crate::image::Access;
 use instar_guest::facts::{Backing, NamedFile};
 use instar_guest::proto::{Format, Preallocation};
@@ -34,6 +34,15 @@ pub struct Portrait {
     pub backing: Option<Backing>,
     /// The other files that hold parts of it.
     pub files: Vec<NamedFile>,
+}
+
+/// A file that holds a part of an image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Part {
+    /// Length in bytes.
+    pub size: u64,
+    /// Last change of the content.
+    pub mtime: Time,
 }
 
 /// A range of a disk that holds data, or that reads as zeroes and takes no
@@ -95,8 +104,14 @@ pub trait Disk: Send + Sync {
     /// image changed in between.
     fn lock(&self) -> Result<()>;
 
+    /// The image file, which a change of the size may replace by another.
+    fn file(&self) -> Option<FileId>;
+
+    /// The other files that hold parts of the image, as they are now.
+    fn parts(&self) -> Result<Vec<Part>>;
+
     /// Changes the size, durably; the return value is what the user should be
-    /// told.
+    /// told. Whether it may become smaller is for the caller to know.
     fn resize(&self, size: u64, preallocation: Preallocation) -> Result<Vec<String>>;
 
     /// What lies in a range inside the disk: runs without gaps, from `offset`

@@ -2,7 +2,7 @@
 //! attributes here, content in [`super::content`].
 
 use super::catalog::{Catalog, Face};
-use super::disk::{At, Library};
+use super::disk::{Disk, Library};
 use super::error::{Error, Result};
 use super::memory::{Invalidate, Memory};
 use super::names::FormatRules;
@@ -22,8 +22,6 @@ use std::sync::{Arc, Mutex, RwLock};
 
 /// `st_blksize` of images without an allocation unit, in bytes.
 const BLOCK: u64 = 64 << 10;
-/// Reasons of failures that are remembered for `user.instar.error`.
-const TROUBLES: usize = 4096;
 
 /// How the mounted filesystem behaves.
 #[derive(Clone, Debug)]
@@ -32,6 +30,8 @@ pub struct Options {
     pub read_only: bool,
     /// Whether a write past the end makes a disk larger.
     pub grow: bool,
+    /// Whether a truncate may make a disk smaller.
+    pub shrink: bool,
     /// Whether images that others use as backing images may be written.
     pub rw_backing: bool,
     /// How much of the range that a truncate adds is allocated.
@@ -98,12 +98,12 @@ pub struct Filesystem {
     pub(super) source: Source,
     pub(super) catalog: Catalog,
     pub(super) options: Options,
-    nodes: Nodes,
+    pub(super) nodes: Nodes,
     files: Mutex<HashMap<NodeId, Arc<OpenFile>>>,
     handles: RwLock<HashMap<u64, Arc<Handle>>>,
     listings: RwLock<HashMap<u64, Arc<Vec<Listed>>>>,
     next: AtomicU64,
-    troubles: Mutex<HashMap<FileId, Error>>,
+    pub(super) troubles: Mutex<HashMap<FileId, Error>>,
     pub(super) memory: Memory,
 }
 
@@ -156,8 +156,9 @@ impl Filesystem {
         if face == Some(Face::Hidden) {
             return Err(Errno::ENOENT.into());
         }
+        self.follow_open(&path, stat.id);
         let id = self.nodes.id_of(&path, stat.id);
-        let attributes = self.attributes(id, stat, face.as_ref())?;
+        let attributes = self.attributes(id, &path, stat, face.as_ref())?;
         self.nodes.hold(path, stat.id, stat.kind)?;
         Ok(attributes)
     }
@@ -174,7 +175,7 @@ impl Filesystem {
         let node = self.nodes.get(id)?;
         let stat = self.stat(&node)?;
         let face = self.face_if_file(&node.path, &stat);
-        self.attributes(node.id, stat, face.as_ref())
+        self.attributes(node.id, &node.path, stat, face.as_ref())
     }
 
     /// Changes attributes. A new size comes first: if it is refused, nothing
@@ -295,8 +296,7 @@ impl Filesystem {
             self.leave(&file);
         }
         let handle = handle?;
-        let unchanged = |stat: &Stat| self.memory.is_current(node.id, stat);
-        let keep_cache = in_use || self.stat(node).is_ok_and(|stat| unchanged(&stat));
+        let keep_cache = in_use || file.is_current(self.context());
         Ok((handle, keep_cache))
     }
 
@@ -360,13 +360,36 @@ impl Filesystem {
     }
 
     /// The attributes of a node's source file, as long as it is the file that
-    /// was looked up.
+    /// was looked up, or the one that a resize has put in its place.
     pub(super) fn stat(&self, node: &Node) -> Result<Stat> {
         let stat = self.source.stat(&node.path)?;
-        if stat.id != node.file {
+        if stat.id == node.file() {
+            return Ok(stat);
+        }
+        let open = lock(&self.files).get(&node.id).cloned();
+        if open.and_then(|open| open.file()) != Some(stat.id) {
             return Err(Errno::ESTALE.into());
         }
+        self.nodes.follow(node, stat.id);
         Ok(stat)
+    }
+
+    /// A resize may have put another file in the place of the image's.
+    pub(super) fn follow(&self, file: &OpenFile, disk: &dyn Disk) {
+        if let Some(now) = disk.file() {
+            self.nodes.follow(&file.node, now);
+        }
+    }
+
+    /// The same while the resize is still going on, for whoever comes by name.
+    fn follow_open(&self, path: &Path, file: FileId) {
+        let known = lock(&self.files)
+            .values()
+            .find(|open| open.node.path == path && open.node.file() != file)
+            .cloned();
+        if let Some(open) = known.filter(|open| open.file() == Some(file)) {
+            self.nodes.follow(&open.node, file);
+        }
     }
 
     pub(super) fn writable(&self) -> Result<()> {
@@ -400,30 +423,7 @@ impl Filesystem {
         ))
     }
 
-    /// Writes a failure to the log, with the name of the image unless its text
-    /// has it already, and keeps its text for `user.instar.error`.
-    pub fn report(&self, node: &Node, error: &Error) {
-        if error.message.is_some() {
-            self.remember_trouble(node.file, Some(error));
-        }
-        let path = self.source.display(&node.path).display().to_string();
-        let text = error.to_string();
-        if text.contains(&path) {
-            log::log!(error.level(), "{text}");
-        } else {
-            log::log!(error.level(), "{path}: {text}");
-        }
-    }
-
-    /// The same for a node by id.
-    pub fn report_for(&self, id: NodeId, error: &Error) {
-        match self.nodes.get(id) {
-            Ok(node) => self.report(&node, error),
-            Err(_) => log::log!(error.level(), "{error}"),
-        }
-    }
-
-    fn face_if_file(&self, path: &Path, stat: &Stat) -> Option<Face> {
+    pub(super) fn face_if_file(&self, path: &Path, stat: &Stat) -> Option<Face> {
         match stat.kind {
             Kind::Directory => None,
             Kind::File => Some(self.catalog.face(&self.source, path, stat)),
@@ -432,7 +432,13 @@ impl Filesystem {
 
     /// An open image answers for itself, whatever a look at its file says. A
     /// look that failed for want of something says nothing about the size.
-    fn attributes(&self, id: NodeId, stat: Stat, face: Option<&Face>) -> Result<Attributes> {
+    fn attributes(
+        &self,
+        id: NodeId,
+        path: &Path,
+        mut stat: Stat,
+        face: Option<&Face>,
+    ) -> Result<Attributes> {
         let own_size = || {
             let open = lock(&self.files).get(&id).cloned()?;
             open.virtual_size()
@@ -450,6 +456,10 @@ impl Filesystem {
             },
             Some(Face::Hidden) => (own_size().unwrap_or(0), BLOCK),
         };
+        if let Some(Face::Image(portrait)) = face {
+            let parts = self.catalog.blocks_of_parts(&self.source, path, portrait);
+            stat.blocks = stat.blocks.saturating_add(parts);
+        }
         let block = block.clamp(4096, 2 << 20).next_power_of_two();
         Ok(Attributes {
             id,
@@ -459,79 +469,8 @@ impl Filesystem {
         })
     }
 
-    fn remember_trouble(&self, file: FileId, error: Option<&Error>) {
-        let mut troubles = lock(&self.troubles);
-        match error {
-            None => {
-                troubles.remove(&file);
-            }
-            Some(error) => {
-                if troubles.len() >= TROUBLES {
-                    troubles.clear();
-                }
-                troubles.insert(file, error.clone());
-            }
-        }
-    }
-
     /// Space and files of the file system that holds the images.
     pub fn statfs(&self) -> Result<Statvfs> {
         self.source.statvfs()
-    }
-
-    /// The names of a node's extended attributes.
-    pub fn listxattr(&self, id: NodeId) -> Result<Vec<&'static str>> {
-        let node = self.nodes.get(id)?;
-        let stat = self.stat(&node)?;
-        let mut names = Vec::new();
-        if let Some(Face::Image(_)) = self.face_if_file(&node.path, &stat) {
-            names.extend(["user.instar.format", "user.instar.info"]);
-        }
-        if self.trouble(&node, &stat).is_some() {
-            names.push("user.instar.error");
-        }
-        Ok(names)
-    }
-
-    /// The value of an extended attribute.
-    pub fn getxattr(&self, id: NodeId, name: &OsStr) -> Result<Vec<u8>> {
-        if !name.as_encoded_bytes().starts_with(b"user.instar.") {
-            return Err(Errno::ENODATA.into());
-        }
-        let node = self.nodes.get(id)?;
-        if id == NodeId::ROOT && name == "user.instar.pid" {
-            return Ok(std::process::id().to_string().into_bytes());
-        }
-        let stat = self.stat(&node)?;
-        let value = match (name.to_str(), self.face_if_file(&node.path, &stat)) {
-            (Some("user.instar.format"), Some(Face::Image(portrait))) => {
-                portrait.format.name().to_string()
-            }
-            (Some("user.instar.info"), Some(Face::Image(_))) => self.info(&node)?,
-            (Some("user.instar.error"), _) => {
-                let trouble = self.trouble(&node, &stat).ok_or(Errno::ENODATA)?;
-                trouble.to_string()
-            }
-            _ => return Err(Errno::ENODATA.into()),
-        };
-        Ok(value.into_bytes())
-    }
-
-    fn info(&self, node: &Node) -> Result<String> {
-        let (file, _) = self.source.open_file(&node.path, false)?;
-        let at = At {
-            source: &self.source,
-            path: &node.path,
-            format: self.catalog.format_for(&node.path),
-        };
-        self.catalog.library().info(at, file)
-    }
-
-    /// Why an image cannot be used, or why the last call on it that failed did.
-    fn trouble(&self, node: &Node, stat: &Stat) -> Option<Error> {
-        match self.face_if_file(&node.path, stat) {
-            Some(Face::Unusable(error)) => Some(error),
-            _ => lock(&self.troubles).get(&stat.id).cloned(),
-        }
     }
 }

@@ -2,12 +2,12 @@
 //! types and decides nothing but how long the kernel may remember.
 
 mod convert;
+mod reply;
 
 use super::content::Seek;
-use super::error::{Error, Result};
+use super::error::Error;
 use super::filesystem::{Changes, Filesystem};
 use super::nodes::NodeId;
-use super::source::Kind;
 use convert::{file_attr, file_type, new_time};
 use fuser::{
     BsdFileFlags, Errno, FileHandle, FopenFlags, Generation, INodeNo, InitFlags, KernelConfig,
@@ -15,7 +15,7 @@ use fuser::{
     ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen,
     ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
-use std::cell::RefCell;
+use reply::{send_xattr, with_buffer};
 use std::ffi::OsStr;
 use std::io;
 use std::path::Path;
@@ -92,9 +92,7 @@ impl fuser::Filesystem for Adapter {
 
     fn getattr(&self, _req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
         let found = self.0.getattr(NodeId(ino.0));
-        answer!(self, ino, "getattr", reply, found, |attributes| {
-            reply.attr(&TTL, &file_attr(&attributes));
-        });
+        self.send_attributes(ino, "getattr", found, reply);
     }
 
     fn setattr(
@@ -124,9 +122,7 @@ impl fuser::Filesystem for Adapter {
             mtime: mtime.map(new_time),
         };
         let changed = self.0.setattr(NodeId(ino.0), fh.map(|fh| fh.0), &changes);
-        answer!(self, ino, "setattr", reply, changed, |attributes| {
-            reply.attr(&TTL, &file_attr(&attributes));
-        });
+        self.send_attributes(ino, "setattr", changed, reply);
     }
 
     fn open(&self, _req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
@@ -471,59 +467,5 @@ impl fuser::Filesystem for Adapter {
         reply: ReplyIoctl,
     ) {
         reply.error(Errno::ENOTTY);
-    }
-}
-
-impl Adapter {
-    /// Hands the lines of a listing from `offset` on to `add`, until that says
-    /// `Some(true)`: full. `None` leaves a line out. The two dots come first,
-    /// without a path.
-    fn list(
-        &self,
-        ino: INodeNo,
-        fh: FileHandle,
-        offset: u64,
-        mut add: impl FnMut(NodeId, u64, Kind, &OsStr, Option<&Path>) -> Option<bool>,
-    ) -> Result<()> {
-        let listing = self.0.listing(fh.0)?;
-        let id = NodeId(ino.0);
-        let dots = [(id, "."), (self.0.parent(id).unwrap_or(id), "..")];
-        let dots = dots
-            .iter()
-            .map(|(id, name)| (*id, Kind::Directory, OsStr::new(*name), None));
-        let files = listing.iter().map(|line| {
-            let path = Some(line.path.as_path());
-            (line.id, line.kind, line.name.as_os_str(), path)
-        });
-        let start = usize::try_from(offset).unwrap_or(usize::MAX);
-        for (index, (id, kind, name, path)) in dots.chain(files).enumerate().skip(start) {
-            if add(id, index as u64 + 1, kind, name, path) == Some(true) {
-                break;
-            }
-        }
-        Ok(())
-    }
-}
-
-/// Lends a buffer that each thread keeps, since a fresh one per request would
-/// be cleared and mapped anew each time.
-fn with_buffer(size: u32, work: impl FnOnce(&mut [u8])) {
-    thread_local! {
-        static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
-    }
-    BUFFER.with_borrow_mut(|buffer| {
-        let size = size.min(MAX_REQUEST) as usize;
-        if buffer.len() < size {
-            buffer.resize(size, 0);
-        }
-        work(&mut buffer[..size]);
-    });
-}
-
-fn send_xattr(value: &[u8], size: u32, reply: ReplyXattr) {
-    match u32::try_from(value.len()) {
-        Ok(len) if size == 0 => reply.size(len),
-        Ok(len) if len <= size => reply.data(value),
-        _ => reply.error(Errno::ERANGE),
     }
 }

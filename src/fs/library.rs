@@ -1,12 +1,13 @@
 //! The images of the mount, opened through [`crate::image`].
 
-use super::disk::{At, Disk, Library, Portrait, Run};
+use super::disk::{At, Disk, Library, Part, Portrait, Run};
 use super::error::{Error, Result};
-use crate::compat::info::{self, Layer};
+use super::source::{FileId, Time};
+use crate::compat::info::{self, Layer, OnDisk};
 use crate::image::{
     self, Access, BackingPolicy, Image, Location, OpenOptions, ResizeOptions, SegmentKind, Tree,
 };
-use crate::sandbox::Pool;
+use crate::sandbox::{Pool, escape_deceptive};
 use instar_guest::proto::{Format, Preallocation};
 use nix::errno::Errno;
 use std::fs::File;
@@ -29,6 +30,9 @@ pub struct Images {
 /// Runs that one call answers at most: an image that changes between data and
 /// holes all the time has millions of them, and they take memory.
 const MOST_RUNS: usize = 16 << 10;
+
+/// The longest reason from an image that is passed on, in bytes.
+const MOST_REASON: usize = 1024;
 
 struct OpenImage(Image);
 
@@ -71,20 +75,36 @@ impl Library for Images {
     }
 
     fn info(&self, at: At<'_>, file: File) -> Result<String> {
-        let metadata = file.metadata()?;
         let image = self.open_image(at, file, Access::Info, BackingPolicy::Skip)?;
-        let layer = Layer {
-            file: image.path().to_string_lossy().into_owned(),
-            facts: &image.facts(),
-            file_len: metadata.len(),
-            allocated: metadata.blocks() * 512,
-        };
-        Ok(info::to_json(&layer))
+        let facts = image.facts();
+        let on_disk: Vec<OnDisk> = image.on_disk()?.iter().map(OnDisk::from).collect();
+        let file = image.path().to_string_lossy().into_owned();
+        Ok(info::to_json(&Layer::new(file, &facts, &on_disk)))
     }
 
     fn open(&self, at: At<'_>, file: File, access: Access) -> Result<Arc<dyn Disk>> {
         let image = self.open_image(at, file, access, self.backing)?;
+        if access == Access::Write {
+            changeable(&image)?;
+        }
         Ok(Arc::new(OpenImage(image)))
+    }
+}
+
+/// Refuses to open an image for writing in which nothing can be changed. One
+/// that can be resized at least is open to truncate(1), which opens for
+/// writing.
+fn changeable(image: &Image) -> Result<()> {
+    match (&image.facts().no_write, &image.facts().no_resize) {
+        (Some(why), Some(_)) => Err(Error::new(
+            Errno::EROFS,
+            format!(
+                "{}: {}",
+                image.path().display(),
+                escape_deceptive(&why.message, MOST_REASON)
+            ),
+        )),
+        _ => Ok(()),
     }
 }
 
@@ -129,10 +149,31 @@ impl Disk for OpenImage {
         Ok(self.0.lock()?)
     }
 
+    fn file(&self) -> Option<FileId> {
+        let files = self.0.on_disk().ok()?;
+        files.first().map(|file| FileId {
+            dev: file.dev(),
+            ino: file.ino(),
+        })
+    }
+
+    fn parts(&self) -> Result<Vec<Part>> {
+        if self.0.facts().files.is_empty() {
+            return Ok(Vec::new());
+        }
+        let files = self.0.on_disk()?.into_iter().skip(1);
+        Ok(files
+            .map(|file| Part {
+                size: file.len(),
+                mtime: Time::new(file.mtime(), file.mtime_nsec()),
+            })
+            .collect())
+    }
+
     fn resize(&self, size: u64, preallocation: Preallocation) -> Result<Vec<String>> {
         let how = ResizeOptions {
             preallocation,
-            shrink: false,
+            shrink: true,
         };
         Ok(self.0.resize(size, &how)?)
     }

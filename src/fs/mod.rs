@@ -21,6 +21,7 @@ mod nodes;
 mod open;
 mod source;
 mod sync;
+mod xattrs;
 
 #[cfg(test)]
 mod tests;

@@ -46,6 +46,20 @@ impl FormatRules {
     }
 }
 
+/// Whether a file is called like one that is to take the place of another: what
+/// an interrupted change has left behind is no image.
+pub fn is_replacement(path: &Path) -> bool {
+    const MARK: &[u8] = b".instar-new";
+    let name = path.file_name().unwrap_or_default().as_encoded_bytes();
+    name.ends_with(MARK) || name.starts_with(b".instar-new-")
+}
+
+/// Whether a file with a name that says so may be a part of an image that
+/// another file describes: its data, or one of the files of an image of many.
+pub fn may_be_a_part(rule: NameRule) -> bool {
+    matches!(rule, NameRule::Raw | NameRule::Must(Format::Vmdk))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -2,18 +2,19 @@
 //!
 //! An id is a keyed hash of path and identity, so that a listing and a lookup
 //! agree on it without remembering every name that was ever listed, and so
-//! that a file that was replaced gets a new id. Only what the kernel holds is
-//! in the table.
+//! that a file that was replaced gets a new id - unless a change of ours replaced
+//! it: then it is the same image to everybody who has it open. Only what the
+//! kernel holds is in the table.
 
 use super::error::{Error, Result};
 use super::source::{FileId, Kind};
-use super::sync::{read, write};
+use super::sync::{lock, read, write};
 use nix::errno::Errno;
 use std::collections::HashMap;
 use std::collections::hash_map::{Entry, RandomState};
 use std::hash::BuildHasher;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, RwLock};
+use std::sync::{Arc, Mutex, RwLock};
 
 /// A node's id, as the kernel and `st_ino` know it. 1 is the root.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -25,23 +26,41 @@ impl NodeId {
 }
 
 /// A file or directory that the kernel knows.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub struct Node {
     /// Its id.
     pub id: NodeId,
     /// Path below SOURCE; empty for the root.
     pub path: PathBuf,
-    /// Which file it was when it was looked up.
-    pub file: FileId,
     /// Directory or regular file.
     pub kind: Kind,
+    file: Mutex<FileId>,
+}
+
+impl Node {
+    /// Which file it was when it was looked up, or has become by a change of
+    /// ours since.
+    pub fn file(&self) -> FileId {
+        *lock(&self.file)
+    }
+
+    fn is(&self, path: &Path, file: FileId, kind: Kind) -> bool {
+        self.path == path && self.file() == file && self.kind == kind
+    }
 }
 
 /// All nodes that the kernel holds.
 pub struct Nodes {
     keys: RandomState,
-    held: RwLock<HashMap<NodeId, Held>>,
+    held: RwLock<Table>,
     root: Arc<Node>,
+}
+
+#[derive(Default)]
+struct Table {
+    held: HashMap<NodeId, Held>,
+    /// The ids of files that took the place of others, by what theirs would be.
+    followed: HashMap<NodeId, NodeId>,
 }
 
 struct Held {
@@ -58,8 +77,8 @@ impl Nodes {
             root: Arc::new(Node {
                 id: NodeId::ROOT,
                 path: PathBuf::new(),
-                file: root,
                 kind: Kind::Directory,
+                file: Mutex::new(root),
             }),
         }
     }
@@ -69,8 +88,26 @@ impl Nodes {
         if path.as_os_str().is_empty() {
             return NodeId::ROOT;
         }
+        let id = self.natural_id(path, file);
+        read(&self.held).followed.get(&id).copied().unwrap_or(id)
+    }
+
+    fn natural_id(&self, path: &Path, file: FileId) -> NodeId {
         // 0 and 1 have meanings of their own.
         NodeId((self.keys.hash_one((path, file)) >> 1) + 2)
+    }
+
+    /// Another file has the node's name now, by a change of ours: it is the
+    /// same node all the same.
+    pub fn follow(&self, node: &Node, file: FileId) {
+        let mut table = write(&self.held);
+        if !table.held.contains_key(&node.id) || node.file() == file {
+            return;
+        }
+        table.followed.retain(|_, id| *id != node.id);
+        let natural = self.natural_id(&node.path, file);
+        table.followed.insert(natural, node.id);
+        *lock(&node.file) = file;
     }
 
     /// The node behind an id.
@@ -79,6 +116,7 @@ impl Nodes {
             return Ok(Arc::clone(&self.root));
         }
         read(&self.held)
+            .held
             .get(&id)
             .map(|held| Arc::clone(&held.node))
             .ok_or_else(|| Errno::ESTALE.into())
@@ -90,22 +128,21 @@ impl Nodes {
         if id == NodeId::ROOT {
             return Ok(Arc::clone(&self.root));
         }
-        let node = Node {
-            id,
-            path,
-            file,
-            kind,
-        };
-        match write(&self.held).entry(id) {
+        match write(&self.held).held.entry(id) {
             Entry::Vacant(slot) => {
-                let node = Arc::new(node);
+                let node = Arc::new(Node {
+                    id,
+                    path,
+                    kind,
+                    file: Mutex::new(file),
+                });
                 slot.insert(Held {
                     node: Arc::clone(&node),
                     lookups: 1,
                 });
                 Ok(node)
             }
-            Entry::Occupied(mut slot) if *slot.get().node == node => {
+            Entry::Occupied(mut slot) if slot.get().node.is(&path, file, kind) => {
                 slot.get_mut().lookups += 1;
                 Ok(Arc::clone(&slot.get().node))
             }
@@ -113,7 +150,7 @@ impl Nodes {
                 Errno::EIO,
                 format!(
                     "{} and {} got the same id; mount again",
-                    node.path.display(),
+                    path.display(),
                     slot.get().node.path.display()
                 ),
             )),
@@ -124,7 +161,7 @@ impl Nodes {
     /// last ones.
     pub fn forget(&self, id: NodeId, count: u64) -> bool {
         let mut table = write(&self.held);
-        let Entry::Occupied(mut slot) = table.entry(id) else {
+        let Entry::Occupied(mut slot) = table.held.entry(id) else {
             return false;
         };
         let held = slot.get_mut();
@@ -132,6 +169,7 @@ impl Nodes {
         let last = held.lookups == 0;
         if last {
             slot.remove();
+            table.followed.retain(|_, followed| *followed != id);
         }
         last
     }
@@ -150,7 +188,7 @@ mod tests {
         let node = nodes.hold(path.clone(), FILE, Kind::File).unwrap();
         nodes.hold(path.clone(), FILE, Kind::File).unwrap();
         nodes.forget(node.id, 1);
-        assert_eq!(nodes.get(node.id).unwrap(), node);
+        assert!(Arc::ptr_eq(&nodes.get(node.id).unwrap(), &node));
         nodes.forget(node.id, 1);
         assert_eq!(nodes.get(node.id).unwrap_err().errno, Errno::ESTALE);
         assert_eq!(nodes.id_of(&path, FILE), node.id);
@@ -164,6 +202,25 @@ mod tests {
             nodes.id_of(path, FILE),
             nodes.id_of(path, FileId { dev: 1, ino: 8 })
         );
+    }
+
+    #[test]
+    fn a_file_that_a_change_of_ours_replaced_keeps_its_id() {
+        const NEXT: FileId = FileId { dev: 1, ino: 8 };
+        const LAST: FileId = FileId { dev: 1, ino: 9 };
+        let nodes = Nodes::new(FileId { dev: 1, ino: 2 });
+        let path = Path::new("a.vmdk");
+        let node = nodes.hold(path.into(), FILE, Kind::File).unwrap();
+        for file in [NEXT, LAST] {
+            nodes.follow(&node, file);
+            assert_eq!(node.file(), file);
+            assert_eq!(nodes.id_of(path, file), node.id);
+            let again = nodes.hold(path.into(), file, Kind::File).unwrap();
+            assert!(Arc::ptr_eq(&again, &node));
+        }
+        assert_ne!(nodes.id_of(path, NEXT), node.id);
+        assert!(nodes.forget(node.id, 3));
+        assert_ne!(nodes.id_of(path, LAST), node.id);
     }
 
     #[test]

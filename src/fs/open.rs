@@ -12,7 +12,7 @@ use super::disk::{At, Disk};
 use super::error::{Error, Result};
 use super::memory::{Memory, Stale};
 use super::nodes::Node;
-use super::source::{Source, Stat};
+use super::source::{FileId, Source, Stat};
 use super::sync::{lock, read, try_read, try_write, write};
 use crate::image::Access;
 use instar_guest::proto::Format;
@@ -185,6 +185,12 @@ impl OpenFile {
         size
     }
 
+    /// The image file, while the image is open. Does not wait for whoever is
+    /// opening or closing it.
+    pub fn file(&self) -> Option<FileId> {
+        try_read(&self.state)?.open.as_ref()?.disk.file()
+    }
+
     /// Takes note of the size after a change.
     pub fn note_size(&self, size: u64) {
         *lock(&self.size) = Some(size);
@@ -244,13 +250,14 @@ impl OpenFile {
             return Ok(());
         }
         if uses.busy == 0 {
-            let left = self.note_version(context);
+            let left = self.note_version(context, open.disk.as_ref());
             open.disk.unlock()?;
             open.locked = false;
             state.left = left;
             *lock(&self.size) = None;
         } else if open.access == Access::Write {
-            state.left = self.note_version(context);
+            let left = self.note_version(context, open.disk.as_ref());
+            state.left = left;
             state.open = None;
             *lock(&self.size) = None;
         }
@@ -260,11 +267,13 @@ impl OpenFile {
     /// Notices that an image that is open without a lock has changed. One that
     /// is in use is left alone: its users notice it themselves.
     pub fn refresh(&self, context: Context<'_>) {
-        let unlocked = |state: &State| state.open.as_ref().is_some_and(|open| !open.locked);
-        let Some(mut state) = try_write(&self.state).filter(|state| unlocked(state)) else {
+        let Some(mut state) = try_write(&self.state) else {
             return;
         };
-        let Ok(stat) = context.source.stat(&self.node.path) else {
+        let Some(open) = state.open.as_ref().filter(|open| !open.locked) else {
+            return;
+        };
+        let Ok(stat) = self.whole(context, open.disk.as_ref()) else {
             return;
         };
         if !context.memory.is_current(self.node.id, &stat) {
@@ -275,9 +284,32 @@ impl OpenFile {
         }
     }
 
+    /// What the kernel has cached of the content is still right: nobody has
+    /// changed it since the locks were given up.
+    pub fn is_current(&self, context: Context<'_>) -> bool {
+        let Some(state) = try_read(&self.state) else {
+            return false;
+        };
+        state.open.as_ref().is_some_and(|open| {
+            let stat = self.whole(context, open.disk.as_ref());
+            stat.is_ok_and(|stat| context.memory.is_current(self.node.id, &stat))
+        })
+    }
+
+    /// Attributes of the image file that change with every file of the image.
+    fn whole(&self, context: Context<'_>, disk: &dyn Disk) -> Result<Stat> {
+        let image = context.source.stat(&self.node.path)?;
+        let parts = disk.parts()?;
+        Ok(parts.iter().fold(image, |whole, part| Stat {
+            size: whole.size.wrapping_add(part.size),
+            mtime: whole.mtime.max(part.mtime),
+            ..whole
+        }))
+    }
+
     /// Remembers what the file is like while it is still locked.
-    fn note_version(&self, context: Context<'_>) -> Left {
-        match context.source.stat(&self.node.path) {
+    fn note_version(&self, context: Context<'_>, disk: &dyn Disk) -> Left {
+        match self.whole(context, disk) {
             Ok(stat) => {
                 context.memory.leave(self.node.id, &stat);
                 Left::As(stat)
@@ -368,12 +400,12 @@ impl OpenFile {
             if open.access == Access::Write {
                 open.disk.flush()?;
             }
-            state.left = self.note_version(context);
+            state.left = self.note_version(context, open.disk.as_ref());
         }
         state.open = None;
         let write = access == Access::Write;
         let (file, stat) = context.source.open_file(path, write)?;
-        if stat.id != self.node.file {
+        if stat.id != self.node.file() {
             return Err(Errno::ESTALE.into());
         }
         let at = At {
@@ -395,7 +427,7 @@ impl OpenFile {
         }
         let changed = match &state.left {
             Left::Not => false,
-            Left::As(before) => !same_content(before, &context.source.stat(path)?),
+            Left::As(before) => !same_content(before, &self.whole(context, disk.as_ref())?),
             Left::Unknown => true,
         };
         if changed {

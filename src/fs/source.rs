@@ -353,7 +353,8 @@ impl Stat {
 }
 
 impl Time {
-    fn new(sec: i64, nsec: i64) -> Self {
+    /// A time as stat(2) gives it.
+    pub fn new(sec: i64, nsec: i64) -> Self {
         Self {
             sec,
             nsec: u32::try_from(nsec).unwrap_or(0),

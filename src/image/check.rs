@@ -1,334 +1,140 @@
-//! The check of a plan: bounds and the commit's shape, of the whole plan before
-//! its first step.
-//!
-//! The guest is not trusted to be right, only confined to its image: whatever
-//! passes here can damage nothing but that image and can fill no more disk
-//! space than the request accounts for.
+//! Checking an image, and repairing what the check finds.
 
-use super::error::{ErrorKind, Fault};
-use instar_guest::FileNo;
-use instar_guest::plan::{Plan, Purpose, SECTOR, Stage, Step};
-use std::fmt;
+use super::change::Change;
+use super::disk::{Image, Link, exclusive, hold};
+use super::error::{Error, ErrorKind, Fault, Operation};
+use super::guest::{Serving, Stream, Telling};
+use super::read::unexpected;
+use instar_guest::findings::{Finding, Repair, Report};
+use instar_guest::proto::PlanReply;
+use instar_guest::{Reply, Request};
 
-/// No file offset may be past this (`off_t`).
-const MAX_OFFSET: u64 = i64::MAX as u64;
-
-/// What a plan may do to one file. Offsets and lengths are bytes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct FileLimits {
-    /// Length before the plan.
-    pub len: u64,
-    /// The greatest length it may get.
-    pub cap: u64,
-    /// The first offset that may be changed.
-    pub floor: u64,
-    /// The smallest length that may be set.
-    pub shortest: u64,
+/// What a check tells while it runs, in this order: what put the image in
+/// order, findings, the repair, findings of the check after it.
+#[derive(Debug)]
+pub enum CheckEvent<'a> {
+    /// The image was not closed in order, for this reason, and is in order now.
+    Settled(&'a str),
+    /// Something was found. The text is fit for a terminal.
+    Finding(&'a Finding),
+    /// What this report says to be fixed is repaired, durably; the image is
+    /// checked again.
+    Repaired(&'a Report),
 }
 
-/// Where the commit is expected.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Commits {
-    /// Nowhere.
-    None,
-    /// Once, unless the plan is empty.
-    One,
-    /// Once, in the last stage.
-    Last,
-}
-
-/// What a plan may do.
+/// What a check has come to.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Limits {
-    /// Per file number; `None` for a file that may not be changed.
-    pub files: Vec<Option<FileLimits>>,
-    /// Where the commit is expected.
-    pub commits: Commits,
-    /// The most bytes of disk space that the plan may fill.
-    pub fill: u64,
-    /// Whether a part of the plan has been executed already.
-    pub streamed: bool,
+pub struct Checked {
+    /// The sums of the last check, with what was repaired before it.
+    pub report: Report,
+    /// Warnings about the repair.
+    pub warnings: Vec<String>,
 }
 
-impl Limits {
-    /// Goes on after parts of the plan that were held to other limits: what
-    /// they filled and how long they made the files. Answers whether there were
-    /// any.
-    pub fn go_on(&mut self, parts: &Self) -> bool {
-        for (file, part) in self.files.iter_mut().zip(&parts.files) {
-            if let (Some(file), Some(part)) = (file, part) {
-                file.len = part.len;
-            }
-        }
-        self.fill = parts.fill;
-        parts.streamed
-    }
-}
+/// What goes to whoever listens.
+type Listener<'a> = &'a mut dyn FnMut(CheckEvent<'_>);
 
-/// Why a plan is refused. Offsets and lengths are bytes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum PlanError {
-    UnknownFile(FileNo),
-    Overflow { offset: u64, len: u64 },
-    PastCap { end: u64, cap: u64 },
-    BelowFloor { offset: u64, floor: u64 },
-    Shortens { len: u64, shortest: u64 },
-    PastEnd { end: u64, len: u64 },
-    CopyOverlaps { from: u64, to: u64, len: u64 },
-    Fills { bytes: u64, fill: u64 },
-    UnexpectedCommit,
-    CommitMissing,
-    SecondCommit,
-    CommitNotLast,
-    CommitSteps(usize),
-    CommitSpansSectors { offset: u64, len: u64 },
-    CommitNotAtomic,
-    Names,
-}
-
-impl fmt::Display for PlanError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match *self {
-            Self::UnknownFile(FileNo(n)) => write!(f, "a step changes file {n}, which it may not"),
-            Self::Overflow { offset, len } => {
-                write!(f, "a step's range of {len} bytes at {offset:#x} overflows")
-            }
-            Self::PastCap { end, cap } => {
-                write!(
-                    f,
-                    "a step reaches up to {end:#x}, the file may grow to {cap:#x}"
-                )
-            }
-            Self::BelowFloor { offset, floor } => write!(
-                f,
-                "a streamed step changes the file at {offset:#x}, below its old end at {floor:#x}"
-            ),
-            Self::Shortens { len, shortest } => {
-                write!(f, "a step cuts the file to {len} bytes, below {shortest}")
-            }
-            Self::PastEnd { end, len } => {
-                write!(
-                    f,
-                    "a step uses bytes up to {end:#x} of a file of {len} bytes"
-                )
-            }
-            Self::CopyOverlaps { from, to, len } => write!(
-                f,
-                "a copy of {len} bytes from {from:#x} to {to:#x} overlaps itself"
-            ),
-            Self::Fills { bytes, fill } => {
-                write!(
-                    f,
-                    "the steps fill {bytes} bytes of disk space, {fill} are allowed"
-                )
-            }
-            Self::UnexpectedCommit => f.write_str("it has a commit and may not have one"),
-            Self::CommitMissing => f.write_str("it has no commit"),
-            Self::SecondCommit => f.write_str("it has a second commit"),
-            Self::CommitNotLast => f.write_str("its commit is not its last stage"),
-            Self::CommitSteps(n) => write!(f, "its commit has {n} steps instead of one"),
-            Self::CommitSpansSectors { offset, len } => write!(
-                f,
-                "its commit of {len} bytes at {offset:#x} is not inside one sector"
-            ),
-            Self::Names => f.write_str("it creates, renames or removes files"),
-            Self::CommitNotAtomic => f.write_str("its commit is neither a write nor a set-length"),
-        }
-    }
-}
-
-impl From<PlanError> for Fault {
-    fn from(error: PlanError) -> Self {
-        Self::new(
-            ErrorKind::BadGuest,
-            format!("The sandbox's plan is refused, nothing was changed: {error}"),
-        )
-    }
-}
-
-/// Checks a whole plan; answers how much disk space it may fill, in bytes.
-pub(crate) fn check(plan: &Plan, limits: &Limits) -> Result<u64, PlanError> {
-    check_commits(plan, limits.commits)?;
-    let lens = limits
-        .files
-        .iter()
-        .map(|file| file.map_or(0, |file| file.len));
-    let mut walk = Walk {
-        limits,
-        lens: lens.collect(),
-        filled: 0,
-    };
-    plan.stages
-        .iter()
-        .flat_map(|stage| &stage.steps)
-        .try_for_each(|step| walk.step(step))?;
-    Ok(walk.filled)
-}
-
-fn check_commits(plan: &Plan, expected: Commits) -> Result<(), PlanError> {
-    let mut commits = plan
-        .stages
-        .iter()
-        .enumerate()
-        .filter(|(_, stage)| stage.purpose == Purpose::Commit);
-    let first = commits.next();
-    if commits.next().is_some() {
-        return Err(PlanError::SecondCommit);
-    }
-    match (expected, first) {
-        (Commits::None, None) => Ok(()),
-        (Commits::None, Some(_)) => Err(PlanError::UnexpectedCommit),
-        (Commits::One, None) if plan.is_empty() => Ok(()),
-        (Commits::One | Commits::Last, None) => Err(PlanError::CommitMissing),
-        (Commits::Last, Some((at, _))) if at + 1 != plan.stages.len() => {
-            Err(PlanError::CommitNotLast)
-        }
-        (Commits::One | Commits::Last, Some((_, stage))) => check_commit(stage),
-    }
-}
-
-fn check_commit(stage: &Stage) -> Result<(), PlanError> {
-    let [step] = stage.steps.as_slice() else {
-        return Err(PlanError::CommitSteps(stage.steps.len()));
-    };
-    match *step {
-        Step::SetLength { .. } => Ok(()),
-        Step::Write {
-            offset, ref data, ..
-        } => {
-            let len = data.len() as u64;
-            match len > 0 && offset % SECTOR + len <= SECTOR {
-                true => Ok(()),
-                false => Err(PlanError::CommitSpansSectors { offset, len }),
-            }
-        }
-        _ => Err(PlanError::CommitNotAtomic),
-    }
-}
-
-/// The files' lengths as the steps change them.
-struct Walk<'a> {
-    limits: &'a Limits,
-    lens: Vec<u64>,
-    filled: u64,
-}
-
-impl Walk<'_> {
-    fn step(&mut self, step: &Step) -> Result<(), PlanError> {
-        let file = step.file();
-        let index = file.0 as usize;
-        let Some(&Some(limits)) = self.limits.files.get(index) else {
-            return Err(PlanError::UnknownFile(file));
+impl Image {
+    /// Checks the image; repairs it, too, if it was opened for writing and that
+    /// is asked for. Findings are told as they come, at most a million of each
+    /// check: the sums count all of them.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Unsupported`] with qemu-img's words for a format that has
+    /// nothing to check. The text of a failed repair says what state the image
+    /// is in.
+    pub fn check(
+        &self,
+        repair: Option<Repair>,
+        listener: &mut dyn FnMut(CheckEvent<'_>),
+    ) -> Result<Checked, Error> {
+        let checked = match repair {
+            None => self.check_only(listener),
+            Some(repair) => self.check_and_repair(repair, listener),
         };
-        let len = self.lens[index];
-        self.lens[index] = match *step {
-            Step::Write {
-                offset, ref data, ..
-            } => {
-                let bytes = data.len() as u64;
-                self.fills(bytes)?;
-                len.max(target(offset, bytes, limits)?)
-            }
-            Step::Zero {
-                offset, len: bytes, ..
-            }
-            | Step::Fill {
-                offset, len: bytes, ..
-            } => {
-                self.fills(bytes)?;
-                len.max(target(offset, bytes, limits)?)
-            }
-            Step::Reserve {
-                offset, len: bytes, ..
-            } => {
-                self.fills(bytes)?;
-                target(offset, bytes, limits)?;
-                len
-            }
-            Step::Copy {
-                from,
-                to,
-                len: bytes,
-                ..
-            } => {
-                self.fills(bytes)?;
-                within(from, bytes, len)?;
-                let end = target(to, bytes, limits)?;
-                if from < end && to < from + bytes {
-                    return Err(PlanError::CopyOverlaps {
-                        from,
-                        to,
-                        len: bytes,
-                    });
-                }
-                len.max(end)
-            }
-            Step::Punch {
-                offset, len: bytes, ..
-            } => {
-                target(offset, bytes, limits)?;
-                within(offset, bytes, len)?;
-                len
-            }
-            Step::SetLength { len, .. } => {
-                if len > limits.cap {
-                    return Err(PlanError::PastCap {
-                        end: len,
-                        cap: limits.cap,
-                    });
-                }
-                if len < limits.shortest {
-                    let shortest = limits.shortest;
-                    return Err(PlanError::Shortens { len, shortest });
-                }
-                len
-            }
-            Step::Create { .. } | Step::Rename { .. } | Step::Unlink { .. } => {
-                return Err(PlanError::Names);
-            }
-        };
-        Ok(())
+        checked.map_err(|fault| fault.at(Operation::Check, &self.path))
     }
 
-    fn fills(&mut self, bytes: u64) -> Result<(), PlanError> {
-        self.filled = self.filled.saturating_add(bytes);
-        match self.filled <= self.limits.fill {
-            true => Ok(()),
-            false => Err(PlanError::Fills {
-                bytes: self.filled,
-                fill: self.limits.fill,
-            }),
+    fn check_only(&self, listener: Listener<'_>) -> Result<Checked, Fault> {
+        let _flushing = hold(&self.flushing);
+        let mut link = hold(&self.session);
+        self.flush_held(&mut link)?;
+        let report = self.ask_check(&mut link, listener)?;
+        let warnings = Vec::new();
+        Ok(Checked { report, warnings })
+    }
+
+    fn ask_check(&self, link: &mut Link, listener: Listener<'_>) -> Result<Report, Fault> {
+        let mut serving = Serving::new(&self.files, Stream::Refuse);
+        let mut tell = telling(listener);
+        serving.telling = Some(Telling::new(&mut tell));
+        let request = Request::Check { repair: None };
+        let (plan, report) = checked(self.ask_serving(link, &request, &mut serving)?)?;
+        match plan.plan.is_empty() {
+            true => Ok(report),
+            false => Err(Fault::new(
+                ErrorKind::BadGuest,
+                "The sandbox sent a plan that nobody asked for",
+            )),
         }
     }
+
+    fn check_and_repair(&self, repair: Repair, listener: Listener<'_>) -> Result<Checked, Fault> {
+        self.writable()?;
+        let _flushing = hold(&self.flushing);
+        let mut link = hold(&self.session);
+        self.flush_held(&mut link)?;
+        let _traffic = exclusive(&self.traffic);
+        let settled = self.settle_held(&mut link)?;
+        if let Some(why) = &settled {
+            let why = crate::sandbox::escape(why);
+            listener(CheckEvent::Settled(&why));
+        }
+        let (plan, first) = self.repair(&mut link, repair, listener)?;
+        let mut report = first;
+        if !plan.plan.is_empty() || fixes(&first) {
+            self.reopen(&mut link)?;
+            listener(CheckEvent::Repaired(&first));
+            report = self.ask_check(&mut link, listener)?;
+            report.corruptions_fixed = first.corruptions_fixed;
+            report.leaks_fixed = first.leaks_fixed;
+        }
+        // As qemu counts the replay of a log.
+        report.corruptions_fixed += u64::from(settled.is_some());
+        let warnings = plan.warnings;
+        Ok(Checked { report, warnings })
+    }
+
+    fn repair(
+        &self,
+        link: &mut Link,
+        repair: Repair,
+        listener: Listener<'_>,
+    ) -> Result<(PlanReply, Report), Fault> {
+        let mut tell = telling(listener);
+        let change = Change {
+            request: Request::Check {
+                repair: Some(repair),
+            },
+            limits: self.mending(),
+            done: "is repaired",
+            telling: Some(Telling::new(&mut tell)),
+        };
+        self.change(link, change, checked)
+    }
 }
 
-/// Checks a range that is to be changed; answers its end.
-fn target(offset: u64, len: u64, limits: FileLimits) -> Result<u64, PlanError> {
-    let end = end_of(offset, len)?;
-    if end > limits.cap {
-        return Err(PlanError::PastCap {
-            end,
-            cap: limits.cap,
-        });
-    }
-    if offset < limits.floor {
-        let floor = limits.floor;
-        return Err(PlanError::BelowFloor { offset, floor });
-    }
-    Ok(end)
+fn telling<'a>(listener: Listener<'a>) -> impl FnMut(&Finding) + 'a {
+    |finding| listener(CheckEvent::Finding(finding))
 }
 
-fn within(offset: u64, len: u64, file_len: u64) -> Result<(), PlanError> {
-    let end = end_of(offset, len)?;
-    match end <= file_len {
-        true => Ok(()),
-        false => Err(PlanError::PastEnd { end, len: file_len }),
-    }
+fn fixes(report: &Report) -> bool {
+    report.corruptions_fixed > 0 || report.leaks_fixed > 0
 }
 
-fn end_of(offset: u64, len: u64) -> Result<u64, PlanError> {
-    offset
-        .checked_add(len)
-        .filter(|&end| end <= MAX_OFFSET)
-        .ok_or(PlanError::Overflow { offset, len })
+fn checked(reply: Reply) -> Result<(PlanReply, Report), Fault> {
+    match reply {
+        Reply::Checked { report, repair } => Ok((repair, report)),
+        _ => Err(unexpected("Check")),
+    }
 }

@@ -21,9 +21,10 @@ use super::error::{Error, ErrorKind, Fault, Operation};
 use super::extents::ExtentCache;
 use super::files::FileTable;
 use super::guest::Guest;
+use super::home::Home;
 use super::inflated::Inflated;
 use super::lock::{self, LockSet};
-use super::open::Home;
+use super::reach::Reach;
 use super::{Access, Counters};
 use instar_guest::{Facts, FileNo, Plan};
 use std::fmt;
@@ -58,6 +59,7 @@ pub struct Image {
 /// The guest, and what has been asked of it since the last flush.
 pub(super) struct Link {
     pub guest: Box<dyn Guest>,
+    pub reach: Reach,
     /// Bytes for which places were given.
     pub placed: u64,
     /// Whether the guest has to read the image again before it is asked
@@ -193,10 +195,10 @@ impl Image {
     /// them locked.
     fn lock_unchanged(&self, identity: &Identity) -> Result<(), Fault> {
         for file in self.files.numbers().filter(|_| !self.force_share) {
-            LockSet::of(self.access).take(self.files.file(file)?, &self.path)?;
+            LockSet::of(self.access).take(&self.files.file(file)?.file, &self.path)?;
         }
         let unchanged = self.identity().is_ok_and(|now| now == *identity)
-            && self.home.holds(self.files.file(FileNo::IMAGE)?)?;
+            && self.home.holds(&self.files.file(FileNo::IMAGE)?.file)?;
         match unchanged {
             true => Ok(()),
             false => Err(Fault::new(
@@ -207,7 +209,7 @@ impl Image {
     }
 
     fn release_files(&self) -> io::Result<()> {
-        let release = |file| lock::release(self.files.file(file)?);
+        let release = |file| lock::release(&self.files.file(file)?.file);
         let released = self.files.numbers().map(release);
         // Each of them, also where one fails.
         released.fold(Ok(()), io::Result::and)
@@ -215,7 +217,7 @@ impl Image {
 
     fn identity(&self) -> io::Result<Identity> {
         let stamp = |file| {
-            let metadata = self.files.file(file)?.metadata()?;
+            let metadata = self.files.file(file)?.file.metadata()?;
             Ok((
                 metadata.dev(),
                 metadata.ino(),

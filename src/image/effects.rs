@@ -1,13 +1,16 @@
 //! The few effects that a plan and a guest's write can have on a file, as a
 //! trait: the real ones, and room for tests that record or fail them.
 
+use super::handles::{Handle, Handles};
+use super::names::Names;
 use instar_guest::FileNo;
+use instar_guest::plan::NewName;
 use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, fallocate};
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// Effects on the files of one image. Offsets and lengths are bytes.
 ///
@@ -38,35 +41,62 @@ pub trait Effects: Send + Sync {
     fn set_len(&self, file: FileNo, len: u64) -> io::Result<()>;
     /// Makes everything before it durable (`fdatasync`).
     fn sync(&self, file: FileNo) -> io::Result<()>;
+    /// Makes an empty file in the image's directory, which gets the number.
+    /// This and the next three are refused by effects that know no names.
+    fn create(&self, _file: FileNo, _name: &NewName) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+    /// Gives a file the name of another, which then has none.
+    fn rename(&self, _file: FileNo, _over: FileNo) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+    /// Removes a file's name.
+    fn unlink(&self, _file: FileNo) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+    /// Makes the changes of names durable (`fsync` of directories).
+    fn sync_names(&self) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
 }
 
 /// Puts something around the real effects; see
 /// [`OpenOptions::effects`](super::OpenOptions::effects).
 pub type WrapEffects = Arc<dyn Fn(Box<dyn Effects>) -> Box<dyn Effects> + Send + Sync>;
 
+/// The names of an image's files, for as long as a plan changes them.
+pub(crate) type PlanNames = Arc<Mutex<Option<Names>>>;
+
 /// The effects on real files, by file number.
-pub(crate) struct DiskEffects(pub Vec<Arc<File>>);
+pub(crate) struct DiskEffects {
+    pub handles: Handles,
+    pub names: PlanNames,
+}
 
 /// Chunk of what has to be written or copied through memory.
 const CHUNK: usize = 256 << 10;
 static ZEROES: [u8; CHUNK] = [0; CHUNK];
 
 impl DiskEffects {
-    fn file(&self, file: FileNo) -> io::Result<&File> {
-        let file = usize::try_from(file.0).ok().and_then(|i| self.0.get(i));
-        Ok(file.ok_or(Errno::EBADF)?)
+    fn file(&self, file: FileNo) -> io::Result<Arc<Handle>> {
+        Ok(self.handles.get(file).ok_or(Errno::EBADF)?)
+    }
+
+    fn with_names<T>(&self, act: impl FnOnce(&mut Names) -> io::Result<T>) -> io::Result<T> {
+        let mut names = self.names.lock().unwrap_or_else(PoisonError::into_inner);
+        act(names.as_mut().ok_or(io::ErrorKind::Unsupported)?)
     }
 }
 
 impl Effects for DiskEffects {
     fn write(&self, file: FileNo, offset: u64, data: &[u8]) -> io::Result<()> {
-        self.file(file)?.write_all_at(data, offset)
+        self.file(file)?.file.write_all_at(data, offset)
     }
 
     /// What lies past the end only moves the end: it reads as zeroes then, and
     /// takes no disk space.
     fn zero(&self, file: FileNo, offset: u64, len: u64) -> io::Result<()> {
-        let file = self.file(file)?;
+        let file = &self.file(file)?.file;
         let (old, end) = (file.metadata()?.len(), offset + len);
         let inside = end.min(old).saturating_sub(offset);
         if inside > 0 {
@@ -79,7 +109,7 @@ impl Effects for DiskEffects {
     }
 
     fn copy(&self, file: FileNo, from: u64, to: u64, len: u64) -> io::Result<()> {
-        let file = self.file(file)?;
+        let file = &self.file(file)?.file;
         let mut buf = vec![0; CHUNK.min(len as usize)];
         let mut done = 0;
         while done < len {
@@ -93,11 +123,11 @@ impl Effects for DiskEffects {
 
     fn reserve(&self, file: FileNo, offset: u64, len: u64) -> io::Result<()> {
         let mode = FallocateFlags::FALLOC_FL_KEEP_SIZE;
-        allocate(self.file(file)?, mode, offset, len)
+        allocate(&self.file(file)?.file, mode, offset, len)
     }
 
     fn punch(&self, file: FileNo, offset: u64, len: u64) -> io::Result<()> {
-        let file = self.file(file)?;
+        let file = &self.file(file)?.file;
         let mode = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
         match allocate(file, mode, offset, len) {
             Err(error) if is_unsupported(&error) => write_zeroes(file, offset, len),
@@ -106,11 +136,33 @@ impl Effects for DiskEffects {
     }
 
     fn set_len(&self, file: FileNo, len: u64) -> io::Result<()> {
-        self.file(file)?.set_len(len)
+        self.file(file)?.file.set_len(len)
     }
 
     fn sync(&self, file: FileNo) -> io::Result<()> {
-        self.file(file)?.sync_data()
+        let handle = self.file(file)?;
+        match handle.made {
+            true => handle.file.sync_all(),
+            false => handle.file.sync_data(),
+        }
+    }
+
+    fn create(&self, file: FileNo, name: &NewName) -> io::Result<()> {
+        let made = self.with_names(|names| names.create(file, name))?;
+        self.handles.push(Arc::new(made));
+        Ok(())
+    }
+
+    fn rename(&self, file: FileNo, over: FileNo) -> io::Result<()> {
+        self.with_names(|names| names.rename(file, over))
+    }
+
+    fn unlink(&self, file: FileNo) -> io::Result<()> {
+        self.with_names(|names| names.unlink(file))
+    }
+
+    fn sync_names(&self) -> io::Result<()> {
+        self.with_names(Names::sync)
     }
 }
 
@@ -161,11 +213,14 @@ fn is_unsupported(error: &io::Error) -> bool {
 mod tests {
     use super::*;
 
-    fn disk(content: &[u8]) -> (DiskEffects, Arc<File>) {
+    fn disk(content: &[u8]) -> (DiskEffects, File) {
         let file = tempfile::tempfile().unwrap();
         file.write_all_at(content, 0).unwrap();
-        let file = Arc::new(file);
-        (DiskEffects(vec![Arc::clone(&file)]), file)
+        let handles = Handles::default();
+        let same = file.try_clone().unwrap();
+        handles.push(Arc::new(Handle::new(file, true).unwrap()));
+        let names = PlanNames::default();
+        (DiskEffects { handles, names }, same)
     }
 
     fn content(file: &File) -> Vec<u8> {

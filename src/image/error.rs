@@ -105,6 +105,8 @@ pub enum Operation {
     Flush,
     /// Changing the disk's size.
     Resize,
+    /// Checking and repairing.
+    Check,
     /// Making a new image.
     Create,
     /// Locking again what had been unlocked.

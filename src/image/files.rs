@@ -1,35 +1,18 @@
 //! The files of one image by number, what is known of each, and what has been
 //! done to them.
 
-use super::effects::{DiskEffects, Effects, WrapEffects};
+use super::effects::{DiskEffects, Effects, PlanNames, WrapEffects};
+use super::handles::{Handle, Handles};
+use super::names::Names;
 use super::{lock, volatile};
 use instar_guest::FileNo;
 use instar_guest::plan::Step;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt};
-use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use vm_memory::VolatileSlice;
-
-/// One file of an image.
-struct Disk {
-    file: Arc<File>,
-    writable: bool,
-    /// Length in bytes. Changed only by whoever holds the image's session.
-    len: AtomicU64,
-    /// How many changes were made; counted after the change.
-    changes: AtomicU64,
-    /// How many of them are durable; set after the sync to what had been
-    /// counted before it: a change is never taken for durable.
-    synced: AtomicU64,
-}
-
-impl Disk {
-    fn is_unsynced(&self) -> bool {
-        self.synced.load(Ordering::Acquire) != self.changes.load(Ordering::Acquire)
-    }
-}
 
 /// How often what has been done.
 #[derive(Default)]
@@ -41,7 +24,10 @@ pub(crate) struct Tally {
 
 /// The files of one image.
 pub(crate) struct FileTable {
-    disks: Vec<Disk>,
+    handles: Handles,
+    names: PlanNames,
+    /// Whether names changed that are not durable.
+    names_changed: AtomicBool,
     effects: Box<dyn Effects>,
     /// Whether the files are locked, and so to be unlocked.
     pub locked: bool,
@@ -56,10 +42,21 @@ pub(crate) struct FileTable {
 impl FileTable {
     /// The table of an image that so far is one file.
     pub fn new(file: File, writable: bool, wrap: Option<&WrapEffects>) -> io::Result<Self> {
-        let disks = vec![Disk::new(file, writable)?];
+        let handles = Handles::default();
+        handles.push(Arc::new(Handle::new(file, writable)?));
+        let names = PlanNames::default();
+        let real = Box::new(DiskEffects {
+            handles: handles.clone(),
+            names: Arc::clone(&names),
+        });
         Ok(Self {
-            effects: effects(&disks, wrap),
-            disks,
+            handles,
+            names,
+            names_changed: AtomicBool::new(false),
+            effects: match wrap {
+                Some(wrap) => wrap(real),
+                None => real,
+            },
             locked: false,
             syncing: Mutex::default(),
             failed: AtomicI32::new(0),
@@ -67,29 +64,69 @@ impl FileTable {
         })
     }
 
-    /// The table with the next file.
-    pub fn and(
-        mut self,
-        file: File,
-        writable: bool,
-        wrap: Option<&WrapEffects>,
-    ) -> io::Result<Self> {
-        self.disks.push(Disk::new(file, writable)?);
-        self.effects = effects(&self.disks, wrap);
-        Ok(self)
+    /// Adds the next files.
+    pub fn add(&self, files: Vec<Arc<Handle>>) {
+        files.into_iter().for_each(|file| self.handles.push(file));
     }
 
-    fn disk(&self, file: FileNo) -> io::Result<&Disk> {
+    /// All open files, in the order of their numbers.
+    pub fn handles(&self) -> Vec<Arc<Handle>> {
+        self.handles.all()
+    }
+
+    /// Numbers the files anew. Those that are not among them lose their locks.
+    pub fn renumber(&self, files: Vec<Arc<Handle>>) {
+        let kept = files.clone();
+        let gone = self.handles.set(files);
+        let is_gone = |file: &&Arc<Handle>| !kept.iter().any(|kept| Arc::ptr_eq(kept, file));
+        for handle in gone.iter().filter(is_gone).filter(|_| self.locked) {
+            // Closing it, which follows, unlocks as well.
+            let _ = lock::release(&handle.file);
+        }
+    }
+
+    /// From now on names may change: these.
+    pub fn allow_names(&self, names: Names) {
+        *self.names.lock().unwrap_or_else(PoisonError::into_inner) = Some(names);
+    }
+
+    /// From now on no name changes. What a failed plan left without a barrier
+    /// are names that nothing refers to: that they last does not matter.
+    pub fn forbid_names(&self) {
+        self.settle_names();
+        *self.names.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
+    fn settle_names(&self) {
+        if self.names_changed.swap(false, Ordering::AcqRel) {
+            let _ = self.effects.sync_names();
+        }
+    }
+
+    /// Removes the files from the `old`th on, which a plan made that has failed.
+    pub fn remove_made(&self, old: usize) {
+        let files = self.handles.all();
+        for file in self.numbers().skip(old) {
+            // The failure of the plan is the one to tell. What stays is empty
+            // space under a name that nothing refers to.
+            let _ = self.effects.unlink(file);
+        }
+        self.settle_names();
+        self.renumber(files.into_iter().take(old).collect());
+    }
+
+    /// The open file of a number.
+    pub fn file(&self, file: FileNo) -> io::Result<Arc<Handle>> {
         self.get(file).ok_or(io::ErrorKind::NotFound.into())
     }
 
-    fn get(&self, file: FileNo) -> Option<&Disk> {
-        self.disks.get(usize::try_from(file.0).ok()?)
+    fn get(&self, file: FileNo) -> Option<Arc<Handle>> {
+        self.handles.get(file)
     }
 
     /// The numbers of all files.
-    pub fn numbers(&self) -> impl Iterator<Item = FileNo> {
-        (0..self.disks.len() as u32).map(FileNo)
+    pub fn numbers(&self) -> impl Iterator<Item = FileNo> + use<> {
+        (0..self.handles.count() as u32).map(FileNo)
     }
 
     /// Length in bytes; `None` for a file that the image does not have.
@@ -99,33 +136,30 @@ impl FileTable {
 
     /// The lengths of all files, by number.
     pub fn lens(&self) -> Vec<u64> {
-        let len = |disk: &Disk| disk.len.load(Ordering::Acquire);
-        self.disks.iter().map(len).collect()
+        let files = self.handles.all();
+        let len = |file: &Arc<Handle>| file.len.load(Ordering::Acquire);
+        files.iter().map(len).collect()
     }
 
     /// Whether the file may be changed.
     pub fn writable(&self, file: FileNo) -> bool {
-        self.get(file).is_some_and(|disk| disk.writable)
-    }
-
-    /// The descriptor.
-    pub fn file(&self, file: FileNo) -> io::Result<&File> {
-        Ok(&self.disk(file)?.file)
+        self.get(file).is_some_and(|handle| handle.writable)
     }
 
     /// Disk space that all files take.
     pub fn allocated(&self) -> io::Result<u64> {
-        let blocks = |disk: &Disk| Ok(disk.file.metadata()?.blocks() * 512);
-        self.disks.iter().map(blocks).sum()
+        let files = self.handles.all();
+        let blocks = |file: &Arc<Handle>| Ok(file.file.metadata()?.blocks() * 512);
+        files.iter().map(blocks).sum()
     }
 
     /// Fills `buf`; what lies past the end of the file is zero.
     pub fn read(&self, file: FileNo, offset: u64, buf: &mut [u8]) -> io::Result<()> {
-        let disk = self.disk(file)?;
+        let handle = self.file(file)?;
         self.tally.reads.fetch_add(1, Ordering::Relaxed);
         let mut done = 0;
         while done < buf.len() {
-            match disk.file.read_at(&mut buf[done..], offset + done as u64) {
+            match handle.file.read_at(&mut buf[done..], offset + done as u64) {
                 Ok(0) => {
                     buf[done..].fill(0);
                     break;
@@ -146,7 +180,7 @@ impl FileTable {
         dst: VolatileSlice<'_>,
     ) -> io::Result<()> {
         self.tally.reads.fetch_add(1, Ordering::Relaxed);
-        volatile::read_at(&self.disk(file)?.file, offset, dst)
+        volatile::read_at(&self.file(file)?.file, offset, dst)
     }
 
     /// Writes all of `data`.
@@ -158,7 +192,7 @@ impl FileTable {
     /// Sets the length.
     pub fn set_len(&self, file: FileNo, len: u64) -> io::Result<()> {
         self.change(file, None, |effects| effects.set_len(file, len))?;
-        self.disk(file)?.len.store(len, Ordering::Release);
+        self.file(file)?.len.store(len, Ordering::Release);
         Ok(())
     }
 
@@ -194,10 +228,18 @@ impl FileTable {
             Step::Punch { file, offset, len } => {
                 self.change(file, None, |effects| effects.punch(file, offset, len))
             }
-            Step::Create { .. } | Step::Rename { .. } | Step::Unlink { .. } => {
-                Err(io::ErrorKind::Unsupported.into())
+            Step::Create { file, ref name } => {
+                self.change_names(|effects| effects.create(file, name))
             }
+            Step::Rename { file, over } => self.change_names(|effects| effects.rename(file, over)),
+            Step::Unlink { file } => self.change_names(|effects| effects.unlink(file)),
         }
+    }
+
+    fn change_names(&self, act: impl FnOnce(&dyn Effects) -> io::Result<()>) -> io::Result<()> {
+        self.tally.writes.fetch_add(1, Ordering::Relaxed);
+        self.names_changed.store(true, Ordering::Release);
+        act(self.effects.as_ref())
     }
 
     /// Performs a change that may extend the file up to `end`, and takes note
@@ -208,22 +250,22 @@ impl FileTable {
         end: Option<u64>,
         act: impl FnOnce(&dyn Effects) -> io::Result<()>,
     ) -> io::Result<()> {
-        let disk = self.disk(file)?;
-        if !disk.writable {
+        let handle = self.file(file)?;
+        if !handle.writable {
             return Err(io::Error::from_raw_os_error(libc::EROFS));
         }
         self.tally.writes.fetch_add(1, Ordering::Relaxed);
         let done = act(self.effects.as_ref());
-        disk.changes.fetch_add(1, Ordering::AcqRel);
+        handle.changes.fetch_add(1, Ordering::AcqRel);
         match (&done, end) {
             (Ok(()), Some(end)) => {
-                disk.len.fetch_max(end, Ordering::AcqRel);
+                handle.len.fetch_max(end, Ordering::AcqRel);
             }
             (Ok(()), None) => {}
             // How far it got is unknown; a failing fstat leaves the old length.
             (Err(_), _) => {
-                if let Ok(metadata) = disk.file.metadata() {
-                    disk.len.fetch_max(metadata.len(), Ordering::AcqRel);
+                if let Ok(metadata) = handle.file.metadata() {
+                    handle.len.fetch_max(metadata.len(), Ordering::AcqRel);
                 }
             }
         }
@@ -232,7 +274,8 @@ impl FileTable {
 
     /// Whether anything is not durable.
     pub fn is_unsynced(&self) -> bool {
-        self.disks.iter().any(Disk::is_unsynced)
+        let unsynced = self.handles.all().iter().any(|file| file.is_unsynced());
+        unsynced || self.names_changed.load(Ordering::Acquire)
     }
 
     /// Whether a sync has failed: nobody knows what of the changes is durable.
@@ -247,46 +290,34 @@ impl FileTable {
             0 => {}
             errno => return Err(io::Error::from_raw_os_error(errno)),
         }
-        for (file, disk) in self.numbers().zip(&self.disks) {
-            self.sync_disk(file, disk).inspect_err(|error| {
-                let errno = error.raw_os_error().unwrap_or(libc::EIO);
-                self.failed.store(errno, Ordering::Release);
-            })?;
+        self.sync_all().inspect_err(|error| {
+            let errno = error.raw_os_error().unwrap_or(libc::EIO);
+            self.failed.store(errno, Ordering::Release);
+        })
+    }
+
+    /// Files first: a name is not to lead to a file that is not there yet.
+    fn sync_all(&self) -> io::Result<()> {
+        for (file, handle) in self.numbers().zip(&self.handles.all()) {
+            self.sync_one(file, handle)?;
+        }
+        if self.names_changed.load(Ordering::Acquire) {
+            self.tally.fdatasyncs.fetch_add(1, Ordering::Relaxed);
+            self.effects.sync_names()?;
+            self.names_changed.store(false, Ordering::Release);
         }
         Ok(())
     }
 
-    fn sync_disk(&self, file: FileNo, disk: &Disk) -> io::Result<()> {
-        let seen = disk.changes.load(Ordering::Acquire);
-        if disk.synced.load(Ordering::Acquire) == seen {
+    fn sync_one(&self, file: FileNo, handle: &Handle) -> io::Result<()> {
+        let seen = handle.changes.load(Ordering::Acquire);
+        if handle.synced.load(Ordering::Acquire) == seen {
             return Ok(());
         }
         self.tally.fdatasyncs.fetch_add(1, Ordering::Relaxed);
         self.effects.sync(file)?;
-        disk.synced.store(seen, Ordering::Release);
+        handle.synced.store(seen, Ordering::Release);
         Ok(())
-    }
-}
-
-fn effects(disks: &[Disk], wrap: Option<&WrapEffects>) -> Box<dyn Effects> {
-    let files = disks.iter().map(|disk| Arc::clone(&disk.file)).collect();
-    let real = Box::new(DiskEffects(files));
-    match wrap {
-        Some(wrap) => wrap(real),
-        None => real,
-    }
-}
-
-impl Disk {
-    fn new(file: File, writable: bool) -> io::Result<Self> {
-        let len = AtomicU64::new(file.metadata()?.len());
-        Ok(Self {
-            file: Arc::new(file),
-            writable,
-            len,
-            changes: AtomicU64::new(0),
-            synced: AtomicU64::new(0),
-        })
     }
 }
 
@@ -294,15 +325,17 @@ impl Drop for FileTable {
     /// Closing alone keeps the locks as long as a child that another thread is
     /// just starting still has the descriptors.
     fn drop(&mut self) {
-        for disk in self.disks.iter().filter(|_| self.locked) {
-            let _ = lock::release(&disk.file);
+        for handle in self.handles.all().iter().filter(|_| self.locked) {
+            let _ = lock::release(&handle.file);
         }
     }
 }
 
 impl std::fmt::Debug for FileTable {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let files = self.disks.iter().map(|disk| &disk.file);
-        f.debug_list().entries(files).finish()
+        let files = self.handles.all();
+        f.debug_list()
+            .entries(files.iter().map(|handle| &handle.file))
+            .finish()
     }
 }

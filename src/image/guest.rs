@@ -1,12 +1,13 @@
 //! The image's side of the conversation with its guest: what the guest may read,
 //! and what happens to parts of a plan that it streams.
 
-use super::check::{Limits, check};
 use super::error::Fault;
 use super::files::FileTable;
-use crate::sandbox::{CallError, Files, Session};
+use super::plan_check::{Limits, check};
+use crate::sandbox::{CallError, Files, Session, escape_deceptive};
 use instar_guest::findings::Finding;
 use instar_guest::plan::Stage;
+use instar_guest::proto::MAX_FINDINGS;
 use instar_guest::{FileNo, Plan, Reply, Request};
 use std::io;
 use vm_memory::VolatileSlice;
@@ -38,6 +39,47 @@ pub(crate) enum Stream {
     Execute(Limits),
     /// They are kept, up to so many bytes, to be shown.
     Collect { stages: Vec<Stage>, room: usize },
+    /// The same, but where they are more, none of them is kept.
+    Draft {
+        stages: Option<Vec<Stage>>,
+        room: usize,
+    },
+}
+
+/// The most findings of one check that are passed on: a terminal is no place
+/// for more, and the sums count all of them.
+const MAX_TOLD: usize = 1 << 20;
+/// The longest text of a finding that reaches a terminal or a log, in bytes.
+const MAX_TEXT: usize = 1024;
+
+/// Passes findings on as they come, so that none of them are kept.
+pub(crate) struct Telling<'a> {
+    to: &'a mut dyn FnMut(&Finding),
+    left: usize,
+}
+
+impl<'a> Telling<'a> {
+    pub fn new(to: &'a mut dyn FnMut(&Finding)) -> Self {
+        let left = MAX_TOLD;
+        Self { to, left }
+    }
+
+    /// The same for a shorter while.
+    pub fn again(&mut self) -> Telling<'_> {
+        let left = self.left;
+        let to = &mut *self.to;
+        Telling { to, left }
+    }
+
+    fn tell(&mut self, finding: Finding) {
+        if let Some(left) = self.left.checked_sub(1) {
+            self.left = left;
+            (self.to)(&Finding {
+                text: escape_deceptive(&finding.text, MAX_TEXT),
+                ..finding
+            });
+        }
+    }
 }
 
 /// The files of an image as its guest sees them.
@@ -46,8 +88,8 @@ pub(crate) struct Serving<'a> {
     pub stream: Stream,
     /// Why the last part was refused, in words: the guest only learns that.
     pub refusal: Option<Fault>,
-    /// What a check has told.
-    pub findings: Vec<Finding>,
+    /// Where findings go; without it they are refused.
+    pub telling: Option<Telling<'a>>,
 }
 
 impl<'a> Serving<'a> {
@@ -56,7 +98,7 @@ impl<'a> Serving<'a> {
             files,
             stream,
             refusal: None,
-            findings: Vec::new(),
+            telling: None,
         }
     }
 
@@ -69,8 +111,15 @@ impl<'a> Serving<'a> {
 
 impl Files for Serving<'_> {
     fn tell(&mut self, findings: Vec<Finding>) -> io::Result<()> {
-        self.findings.extend(findings);
-        Ok(())
+        match &mut self.telling {
+            Some(telling) if findings.len() <= MAX_FINDINGS => {
+                findings
+                    .into_iter()
+                    .for_each(|finding| telling.tell(finding));
+                Ok(())
+            }
+            Some(_) | None => self.refuse(untold()),
+        }
     }
 
     fn len(&mut self, file: FileNo) -> io::Result<u64> {
@@ -96,6 +145,15 @@ impl Files for Serving<'_> {
                 }
                 None => self.refuse(too_long()),
             },
+            Stream::Draft { stages, room } => {
+                let left = room.checked_sub(weight(&part));
+                *room = left.unwrap_or(0);
+                match (stages.as_mut(), left) {
+                    (Some(stages), Some(_)) => stages.extend(part.stages),
+                    (_, _) => *stages = None,
+                }
+                Ok(())
+            }
         }
     }
 }
@@ -104,6 +162,13 @@ fn unasked() -> Fault {
     Fault::new(
         super::ErrorKind::BadGuest,
         "The sandbox sent a part of a plan that nobody asked for",
+    )
+}
+
+fn untold() -> Fault {
+    Fault::new(
+        super::ErrorKind::BadGuest,
+        "The sandbox sent findings that nobody asked for, or too many at once",
     )
 }
 

@@ -5,6 +5,8 @@
 //! layout. What an image means is asked of the guest, and what the guest says
 //! is checked here before it has an effect.
 
+mod chain;
+mod change;
 mod check;
 mod create;
 mod disk;
@@ -15,19 +17,30 @@ mod extents;
 mod files;
 mod gate;
 mod guest;
+mod handles;
+mod home;
 mod inflated;
 mod lock;
 mod name;
+mod names;
+mod on_disk;
 mod open;
+mod plan_check;
+mod plan_error;
+mod plan_names;
+mod reach;
 mod read;
+mod reopen;
 mod resize;
 mod segments;
+mod settle;
 mod volatile;
 mod write;
 
 #[cfg(test)]
 mod tests;
 
+pub use check::{CheckEvent, Checked};
 pub use create::{Created, create};
 pub use disk::{EffectsHook, Image};
 pub use effects::{Effects, WrapEffects};

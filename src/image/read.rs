@@ -148,6 +148,14 @@ impl Image {
         held: &mut Option<&mut Link>,
     ) -> Result<usize, Fault> {
         let unit = self.cluster();
+        if unit > MAX_INFLATE {
+            return Err(Fault::new(
+                ErrorKind::Unsupported,
+                format!(
+                    "Compressed clusters of {unit} bytes, more than {MAX_INFLATE}, cannot be read"
+                ),
+            ));
+        }
         let (cluster, skip) = (offset / unit * unit, (offset % unit) as usize);
         let known = hold(&self.inflated).get(cluster);
         let data = match known {
@@ -188,7 +196,7 @@ impl Image {
         if extent.kind != ExtentKind::Compressed {
             return Ok(None);
         }
-        let most = (MAX_INFLATE / unit * unit).max(unit);
+        let most = MAX_INFLATE / unit * unit;
         let len = wanted.min(most).min(extent.len);
         let offset = cluster;
         let data = match self.ask(link, &Request::Inflate { offset, len })? {
@@ -268,7 +276,7 @@ impl Image {
             Some(link) => act(link),
             None => {
                 let mut link = hold(&self.session);
-                self.settle(&mut link)?;
+                self.catch_up(&mut link)?;
                 act(&mut link)
             }
         }

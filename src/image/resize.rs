@@ -2,13 +2,12 @@
 //! checked and executed.
 
 use super::ResizeOptions;
-use super::check::{Commits, FileLimits, Limits, check};
+use super::change::{Change, SLACK, limits};
 use super::disk::{Image, Link, exclusive, hold, shared};
-use super::error::{Error, Fault, Operation};
-use super::execute::{execute, truncate_back};
-use super::files::FileTable;
+use super::error::{Error, Fault, Operation, printable_name};
+use super::execute::execute;
 use super::guest::{Serving, Stream};
-use super::open::{checked_facts, fresh};
+use super::plan_check::{Commits, Limits, check};
 use super::read::unexpected;
 use instar_guest::plan::MAX_GAP;
 use instar_guest::proto::{PlanReply, Preallocation};
@@ -16,18 +15,8 @@ use instar_guest::{ExtentKind, Plan, Reply, Request};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-/// Room for metadata that does not depend on a change's size (tables that are
-/// moved as a whole), in bytes.
-const SLACK: u64 = 64 << 20;
 /// The most memory that the plan of a dry run takes, in bytes.
 const SHOWN: usize = 64 << 20;
-
-/// A plan that has been checked.
-struct Planned {
-    reply: PlanReply,
-    /// Whether its first parts are in the files by now.
-    streamed: bool,
-}
 
 impl Image {
     /// Makes everything written so far survive a loss of power: data and
@@ -46,7 +35,8 @@ impl Image {
     /// Changes the disk's size, durably; answers warnings for the user. The
     /// error's text says whether the image is unchanged or holds the new size.
     pub fn resize(&self, size: u64, how: &ResizeOptions) -> Result<Vec<String>, Error> {
-        self.own_last_unit(size)
+        self.put_in_order()
+            .and_then(|()| self.own_last_unit(size))
             .and_then(|()| self.resize_to(size, how))
             .map_err(|fault| fault.at(Operation::Resize, &self.path))
     }
@@ -100,7 +90,7 @@ impl Image {
         if !self.unflushed.load(Ordering::Acquire) {
             return self.sync();
         }
-        self.settle(link)?;
+        self.catch_up(link)?;
         // The guest takes its changes for planned even where it then fails.
         let reply = self
             .ask(link, &Request::Flush)
@@ -133,7 +123,7 @@ impl Image {
     /// Executes the plan of a flush for which there was no disk space before.
     /// The guest takes it for executed: nothing may be asked of it until it is.
     /// As the holder of the session and not of `traffic`.
-    pub(super) fn settle(&self, link: &mut Link) -> Result<(), Fault> {
+    pub(super) fn catch_up(&self, link: &mut Link) -> Result<(), Fault> {
         match link.postponed.take() {
             None => Ok(()),
             Some(plan) => self.alive().and_then(|()| self.carry_flush(link, plan)),
@@ -157,82 +147,73 @@ impl Image {
     }
 
     fn plan_only(&self, size: u64, how: &ResizeOptions) -> Result<PlanReply, Fault> {
+        self.writable()?;
         let _flushing = hold(&self.flushing);
         let mut link = hold(&self.session);
         self.flush_held(&mut link)?;
+        if let Some(why) = shared(&self.facts).unsettled.clone() {
+            return self.plan_settling(&mut link, &why);
+        }
+        let request = self.resize_request(size, how)?;
+        let reply = self.collect_plan(&mut link, &request)?;
+        let (reply, ()) = plan_in(reply, "Resize")?;
+        check(&reply.plan, &self.growth(size, how))?;
+        Ok(reply)
+    }
+
+    /// The plan that comes before any other.
+    fn plan_settling(&self, link: &mut Link, why: &str) -> Result<PlanReply, Fault> {
+        let reply = self.collect_plan(link, &Request::Settle)?;
+        let (mut reply, ()) = plan_in(reply, "Settle")?;
+        check(&reply.plan, &self.mending())?;
+        reply.warnings.push(format!(
+            "The image has to be put in order first ({}): this is the plan for that, the \
+             resize is planned afterwards",
+            printable_name(why)
+        ));
+        Ok(reply)
+    }
+
+    /// A plan that is not executed, streamed parts included.
+    fn collect_plan(&self, link: &mut Link, request: &Request) -> Result<Reply, Fault> {
         let stream = Stream::Collect {
             stages: Vec::new(),
             room: SHOWN,
         };
         let mut serving = Serving::new(&self.files, stream);
-        let mut reply = self.ask_resize(&mut link, size, how, &mut serving)?;
-        if let Stream::Collect { stages, .. } = serving.stream {
+        let reply = self.ask_serving(link, request, &mut serving);
+        // The guest takes the plan for executed.
+        link.stale = true;
+        let mut reply = reply?;
+        if let (Stream::Collect { stages, .. }, Reply::Plan(reply)) = (serving.stream, &mut reply) {
             reply.plan.stages.splice(0..0, stages);
         }
-        check(&reply.plan, &self.growth(size, how))?;
         Ok(reply)
     }
 
     fn resize_to(&self, size: u64, how: &ResizeOptions) -> Result<Vec<String>, Fault> {
+        self.writable()?;
         let _flushing = hold(&self.flushing);
         let mut link = hold(&self.session);
         self.flush_held(&mut link)?;
         let _traffic = exclusive(&self.traffic);
-        let old = self.files.lens();
-        let planned = self.plan_streaming(&mut link, size, how)?;
-        if let Err(fault) = self.carry_out(&planned, &old) {
-            // Old or new: only the file can tell. The failure at hand is the
-            // one to report; the next request meets the other again.
-            let _ = self.reopen(&mut link);
-            return Err(fault);
-        }
-        self.take_size(size);
-        Ok(planned.reply.warnings)
-    }
-
-    /// Asks for the plan of a resize, executes the parts that are streamed, and
-    /// checks the rest.
-    fn plan_streaming(
-        &self,
-        link: &mut Link,
-        size: u64,
-        how: &ResizeOptions,
-    ) -> Result<Planned, Fault> {
-        let old = self.files.lens();
-        let mut limits = self.growth(size, how);
-        let stream = Stream::Execute(streamed_part(&limits));
-        let mut serving = Serving::new(&self.files, stream);
-        let reply = self.ask_resize(link, size, how, &mut serving);
-        let streamed = match serving.stream {
-            Stream::Execute(left) => limits.go_on(&left),
-            Stream::Refuse | Stream::Collect { .. } => false,
+        self.settle_held(&mut link)?;
+        let change = Change {
+            request: self.resize_request(size, how)?,
+            limits: self.growth(size, how),
+            done: "holds the new size",
+            telling: None,
         };
-        let planned = reply.and_then(|reply| {
-            check(&reply.plan, &limits)?;
-            match reply.plan.is_empty() && size != self.virtual_size() {
-                false => Ok(Planned { reply, streamed }),
+        let unchanged = size == self.virtual_size();
+        let (reply, ()) = self.change(&mut link, change, |reply| {
+            let (reply, ()) = plan_in(reply, "Resize")?;
+            match reply.plan.is_empty() && !unchanged {
+                false => Ok((reply, ())),
                 true => Err(unexpected("Resize")),
             }
-        });
-        if planned.is_err() && streamed {
-            truncate_back(&self.files, &old)?;
-        }
-        planned
-    }
-
-    fn carry_out(&self, planned: &Planned, old: &[u64]) -> Result<(), Fault> {
-        if planned.streamed {
-            // Nothing may refer to a streamed part that is not durable.
-            self.files.sync().map_err(|error| {
-                let fault = Fault::os("Could not make changes durable", error);
-                match truncate_back(&self.files, old) {
-                    Ok(()) => fault.and("the image is unchanged"),
-                    Err(_) => fault.and("the image is unchanged, its file is longer"),
-                }
-            })?;
-        }
-        let plan = &planned.reply.plan;
-        execute(&self.files, plan, old).map_err(|aborted| aborted.fault("holds the new size"))
+        })?;
+        self.take_size(size);
+        Ok(reply.warnings)
     }
 
     /// Takes the new size over. That the guest reads the image again can wait
@@ -244,38 +225,24 @@ impl Image {
         self.size.store(size, Ordering::Release);
     }
 
-    fn forget_mapping(&self) {
+    pub(super) fn forget_mapping(&self) {
         exclusive(&self.extents).clear();
         hold(&self.inflated).clear();
     }
 
-    fn ask_resize(
-        &self,
-        link: &mut Link,
-        size: u64,
-        how: &ResizeOptions,
-        serving: &mut Serving<'_>,
-    ) -> Result<PlanReply, Fault> {
-        self.writable()?;
+    fn resize_request(&self, size: u64, how: &ResizeOptions) -> Result<Request, Fault> {
         if self.backing.is_none() {
             self.no_backing_named()?;
         }
         if let Some(failure) = &shared(&self.facts).no_resize {
             return Err(Fault::from(failure));
         }
-        let request = Request::Resize {
+        Ok(Request::Resize {
             size,
             preallocation: how.preallocation,
             shrink: how.shrink,
             backing_size: self.backing.as_ref().map(|backing| backing.virtual_size()),
-        };
-        let reply = self.ask_serving(link, &request, serving);
-        // The guest may take a plan for executed, whatever becomes of it.
-        link.stale = true;
-        match reply? {
-            Reply::Plan(reply) => Ok(reply),
-            _ => Err(unexpected("Resize")),
-        }
+        })
     }
 
     /// What the plan of a resize may do.
@@ -290,83 +257,24 @@ impl Image {
             // Reserved first, then written.
             Preallocation::Full => metadata.saturating_add(added.saturating_mul(2)),
         };
+        // What is kept may move to where there was something else before.
+        let shrinks = how.shrink && size < old;
+        let moved = match shrinks {
+            true => self.files.lens().into_iter().fold(0, u64::saturating_add),
+            false => 0,
+        };
         let room = metadata.saturating_add(added).saturating_add(MAX_GAP);
-        limits(
-            &self.files,
-            room,
-            fill,
-            Commits::One,
-            how.shrink && size < old,
-        )
-    }
-
-    /// Has the guest read the image again: whatever it knew is dropped. Where
-    /// that fails, the next request tries again.
-    pub(super) fn reopen(&self, link: &mut Link) -> Result<(), Fault> {
-        link.stale = false;
-        let reopened = self.open_again(link);
-        link.stale = reopened.is_err();
-        reopened
-    }
-
-    fn open_again(&self, link: &mut Link) -> Result<(), Fault> {
-        let old = self.facts();
-        let request = Request::Open {
-            format: Some(old.format),
-            file_len: self.file_len(),
-            write: true,
-            fresh: fresh()?,
-        };
-        let Reply::Opened(facts) = self.ask(link, &request)? else {
-            return Err(unexpected("Open"));
-        };
-        let mut facts = checked_facts(facts)?;
-        facts.probed = old.probed;
-        if !facts.files.is_empty() {
-            let lens = self.files.lens().split_off(1);
-            self.ask(link, &Request::Attach { lens })?;
+        let fill = fill.saturating_add(moved);
+        Limits {
+            names: self.names(metadata.saturating_add(size.max(old))),
+            ..limits(&self.files, room, fill, Commits::Some, shrinks)
         }
-        self.forget_mapping();
-        self.size.store(facts.virtual_size, Ordering::Release);
-        *exclusive(&self.facts) = Arc::new(facts);
-        Ok(())
     }
 }
 
-/// Limits for a plan over the files that may be changed: each may get longer by
-/// `room` bytes.
-pub(super) fn limits(
-    files: &FileTable,
-    room: u64,
-    fill: u64,
-    commits: Commits,
-    may_cut: bool,
-) -> Limits {
-    let limits_of = |file| {
-        let writable = files.writable(file);
-        let len = files.len(file).filter(|_| writable)?;
-        Some(FileLimits {
-            len,
-            cap: len.saturating_add(room).min(i64::MAX as u64),
-            floor: 0,
-            shortest: if may_cut { 0 } else { len },
-        })
-    };
-    Limits {
-        files: files.numbers().map(limits_of).collect(),
-        commits,
-        fill,
-        streamed: false,
+pub(super) fn plan_in(reply: Reply, request: &str) -> Result<(PlanReply, ()), Fault> {
+    match reply {
+        Reply::Plan(reply) => Ok((reply, ())),
+        _ => Err(unexpected(request)),
     }
-}
-
-/// What a streamed part may do: nothing below the files' old ends.
-fn streamed_part(limits: &Limits) -> Limits {
-    let mut part = limits.clone();
-    part.commits = Commits::None;
-    for file in part.files.iter_mut().flatten() {
-        file.floor = file.len;
-        file.shortest = file.len;
-    }
-    part
 }

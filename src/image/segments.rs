@@ -1,7 +1,7 @@
 //! Where a disk's bytes are, through the whole backing chain and down to the
 //! holes of the host's files.
 
-use super::disk::Image;
+use super::disk::{Image, shared};
 use super::error::{Error, Fault, Operation};
 use instar_guest::{ExtentKind, FileNo};
 use nix::errno::Errno;
@@ -87,11 +87,11 @@ impl Image {
             match extent.kind {
                 ExtentKind::Data { file, at, .. } => {
                     let whole = segment(SegmentKind::Data, Some((file, at)));
-                    split_holes(self.files.file(file)?, whole, out)?;
+                    split_holes(&self.files.file(file)?.file, whole, out)?;
                 }
                 ExtentKind::Zero { at } => {
-                    let file = self.files.numbers().last().unwrap_or(FileNo::IMAGE);
-                    out.push(segment(SegmentKind::Zero, at.map(|at| (file, at))));
+                    let reserved = at.and_then(|at| Some((self.data_file()?, at)));
+                    out.push(segment(SegmentKind::Zero, reserved));
                 }
                 ExtentKind::Compressed => out.push(segment(SegmentKind::Compressed, None)),
                 ExtentKind::Unallocated => match self.backing() {
@@ -102,6 +102,15 @@ impl Image {
             next += extent.len;
         }
         Ok(())
+    }
+
+    /// The one file that holds data, if there is one.
+    fn data_file(&self) -> Option<FileNo> {
+        match shared(&self.facts).files.len() {
+            0 => Some(FileNo::IMAGE),
+            1 => Some(FileNo::DATA),
+            _ => None,
+        }
     }
 
     /// The same for what the layer above does not hold; it may be past the end.

@@ -1,10 +1,10 @@
 //! Writing: in place where an extent allows it, else to places that the guest
 //! gives, with the rest of the allocation unit brought along.
 
+use super::chain::MAX_UNIT;
 use super::disk::{Image, Link, exclusive, hold, shared};
 use super::error::{Error, ErrorKind, Fault, Operation};
 use super::extents::{check_places, placed, slice};
-use super::open::MAX_UNIT;
 use super::read::unexpected;
 use instar_guest::plan::{MAX_GAP, Step};
 use instar_guest::proto::{Content, Place};
@@ -146,6 +146,7 @@ impl Image {
     fn may_write(&self, offset: u64, len: u64) -> Result<(), Fault> {
         self.alive()?;
         self.writable()?;
+        self.put_in_order()?;
         self.inside(offset, len)?;
         match &shared(&self.facts).no_write {
             None => Ok(()),
@@ -196,7 +197,7 @@ impl Image {
     /// there, too.
     fn store_placed(&self, buf: &[u8], offset: u64) -> Result<usize, Fault> {
         let mut link = hold(&self.session);
-        self.settle(&mut link)?;
+        self.catch_up(&mut link)?;
         let end = offset + (buf.len() as u64).min(CHUNK);
         let end = self.end_of_fixed(&mut link, offset, end)?;
         if end == offset {
@@ -432,7 +433,7 @@ impl Image {
         let mut next = start;
         while next < end {
             let mut link = hold(&self.session);
-            self.settle(&mut link)?;
+            self.catch_up(&mut link)?;
             next = self.allocate_some(&mut link, next, end)?;
         }
         Ok(())

@@ -204,9 +204,8 @@ impl Exchange<'_> {
         if used <= allowance.base {
             return Ok(());
         }
-        let len = [FileNo::IMAGE, FileNo::DATA]
-            .iter()
-            .filter_map(|&file| self.files.len(file).ok())
+        let len = (0..)
+            .map_while(|file| self.files.len(FileNo(file)).ok())
             .fold(0, u64::saturating_add);
         match allowance.for_length(len) {
             budget if used <= budget => Ok(()),

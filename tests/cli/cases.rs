@@ -140,6 +140,19 @@ pub const CASES: &[Case] = &[
         CREATE_OVERLAY,
     ),
     case("create-usage", &["base.qcow2"], CREATE_USAGE),
+    case("create-vmdk", &[], CREATE_VMDK),
+    case("create-vmdk-refused", &[], CREATE_VMDK_REFUSED),
+    case("create-vmdk-overlay", &["base.qcow2"], CREATE_VMDK_OVERLAY),
+    case("create-vpc", &[], CREATE_VPC),
+    case("create-vhdx", &[], CREATE_VHDX),
+    case("create-data-file", &[], CREATE_DATA_FILE),
+    case("create-preallocated", &[], CREATE_PREALLOCATED),
+    case(
+        "check-refused",
+        &["tail.raw", "future.qcow2"],
+        CHECK_REFUSED,
+    ),
+    case("check-usage", &["base.qcow2"], CHECK_USAGE),
     case("resize-sizes", &[], RESIZE_SIZES),
     case("resize-usage", &["base.qcow2"], RESIZE_USAGE),
     case("no-command", &[], &["bogus", ""]),
@@ -290,6 +303,133 @@ const CREATE_USAGE: &[&str] = &[
     "create -f bogus new 1M",
     "create -f qcow2 -o size=1M new 2M",
     "create -f",
+];
+
+const CREATE_VMDK: &[&str] = &[
+    "create -f vmdk disk 64M",
+    "info --output=json disk",
+    "create -f vmdk disk 1000",
+    "info disk",
+    "create -q -f vmdk disk 1T",
+    "info disk",
+    "create -f vmdk -o adapter_type=lsilogic,hwversion=7,zeroed_grain=on disk 1G",
+    "info --output=json disk",
+    "create -f vmdk -o compat6 disk 1M",
+    "create -f vmdk -o toolsversion=9 disk 1M",
+    "create -f vmdk -o subformat=monolithicSparse disk 1M",
+    "create -f vmdk -o subformat=monolithicFlat flat.vmdk 3M",
+    "info --output=json flat.vmdk",
+    "map flat.vmdk",
+    "create -f vmdk -o subformat=twoGbMaxExtentSparse split.vmdk 5G",
+    "info --output=json split.vmdk",
+    "map --output=json split.vmdk",
+    "create -f vmdk -o subformat=twoGbMaxExtentFlat both.vmdk 5G",
+    "info --output=json both.vmdk",
+];
+
+const CREATE_VMDK_REFUSED: &[&str] = &[
+    "create -f vmdk -o bogus=1 disk 1M",
+    "create -f vmdk -o subformat=bogus disk 1M",
+    "create -f vmdk -o adapter_type=bogus disk 1M",
+    "create -f vmdk -o compat6=on,hwversion=4 disk 1M",
+    "create -f vmdk -o zeroed_grain=on,subformat=monolithicFlat disk 1M",
+    "create -f vmdk -o zeroed_grain=2 disk 1M",
+    "create -f vmdk nowhere/disk 1M",
+];
+
+const CREATE_VMDK_OVERLAY: &[&str] = &[
+    "create -q -f vmdk below 1M",
+    "create -f vmdk -b below -F vmdk top",
+    "create -f vmdk -b below top",
+    "create -f vmdk -b base.qcow2 -F qcow2 top",
+    "create -f vmdk -o subformat=monolithicFlat -b below -F vmdk flat",
+];
+
+const CREATE_VPC: &[&str] = &[
+    "create -f vpc disk 64M",
+    "info --output=json disk",
+    "create -f vpc disk 1M",
+    "info disk",
+    "create -f vpc disk 127G",
+    "info disk",
+    "create -f vpc disk 1000",
+    "info disk",
+    "create -f vpc -o force_size disk 64M",
+    "info disk",
+    "create -f vpc -o subformat=fixed disk 1M",
+    "info -f vpc --output=json disk",
+    "create -f vpc -o subformat=fixed,force_size=on disk 1M",
+    "info -f vpc disk",
+    "create -f vpc disk 2040G",
+    "info disk",
+    "create -f vpc disk 2041G",
+    "create -f vpc -o subformat=bogus disk 1M",
+    "create -f vpc -o bogus=1 disk 1M",
+    "create -f vpc -b disk -F vpc top",
+];
+
+const CREATE_VHDX: &[&str] = &[
+    "create -f vhdx disk 64M",
+    "info --output=json disk",
+    "create -f vhdx disk 1000",
+    "info disk",
+    "create -f vhdx disk 10G",
+    "info disk",
+    "create -f vhdx disk 1T",
+    "info disk",
+    "create -f vhdx -o block_size=1M,log_size=2M,block_state_zero=off disk 64M",
+    "info disk",
+    "check disk",
+    "create -f vhdx -o subformat=fixed disk 8M",
+    "info disk",
+    "create -f vhdx disk 65T",
+    "create -f vhdx -o block_size=3M disk 8M",
+    "create -f vhdx -o log_size=4G disk 8M",
+    "create -f vhdx -o subformat=bogus disk 8M",
+    "create -f vhdx -o bogus=1 disk 8M",
+    "create -f vhdx -b disk -F vhdx top",
+];
+
+const CREATE_DATA_FILE: &[&str] = &[
+    "create -f qcow2 -o data_file=data.raw disk 1M",
+    "info --output=json disk",
+    "map --output=json disk",
+    "create -f qcow2 -o data_file=other.raw,data_file_raw=on disk 1M",
+    "info --output=json disk",
+    "map --output=json disk",
+    "create -f qcow2 -o data_file_raw=on disk 1M",
+    "create -f qcow2 -o data_file=nowhere/data.raw disk 1M",
+    "create -f qcow2 -o data_file=data.raw,compat=0.10 disk 1M",
+];
+
+const CREATE_PREALLOCATED: &[&str] = &[
+    "create -f qcow2 -o preallocation=metadata disk 1M",
+    "info disk",
+    "create -f qcow2 -o preallocation=full disk 1M",
+    "info disk",
+    "check disk",
+    "create -f raw -o preallocation=full disk 1M",
+    "info -f raw disk",
+];
+
+const CHECK_REFUSED: &[&str] = &[
+    "check tail.raw",
+    "check -f raw --output=json tail.raw",
+    "check -q -f raw tail.raw",
+    "check nowhere.qcow2",
+    "check future.qcow2",
+];
+
+const CHECK_USAGE: &[&str] = &[
+    "check",
+    "check base.qcow2 base.qcow2",
+    "check -f bogus base.qcow2",
+    "check -r bogus base.qcow2",
+    "check -r",
+    "check --output=xml base.qcow2",
+    "check -U -r all base.qcow2",
+    "check -p base.qcow2",
+    "check --bogus base.qcow2",
 ];
 
 const RESIZE_SIZES: &[&str] = &[

@@ -3,9 +3,11 @@
 //!
 //! What qemu-img 10.0 says is recorded in `tests/data/cli`, so the comparison
 //! needs no qemu-img; where one is installed, it is asked whether it still says
-//! so. `INSTAR_BLESS=1` records anew.
+//! so. `INSTAR_BLESS=1` records anew. Images that are too large to be kept with
+//! the tests are made on the spot, if there is a qemu-img.
 
 mod cases;
+mod live;
 #[allow(dead_code)] // Shared: not every test binary needs all of it.
 #[path = "../support/machine.rs"]
 mod machine;
@@ -15,7 +17,7 @@ mod transcript;
 
 use cases::Case;
 use libtest_mimic::{Arguments, Trial};
-use machine::{Outcome, missing_qemu_img_10, sandboxes, trial};
+use machine::{Outcome, missing_program, missing_qemu_img_10, sandboxes, trial};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -45,6 +47,14 @@ fn main() -> ExitCode {
         for case in cases::CASES {
             let name = format!("{sandbox}/as qemu-img/{}", case.name);
             trials.push(trial(name, missing.clone(), || as_recorded(case, sandbox)));
+        }
+        for case in live::CASES {
+            let name = format!("{sandbox}/as qemu-img today/{}", case.name);
+            let missing = missing
+                .clone()
+                .or_else(missing_qemu_img_10)
+                .or_else(|| missing_program(&["qemu-io"]));
+            trials.push(trial(name, missing, || live::as_qemu_img(case, sandbox)));
         }
         for (name, body) in own::CASES {
             let name = format!("{sandbox}/{name}");

@@ -22,7 +22,7 @@ pub const CASES: &[(&str, Body)] = &[
     ),
     ("options that name more than a file are refused", elsewhere),
     (
-        "formats of other versions are refused by name",
+        "formats that are not supported are refused by name",
         other_formats,
     ),
     ("strings of an image cannot drive a terminal", escapes),
@@ -130,7 +130,7 @@ fn dry_run_of_nothing(sandbox: &'static str) -> Outcome {
 
 fn elsewhere(sandbox: &'static str) -> Outcome {
     let folder = folder(&["base.qcow2"])?;
-    for command in ["info", "map", "resize", "create"] {
+    for command in ["info", "map", "check", "resize", "create"] {
         let size = if command == "resize" { " 2M" } else { "" };
         refused(
             folder.path(),
@@ -154,16 +154,16 @@ fn other_formats(sandbox: &'static str) -> Outcome {
     refused(
         folder.path(),
         sandbox,
-        "resize -f vmdk base.qcow2 2M",
-        "instar: Could not open 'base.qcow2': this version does not handle the format 'vmdk'; \
-         convert the image with 'qemu-img convert -O qcow2'\n",
+        "resize -f vdi base.qcow2 2M",
+        "instar: Could not open 'base.qcow2': images of the format 'vdi' are not supported; convert \
+         the image with 'qemu-img convert -O qcow2'\n",
     )?;
     refused(
         folder.path(),
         sandbox,
-        "create -f vhdx new 2M",
-        "instar: new: this version does not make images of the format 'vhdx': make a qcow2 image \
-         and convert it with 'qemu-img convert'\n",
+        "create -f qed new 2M",
+        "instar: new: images of the format 'qed' are not supported: make a qcow2 image and convert \
+         it with 'qemu-img convert'\n",
     )
 }
 
@@ -265,6 +265,10 @@ fn generated(sandbox: &'static str) -> Outcome {
         ("resize --help", "Print the plan"),
         ("create -f qcow2 -o help", "  cluster_size=<size>    - "),
         ("create -f raw -o ? disk", "Supported raw options:\n"),
+        ("create -f vmdk -o help", "  subformat=<str>        - "),
+        ("create -f vpc -o help", "  force_size=<bool (on/off)> - "),
+        ("create -f vhdx -o help", "  block_size=<size>      - "),
+        ("check --help", "Exit codes: 0 nothing is wrong"),
         ("completions bash", "--preallocation"),
         ("completions fish", "dry-run"),
         ("man", "instar\\-resize"),

@@ -2,19 +2,18 @@
 //! sandbox and all, is explored like a plan. So a barrier that the executor
 //! forgets is found, which no look at plans could.
 
-use crate::cases::Case;
-use crate::disk::{Epoch, Event};
-use crate::engine::Change;
-use crate::explore::State;
-use crate::judge::{Content, Depth, Judge};
-use crate::report::explore;
-use crate::setup::Setup;
+use crate::explorer::case::Case;
+use crate::explorer::disk::{Epoch, Event, Inode};
+use crate::explorer::engine::{Change, Session};
+use crate::explorer::judge::{Depth, Judge};
+use crate::explorer::report::{Exploration, Until};
+use crate::explorer::setup::Setup;
 use instar::image::{Access, Effects, Image, OpenOptions, ResizeOptions};
 use instar::sandbox::{Config, Pool};
 use instar_guest::FileNo;
 use std::collections::BTreeSet;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 /// What happened so far.
@@ -23,18 +22,18 @@ struct Tape {
     done: Vec<Epoch>,
     running: Epoch,
     /// Files with an event since their last sync.
-    unsynced: BTreeSet<FileNo>,
+    unsynced: BTreeSet<Inode>,
 }
 
 impl Tape {
-    fn event(&mut self, file: FileNo, event: Event) {
+    fn event(&mut self, file: Inode, event: Event) {
         self.unsynced.insert(file);
         self.running.push(event);
     }
 
     /// A barrier ends the epoch once it covers every file that was changed:
     /// until then nothing of it counts as durable.
-    fn sync(&mut self, file: FileNo) {
+    fn sync(&mut self, file: Inode) {
         self.unsynced.remove(&file);
         if self.unsynced.is_empty() && !self.running.is_empty() {
             self.done.push(std::mem::take(&mut self.running));
@@ -53,19 +52,20 @@ impl Tape {
 struct Recorder {
     real: Box<dyn Effects>,
     tape: Arc<Mutex<Tape>>,
-    /// The files, to read what is copied.
-    paths: Vec<std::path::PathBuf>,
+    /// The files by number, and where they are, to read what is copied.
+    files: Vec<(Inode, PathBuf)>,
 }
 
 impl Recorder {
-    fn note(&self, file: FileNo, event: Event) {
+    fn note(&self, number: FileNo, event: impl FnOnce(Inode) -> Event) {
+        let file = self.files[number.0 as usize].0;
         if let Ok(mut tape) = self.tape.lock() {
-            tape.event(file, event);
+            tape.event(file, event(file));
         }
     }
 
     fn bytes(&self, file: FileNo, offset: u64, len: u64) -> io::Result<Vec<u8>> {
-        let all = std::fs::read(&self.paths[file.0 as usize])?;
+        let all = std::fs::read(&self.files[file.0 as usize].1)?;
         let range = offset as usize..(offset + len) as usize;
         all.get(range)
             .map(<[u8]>::to_vec)
@@ -73,7 +73,7 @@ impl Recorder {
     }
 
     fn len(&self, file: FileNo) -> io::Result<u64> {
-        Ok(std::fs::metadata(&self.paths[file.0 as usize])?.len())
+        Ok(std::fs::metadata(&self.files[file.0 as usize].1)?.len())
     }
 }
 
@@ -81,14 +81,14 @@ impl Effects for Recorder {
     fn write(&self, file: FileNo, offset: u64, data: &[u8]) -> io::Result<()> {
         let data = data.to_vec();
         self.real.write(file, offset, &data)?;
-        self.note(file, Event::Write { file, offset, data });
+        self.note(file, |file| Event::Write { file, offset, data });
         Ok(())
     }
 
     fn zero(&self, file: FileNo, offset: u64, len: u64) -> io::Result<()> {
         self.real.zero(file, offset, len)?;
         let data = vec![0; len as usize];
-        self.note(file, Event::Write { file, offset, data });
+        self.note(file, |file| Event::Write { file, offset, data });
         Ok(())
     }
 
@@ -96,7 +96,7 @@ impl Effects for Recorder {
         let data = self.bytes(file, from, len)?;
         self.real.copy(file, from, to, len)?;
         let offset = to;
-        self.note(file, Event::Write { file, offset, data });
+        self.note(file, |file| Event::Write { file, offset, data });
         Ok(())
     }
 
@@ -108,20 +108,20 @@ impl Effects for Recorder {
         let inside = self.len(file)?.min(offset + len).saturating_sub(offset);
         self.real.punch(file, offset, len)?;
         let data = vec![0; inside as usize];
-        self.note(file, Event::Write { file, offset, data });
+        self.note(file, |file| Event::Write { file, offset, data });
         Ok(())
     }
 
     fn set_len(&self, file: FileNo, len: u64) -> io::Result<()> {
         self.real.set_len(file, len)?;
-        self.note(file, Event::SetLength { file, len });
+        self.note(file, |file| Event::SetLength { file, len });
         Ok(())
     }
 
     fn sync(&self, file: FileNo) -> io::Result<()> {
         self.real.sync(file)?;
         if let Ok(mut tape) = self.tape.lock() {
-            tape.sync(file);
+            tape.sync(self.files[file.0 as usize].0);
         }
         Ok(())
     }
@@ -131,22 +131,28 @@ impl Effects for Recorder {
 /// as safe: then every state that it can leave is judged.
 pub fn is_as_good_as_the_plan(case: &'static Case, seed: u64) -> Result<(), String> {
     let setup = Setup::build(case)?;
-    let planned = crate::orders::plan(case, &setup)?.epochs;
-    let done = epochs(case, &setup)?;
+    let mut session = Session::open(&setup.files, setup.image_name(), case.format)?;
+    let planned = session.plan(&setup.change, &setup.old_disk)?.epochs;
+    let done = epochs(case, &setup, &session.numbers().files)?;
+    let judge = Judge::new(case, &setup)?;
     let mut finished = setup.files.clone();
     finished.apply_all(&done);
-    let state = State {
-        cause: "the executor's result".to_owned(),
-        files: finished,
-    };
-    let verdict = Judge::new(case, &setup, Depth::Present)?.verdict(&state)?;
-    if verdict.content != Some(Content::New) || verdict.leaks || !verdict.faults.is_empty() {
-        return Err(format!("the executor's result: {verdict:?}"));
+    let faults = judge.verdict_on_end(&finished)?;
+    if !faults.is_empty() {
+        return Err(format!("the executor's result: {}", faults.join("; ")));
     }
     if pieces(&planned) == pieces(&done) {
         return Ok(());
     }
-    let row = explore(case, &setup, &done, seed, Depth::Present)?;
+    let row = Exploration {
+        judge: &judge,
+        start: &setup.files,
+        epochs: &done,
+        seed,
+        depth: Depth::Present,
+        until: Until::Complete,
+    }
+    .run();
     match row.bad {
         0 => Ok(()),
         _ => Err(format!("(seed {seed})\n{}", row.examples.join("\n"))),
@@ -165,45 +171,57 @@ fn pieces(epochs: &[Epoch]) -> Vec<BTreeSet<String>> {
 
 /// Makes the case's change through an open image, and answers what reached its
 /// files.
-fn epochs(case: &Case, setup: &Setup) -> Result<Vec<Epoch>, String> {
-    let dir = crate::tools::scratch()?;
+fn epochs(case: &Case, setup: &Setup, files: &[Inode]) -> Result<Vec<Epoch>, String> {
+    let dir = crate::explorer::tools::scratch()?;
     setup.link_backing(dir.path())?;
     setup.store(&setup.files, dir.path())?;
     let tape = Arc::<Mutex<Tape>>::default();
-    let image = open(case, setup, dir.path(), &tape)?;
+    let path = |&file: &Inode| match setup
+        .files
+        .names()
+        .find(|name| setup.files.find(name) == Some(file))
+    {
+        Some(name) => (file, dir.path().join(name)),
+        None => (file, dir.path().to_owned()),
+    };
+    let files = files.iter().map(path).collect();
+    let image = open(case, &dir.path().join(setup.image_name()), &tape, files)?;
     make(&image, &setup.change).map_err(|error| error.to_string())?;
     drop(image);
     let mut tape = tape.lock().map_err(|_| "poisoned")?;
     Ok(tape.epochs())
 }
 
-fn open(case: &Case, setup: &Setup, dir: &Path, tape: &Arc<Mutex<Tape>>) -> Result<Image, String> {
+fn open(
+    case: &Case,
+    path: &Path,
+    tape: &Arc<Mutex<Tape>>,
+    files: Vec<(Inode, PathBuf)>,
+) -> Result<Image, String> {
     let pool = Pool::new(Config::default()).map_err(|error| error.to_string())?;
     let mut options = OpenOptions::new(Access::Write);
     options.format = Some(case.format);
-    let (tape, paths) = (Arc::clone(tape), setup.paths(dir));
+    let tape = Arc::clone(tape);
     options.effects.0 = Some(Arc::new(move |real| {
         Box::new(Recorder {
             real,
             tape: Arc::clone(&tape),
-            paths: paths.clone(),
+            files: files.clone(),
         })
     }));
-    options
-        .open(&pool, &dir.join(setup.image_name()))
-        .map_err(|error| error.to_string())
+    options.open(&pool, path).map_err(|error| error.to_string())
 }
 
 fn make(image: &Image, change: &Change) -> Result<(), instar::image::Error> {
     match change {
-        Change::Grow {
+        Change::Resize {
             size,
             preallocation,
             ..
         } => {
             let how = ResizeOptions {
                 preallocation: *preallocation,
-                ..ResizeOptions::default()
+                shrink: *size < image.virtual_size(),
             };
             image.resize(*size, &how).map(drop)
         }
@@ -213,5 +231,7 @@ fn make(image: &Image, change: &Change) -> Result<(), instar::image::Error> {
             }
             image.flush()
         }
+        // Both are made by commands of their own, not through an open image.
+        Change::Settle | Change::Repair(_) => Ok(()),
     }
 }

@@ -5,7 +5,7 @@
 
 use crate::scripted;
 use crate::tools::{read, scratch, write};
-use instar::compat::info::{Layer, to_json};
+use instar::compat::info::{Layer, OnDisk, to_json};
 use instar::image::{Access, Image, OpenOptions, ResizeOptions};
 use instar::sandbox::{Config, Isolation, Pool};
 use instar_guest::facts::{Fact, FactValue};
@@ -188,12 +188,12 @@ pub fn the_script_decides(isolation: Isolation) -> Result<(), String> {
         let path = stored(dir.path(), &content)?;
         let image = open(&pool, &path)?;
         equal(name, &image.virtual_size(), &OLD)?;
-        let info = to_json(&Layer {
-            file: "disk.qcow2".to_owned(),
-            facts: &image.facts(),
-            file_len: FILE,
+        let on_disk = OnDisk {
+            len: FILE,
             allocated: FILE,
-        });
+        };
+        let file = "disk.qcow2".to_owned();
+        let info = to_json(&Layer::new(file, &image.facts(), &[on_disk]));
         let said = info.contains("\"said-by\": \"the script\"");
         equal(&format!("{name}: info"), &said, &true)?;
         let mut bytes = vec![1; OLD as usize];
@@ -262,9 +262,9 @@ const MISDEEDS: &[Misdeed] = &[
         says: "is not inside one sector",
     },
     Misdeed {
-        name: "two commits",
-        stages: || vec![commit(0, 8), commit(512, 8)],
-        says: "it has a second commit",
+        name: "more commits than any format has copies",
+        stages: || vec![commit(0, 8); 5],
+        says: "it has 5 commits, 4 are allowed",
     },
     Misdeed {
         name: "no commit",

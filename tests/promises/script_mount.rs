@@ -43,6 +43,7 @@ fn mount(source: &Path, at: &Path, isolation: Isolation) -> Result<Mount, String
     let options = Options {
         read_only: false,
         grow: true,
+        shrink: false,
         rw_backing: false,
         preallocation: Preallocation::Off,
         formats: FormatRules::default(),

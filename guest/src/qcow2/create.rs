@@ -12,9 +12,9 @@ use super::options::{self, Options};
 use crate::bytes;
 use crate::engine::Host;
 use crate::error::{Failure, FailureKind};
-use crate::plan::{Plan, Purpose, SECTOR, Stage, Step};
+use crate::plan::{NewName, Plan, Purpose, SECTOR, Stage, Step};
 use crate::prepare::Prepare;
-use crate::proto::{Create, FileNo, PlanReply};
+use crate::proto::{Create, FileNo, PlanReply, Preallocation};
 use alloc::vec;
 use alloc::vec::Vec;
 
@@ -62,18 +62,23 @@ pub fn create(host: &mut dyn Host, create: &Create) -> Result<PlanReply, Failure
         offset: 0,
         data: first.to_vec(),
     };
-    let stages = vec![
-        Stage {
-            purpose: Purpose::Prepare,
-            steps: prepare.finish(),
-        },
-        Stage {
-            purpose: Purpose::Commit,
-            steps: vec![commit],
-        },
+    let create_data = options.data_file.as_ref().map(|data| Step::Create {
+        file: FileNo::DATA,
+        name: NewName::Plain(data.name.clone()),
+    });
+    let stages = [
+        (Purpose::Prepare, create_data.into_iter().collect()),
+        (Purpose::Prepare, prepare.finish()),
+        (Purpose::Commit, vec![commit]),
     ];
+    let stages = stages
+        .into_iter()
+        .filter(|(_, steps): &(Purpose, Vec<Step>)| !steps.is_empty())
+        .map(|(purpose, steps)| Stage { purpose, steps });
     Ok(PlanReply {
-        plan: Plan { stages },
+        plan: Plan {
+            stages: stages.collect(),
+        },
         options: list,
         warnings: Vec::new(),
     })
@@ -86,10 +91,11 @@ impl Layout {
         if l1_entries > limit::MAX_L1_ENTRIES || i64::try_from(size).is_err() {
             return Err(too_large());
         }
-        let (tables, data) = if options.falloc {
-            (l1_entries, geometry.clusters(size))
-        } else {
-            (0, 0)
+        let clusters = geometry.clusters(size);
+        let (tables, data) = match (options.preallocation, &options.data_file) {
+            (Preallocation::Off, _) => (0, 0),
+            (_, Some(_)) => (l1_entries, 0),
+            (_, None) => (l1_entries, clusters),
         };
         let l1_clusters = geometry.l1_clusters(l1_entries);
         let base = 1 + l1_clusters + tables + data;
@@ -108,7 +114,7 @@ impl Layout {
 
     /// Length of the file: to the end of the last part that is not empty.
     fn file_len(&self, geometry: Geometry) -> u64 {
-        if !self.data.is_empty() {
+        if !self.l2.is_empty() {
             geometry.host_offset(self.data.end())
         } else if !self.l1.is_empty() {
             geometry.host_offset(self.l1.first) + self.l1_entries * 8
@@ -126,17 +132,22 @@ impl Layout {
     ) -> Result<(), Failure> {
         let geometry = options.geometry;
         let len = self.file_len(geometry);
-        if options.falloc {
-            prepare.fresh(Step::Reserve {
-                file: FileNo::IMAGE,
-                offset: 0,
-                len,
-            })?;
+        if let Some(step) = self.allocation(options, create.size) {
+            match step.file() {
+                FileNo::IMAGE => prepare.fresh(step)?,
+                _ => prepare.inside(step),
+            }
         }
         prepare.fresh(Step::SetLength {
             file: FileNo::IMAGE,
             len,
         })?;
+        if options.data_file.is_some() {
+            prepare.inside(Step::SetLength {
+                file: FileNo::DATA,
+                len: create.size,
+            });
+        }
         let place = |run: Run| {
             (
                 geometry.host_offset(run.first),
@@ -159,9 +170,12 @@ impl Layout {
             self.l2.count * 8,
             |_, distance, piece| fresh::fill_l1(geometry, self.l2.first, distance, piece),
         )?;
-        let at = geometry.host_offset(self.data.first);
+        let at = match options.data_file {
+            Some(_) => 0,
+            None => geometry.host_offset(self.data.first),
+        };
         let mapped = FillRange {
-            clusters: 0..self.data.count,
+            clusters: 0..geometry.clusters(create.size),
             fill: match create.backing {
                 Some(_) => Fill::Shell { at },
                 None => Fill::Data { at },
@@ -171,6 +185,28 @@ impl Layout {
         prepare.fresh_bytes(at, len, |_, distance, piece| {
             mapped.fill_l2(geometry, 0, distance, piece)
         })
+    }
+}
+
+impl Layout {
+    /// What gives the data of a disk of `size` bytes its disk space, where that
+    /// was asked for.
+    fn allocation(&self, options: &Options, size: u64) -> Option<Step> {
+        let geometry = options.geometry;
+        let (file, offset, len) = match options.data_file {
+            Some(_) => (FileNo::DATA, 0, size),
+            None => (
+                FileNo::IMAGE,
+                geometry.host_offset(self.data.first),
+                geometry.host_offset(self.data.count),
+            ),
+        };
+        match options.preallocation {
+            _ if len == 0 => None,
+            Preallocation::Off | Preallocation::Metadata => None,
+            Preallocation::Falloc => Some(Step::Reserve { file, offset, len }),
+            Preallocation::Full => Some(Step::Fill { file, offset, len }),
+        }
     }
 }
 
@@ -190,6 +226,9 @@ fn head(options: &Options, layout: &Layout, create: &Create) -> Result<Vec<u8>, 
         .and_then(|file| file.format.as_ref());
     if let Some(format) = format {
         push_extension(&mut head, extension::BACKING_FORMAT, format.as_bytes());
+    }
+    if let Some(data) = &options.data_file {
+        push_extension(&mut head, extension::DATA_FILE, data.name.as_bytes());
     }
     if options.version >= 3 && geometry.cluster_size() > NO_NAMES_UP_TO {
         push_extension(&mut head, extension::FEATURE_NAMES, &feature_names());
@@ -239,6 +278,7 @@ fn put_fields(
     };
     bytes::put_be64(head, header::INCOMPATIBLE, options.incompatible())?;
     bytes::put_be64(head, header::COMPATIBLE, compatible)?;
+    bytes::put_be64(head, header::AUTOCLEAR, options.autoclear())?;
     bytes::put_be32(head, header::REFCOUNT_ORDER, geometry.refcount_order())?;
     bytes::put_be32(head, header::HEADER_LENGTH, header::V3_LEN as u32)?;
     let compression = u8::from(options.zstd);

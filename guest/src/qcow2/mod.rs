@@ -17,17 +17,20 @@ pub mod regions;
 pub mod tables;
 
 mod bitmaps;
+mod check;
 mod create;
 mod facts;
 mod fresh;
 mod grow;
 mod inflate;
+mod l2_table;
 mod layout;
 mod luks;
 mod map;
 mod open;
 mod options;
 mod refcount;
+mod shrink;
 mod snapshots;
 mod table_refs;
 mod width;
@@ -48,6 +51,7 @@ use crate::disk::{Disk, Opened, Opening};
 use crate::engine::Host;
 use crate::error::Failure;
 use crate::facts::Facts;
+use crate::findings::{Repair, Report};
 use crate::proto::{Extent, Format, PlanReply, Reply};
 use crate::resize::Wish;
 use crate::units::{GuestOffset, HostOffset};
@@ -345,6 +349,18 @@ impl Disk for Qcow2 {
 
     fn inflate(&mut self, host: &mut dyn Host, offset: u64, len: u64) -> Result<Vec<u8>, Failure> {
         self.inflated(host, offset, len)
+    }
+
+    fn settle(&mut self, host: &mut dyn Host) -> Result<PlanReply, Failure> {
+        self.plan_settle(host)
+    }
+
+    fn check(
+        &mut self,
+        host: &mut dyn Host,
+        repair: Option<Repair>,
+    ) -> Result<(Report, PlanReply), Failure> {
+        self.plan_check(host, repair)
     }
 
     fn resize(&mut self, host: &mut dyn Host, wish: &Wish) -> Result<PlanReply, Failure> {

@@ -1,7 +1,7 @@
 //! What a new qcow2 image is to be: the creation options, checked, and the list
 //! of them in the order in which QEMU prints it.
 
-use super::format::{incompatible, limit};
+use super::format::{autoclear, incompatible, limit};
 use super::geometry::Geometry;
 use super::width::Width;
 use crate::error::{Failure, FailureKind};
@@ -11,18 +11,8 @@ use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 
-/// Options that QEMU has for this format and instar does not.
-const ELSEWHERE: [&str; 9] = [
-    "data_file",
-    "data_file_raw",
-    "encryption",
-    "encrypt.format",
-    "encrypt.key-secret",
-    "encrypt.cipher-alg",
-    "encrypt.cipher-mode",
-    "nocow",
-    "extent_size_hint",
-];
+/// What the options of encryption begin with, which instar does not have.
+const ENCRYPTION: &str = "encrypt.";
 
 /// Checked creation options.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,8 +25,19 @@ pub struct Options {
     pub lazy_refcounts: bool,
     /// Whether compressed clusters are zstd instead of deflate.
     pub zstd: bool,
-    /// Whether the whole disk is allocated, with disk space for the data.
-    pub falloc: bool,
+    /// How much of the disk is allocated at once.
+    pub preallocation: Preallocation,
+    /// The file that holds the data, where that is a file of its own.
+    pub data_file: Option<DataFile>,
+}
+
+/// A file of its own for the data.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DataFile {
+    /// Its name, without a directory: it lies beside the image.
+    pub name: String,
+    /// Whether it can be read as a raw image: all of it is mapped.
+    pub raw: bool,
 }
 
 impl Options {
@@ -49,7 +50,18 @@ impl Options {
         if self.geometry.extended_l2() {
             bits |= incompatible::EXTENDED_L2;
         }
+        if self.data_file.is_some() {
+            bits |= incompatible::DATA_FILE;
+        }
         bits
+    }
+
+    /// The autoclear feature bits of the new image.
+    pub fn autoclear(&self) -> u64 {
+        match &self.data_file {
+            Some(file) if file.raw => autoclear::RAW_DATA_FILE,
+            _ => 0,
+        }
     }
 }
 
@@ -63,6 +75,11 @@ struct Given {
     compat: Option<String>,
     lazy_refcounts: Option<String>,
     refcount_bits: Option<u64>,
+    encryption: Option<String>,
+    data_file: Option<String>,
+    data_file_raw: Option<String>,
+    nocow: Option<String>,
+    extent_size_hint: Option<u64>,
 }
 
 /// Checks the options of a creation. Also answers every option that has a
@@ -85,25 +102,17 @@ impl Given {
         match key {
             "cluster_size" => self.cluster_size = Some(options::size(key, value)?),
             "refcount_bits" => self.refcount_bits = Some(options::number(key, value)?),
-            "extended_l2" => {
-                options::switch(key, value)?;
-                self.extended_l2 = Some(value.to_string());
-            }
-            "lazy_refcounts" => {
-                options::switch(key, value)?;
-                self.lazy_refcounts = Some(value.to_string());
-            }
+            "extent_size_hint" => self.extent_size_hint = Some(options::size(key, value)?),
+            "extended_l2" => self.extended_l2 = switch(key, value)?,
+            "lazy_refcounts" => self.lazy_refcounts = switch(key, value)?,
+            "data_file_raw" => self.data_file_raw = switch(key, value)?,
+            "nocow" => self.nocow = switch(key, value)?,
+            "encryption" => self.encryption = switch(key, value)?,
+            "data_file" => self.data_file = Some(value.to_string()),
             "preallocation" => self.preallocation = Some(value.to_string()),
             "compression_type" => self.compression_type = Some(value.to_string()),
             "compat" => self.compat = Some(value.to_string()),
-            _ if ELSEWHERE.contains(&key) => {
-                return Err(Failure::new(
-                    FailureKind::Unsupported,
-                    format!(
-                        "Option '{key}' is not supported; create the image with `qemu-img create`"
-                    ),
-                ));
-            }
+            _ if key.starts_with(ENCRYPTION) => return Err(encrypted(key)),
             _ => return Err(options::unknown(key)),
         }
         Ok(())
@@ -111,7 +120,10 @@ impl Given {
 
     fn check(&self, create: &Create) -> Result<Options, Failure> {
         let version = self.version()?;
-        let falloc = self.falloc()?;
+        if on(&self.encryption) {
+            return Err(encrypted("encryption"));
+        }
+        let preallocation = self.preallocation()?;
         let zstd = self.zstd()?;
         let cluster_bits = self.cluster_bits()?;
         let extended_l2 = on(&self.extended_l2);
@@ -132,6 +144,10 @@ impl Given {
                     "Different refcount widths than 16 bits require compatibility level 1.1 or above",
                 ),
                 (
+                    self.data_file.is_some(),
+                    "External data files are only supported with compatibility level 1.1 and above",
+                ),
+                (
                     zstd,
                     "Non-zlib compression type is only supported with compatibility level 1.1 and above",
                 ),
@@ -145,18 +161,24 @@ impl Given {
                 "Extended L2 entries are only supported with cluster sizes of at least 16384 bytes",
             ));
         }
-        if falloc && create.backing.is_some() && !extended_l2 {
+        if preallocation != Preallocation::Off && create.backing.is_some() && !extended_l2 {
             return Err(invalid(
                 "Backing file and preallocation can only be used at the same time if extended_l2 \
                  is on",
             ));
         }
+        let data_file = self.data_file(create.backing.is_some())?;
+        let raw = data_file.as_ref().is_some_and(|file| file.raw);
         Ok(Options {
             version,
             geometry: Geometry::new(cluster_bits, extended_l2, width.order()),
             lazy_refcounts,
             zstd,
-            falloc,
+            preallocation: match preallocation {
+                Preallocation::Off if raw => Preallocation::Metadata,
+                mode => mode,
+            },
+            data_file,
         })
     }
 
@@ -170,24 +192,38 @@ impl Given {
         }
     }
 
-    fn falloc(&self) -> Result<bool, Failure> {
+    fn preallocation(&self) -> Result<Preallocation, Failure> {
         let Some(value) = self.preallocation.as_deref() else {
-            return Ok(false);
+            return Ok(Preallocation::Off);
         };
-        match options::preallocation(value) {
-            Some(Preallocation::Off) => Ok(false),
-            Some(Preallocation::Falloc) => Ok(true),
-            Some(Preallocation::Metadata | Preallocation::Full) => Err(Failure::new(
-                FailureKind::Unsupported,
-                format!(
-                    "preallocation={value} is not supported for qcow2; use off or falloc, or \
-                     create the image with `qemu-img create`"
-                ),
-            )),
-            None => Err(invalid(format!(
+        options::preallocation(value).ok_or_else(|| {
+            invalid(format!(
                 "Parameter 'preallocation' does not accept value '{value}'"
-            ))),
+            ))
+        })
+    }
+
+    fn data_file(&self, has_backing: bool) -> Result<Option<DataFile>, Failure> {
+        let raw = on(&self.data_file_raw);
+        let Some(name) = &self.data_file else {
+            return match raw {
+                true => Err(invalid("data-file-raw requires data-file")),
+                false => Ok(None),
+            };
+        };
+        if raw && has_backing {
+            return Err(invalid(
+                "Backing file and data-file-raw cannot be used at the same time",
+            ));
         }
+        if name.is_empty() || name.len() > MAX_NAME || name.contains(['/', ':', '\0']) {
+            return Err(invalid(format!(
+                "Could not create '{name}': the data file needs a name of 1 to {MAX_NAME} bytes \
+                 without '/' and ':', and lies beside the image"
+            )));
+        }
+        let name = name.clone();
+        Ok(Some(DataFile { name, raw }))
     }
 
     fn zstd(&self) -> Result<bool, Failure> {
@@ -233,7 +269,9 @@ impl Given {
             Some(value.clone().unwrap_or_else(|| default.to_string()))
         };
         let backing = create.backing.as_ref();
+        let number = |value: Option<u64>| value.map(|value| value.to_string());
         [
+            ("encryption", self.encryption.clone()),
             ("cluster_size", Some(self.cluster_size().to_string())),
             ("extended_l2", or(&self.extended_l2, "off")),
             ("preallocation", self.preallocation.clone()),
@@ -242,13 +280,33 @@ impl Given {
             ("compat", self.compat.clone()),
             ("backing_file", backing.map(|file| file.name.clone())),
             ("backing_fmt", backing.and_then(|file| file.format.clone())),
+            ("data_file", self.data_file.clone()),
+            ("data_file_raw", self.data_file_raw.clone()),
             ("lazy_refcounts", or(&self.lazy_refcounts, "off")),
             ("refcount_bits", Some(self.refcount_bits().to_string())),
+            ("nocow", self.nocow.clone()),
+            ("extent_size_hint", number(self.extent_size_hint)),
         ]
         .into_iter()
         .filter_map(|(key, value)| Some((key.to_string(), value?)))
         .collect()
     }
+}
+
+/// The longest name that a file can have, in bytes.
+const MAX_NAME: usize = 255;
+
+/// A switch as it was typed, checked.
+fn switch(key: &str, value: &str) -> Result<Option<String>, Failure> {
+    options::switch(key, value)?;
+    Ok(Some(value.to_string()))
+}
+
+fn encrypted(key: &str) -> Failure {
+    Failure::new(
+        FailureKind::Unsupported,
+        format!("Option '{key}' is not supported; create the image with `qemu-img create`"),
+    )
 }
 
 /// Whether a switch that was checked when it was read is on.

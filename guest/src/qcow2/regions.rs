@@ -70,6 +70,12 @@ impl Regions {
             .map(|&(owner, _, _)| owner)
     }
 
+    /// Where the region of an owner lies: offset and length in bytes.
+    pub fn of(&self, owner: Owner) -> Option<(u64, u64)> {
+        let found = self.list.iter().find(|&&(other, _, _)| other == owner);
+        found.map(|&(_, start, end)| (start, end - start))
+    }
+
     /// Replaces the place of a region whose owner has moved.
     pub fn replace(&mut self, owner: Owner, start: u64, len: u64) -> Result<(), Failure> {
         self.list.retain(|&(other, _, _)| other != owner);

@@ -1,24 +1,163 @@
 //! VMDK: VMware's virtual disk.
+//!
+//! [`format`] is the format as it lies on disk, [`sparse`] checks the header of
+//! a sparse extent, [`descriptor`] reads the text that names the extents and
+//! [`edit`] changes it. [`Vmdk`] is an open image: one sparse file, or a
+//! descriptor and its extents. Headers are checked when the image is opened,
+//! table entries when they are used.
 
-use crate::disk::{Creating, Opened, Opening};
+pub mod descriptor;
+pub mod edit;
+pub mod format;
+pub mod refuse;
+pub mod sparse;
+pub mod tables;
+
+mod create;
+mod facts;
+mod fresh;
+mod inflate;
+mod map;
+mod open;
+mod options;
+
+pub use create::create;
+pub use open::open;
+
+use crate::chance::Chance;
+use crate::disk::Disk;
 use crate::engine::Host;
 use crate::error::{Failure, FailureKind};
-use crate::proto::PlanReply;
+use crate::facts::Facts;
+use crate::proto::{Extent, FileNo, Format, PlanReply};
+use crate::resize::Wish;
+use alloc::vec::Vec;
+use descriptor::Descriptor;
+use sparse::Sparse;
+use tables::Tables;
 
-/// Opens an image.
-pub fn open(_host: &mut dyn Host, _opening: Opening<'_>) -> Result<Opened, Failure> {
-    Err(refusal())
+/// An open image.
+#[derive(Debug)]
+pub struct Vmdk {
+    /// What the image's file is.
+    pub shape: Shape,
+    /// Length of the image's file in bytes.
+    pub file_len: u64,
+    /// The descriptor.
+    pub descriptor: Descriptor,
+    /// The extents, in the order of the disk; none while their files are not
+    /// attached.
+    pub extents: Vec<DiskExtent>,
+    /// Whether the format forbids changes of content in place.
+    pub read_only: bool,
+    /// Cached pieces of tables.
+    pub tables: Tables,
+    /// Where new identifiers come from.
+    pub chance: Chance,
 }
 
-/// The plan that writes a new image.
-pub fn create(_host: &mut dyn Host, _creating: Creating<'_>) -> Result<PlanReply, Failure> {
-    Err(refusal())
+/// What an image's own file is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Shape {
+    /// One sparse extent with a descriptor in it. Its first sector.
+    Embedded {
+        /// What a resize changes some fields of.
+        first_sector: Vec<u8>,
+    },
+    /// A descriptor alone. For each of its extents the number of its file, the
+    /// image's own where it has none.
+    Descriptor {
+        /// By extent.
+        numbers: Vec<FileNo>,
+        /// How many other files there are.
+        files: usize,
+    },
 }
 
-fn refusal() -> Failure {
-    Failure::new(
-        FailureKind::Unsupported,
-        "the image is in VMDK format, which is not supported; convert it with `qemu-img convert -O \
-         qcow2`, or name its real format with -f",
-    )
+/// An extent of the disk. Offsets and lengths are guest bytes.
+#[derive(Clone, Debug)]
+pub struct DiskExtent {
+    /// Where it begins.
+    pub start: u64,
+    /// How long it is.
+    pub len: u64,
+    /// Where its bytes lie.
+    pub body: Body,
+}
+
+/// Where an extent's bytes lie.
+#[derive(Clone, Debug)]
+pub enum Body {
+    /// In a sparse extent.
+    Sparse(Sparse),
+    /// In a file as they are.
+    Flat {
+        /// The file.
+        file: FileNo,
+        /// Host offset of the first byte.
+        at: u64,
+        /// Length of the file in bytes.
+        file_len: u64,
+        /// Whether they may be overwritten.
+        in_place: bool,
+    },
+    /// Nowhere: zeroes.
+    Zero,
+}
+
+impl DiskExtent {
+    /// Where it ends.
+    pub fn end(&self) -> u64 {
+        self.start + self.len
+    }
+}
+
+impl Vmdk {
+    /// Size of the disk in bytes.
+    pub fn size(&self) -> u64 {
+        self.extents.last().map_or(0, DiskExtent::end)
+    }
+
+    /// The index of the extent that holds a guest offset.
+    fn extent_at(&self, offset: u64) -> usize {
+        self.extents
+            .partition_point(|extent| extent.end() <= offset)
+    }
+}
+
+impl Disk for Vmdk {
+    fn format(&self) -> Format {
+        Format::Vmdk
+    }
+
+    fn virtual_size(&self) -> u64 {
+        self.size()
+    }
+
+    fn executed(&mut self) {
+        self.tables.clear();
+    }
+
+    fn attach(
+        &mut self,
+        host: &mut dyn Host,
+        lens: &[u64],
+        facts: &mut Facts,
+    ) -> Result<(), Failure> {
+        self.attach_extents(host, lens)?;
+        self.complete(facts);
+        Ok(())
+    }
+
+    fn map(&mut self, host: &mut dyn Host, offset: u64, len: u64) -> Result<Vec<Extent>, Failure> {
+        self.extents(host, offset, len)
+    }
+
+    fn inflate(&mut self, host: &mut dyn Host, offset: u64, len: u64) -> Result<Vec<u8>, Failure> {
+        self.inflated(host, offset, len)
+    }
+
+    fn resize(&mut self, _host: &mut dyn Host, _wish: &Wish) -> Result<PlanReply, Failure> {
+        Err(Failure::new(FailureKind::Unsupported, "to come"))
+    }
 }

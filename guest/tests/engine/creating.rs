@@ -2,10 +2,10 @@
 
 use crate::lab::{Check, Lab};
 use instar_guest::facts::NamedFile;
-use instar_guest::plan::Purpose;
+use instar_guest::plan::{NewName, Purpose};
 use instar_guest::proto::{Create, PlanReply};
 use instar_guest::testing::{FRESH, Session};
-use instar_guest::{Failure, FailureKind, Format, Reply, Request, Step};
+use instar_guest::{Failure, FailureKind, FileNo, Format, Reply, Request, Step};
 
 /// All checks by name.
 pub fn trials() -> Vec<(String, Check)> {
@@ -61,11 +61,31 @@ const EQUAL: &[(&str, &str)] = &[
     ("64M", "compression_type=zstd"),
     ("64M", "cluster_size=0x1000,cluster_size=1k"),
     ("64M", "preallocation=off"),
+    ("64M", "preallocation=metadata"),
+    ("64M", "preallocation=metadata,compat=v2"),
+    ("1M", "preallocation=metadata,cluster_size=4k"),
+    ("64M", "data_file=data"),
+    ("64M", "data_file=data,data_file_raw=on"),
+    ("64M", "data_file=data,data_file_raw=on,preallocation=off"),
+    ("64M", "data_file=data,preallocation=metadata"),
+    ("64M", "data_file=data,preallocation=falloc"),
+    ("64M", "data_file=data,preallocation=full"),
+    ("64M", "data_file=data,data_file_raw=off,extended_l2=on"),
+    ("64M", "data_file=data,data_file_raw=on,cluster_size=4k"),
+    ("64M", "nocow=on,extent_size_hint=1M,encryption=off"),
+    (
+        "64M",
+        "data_file=data,lazy_refcounts=on,compat=1.1,refcount_bits=8",
+    ),
 ];
 
 /// Images whose layout is our own.
 const SOUND: &[(&str, &str)] = &[
     ("64M", "preallocation=falloc"),
+    ("64M", "preallocation=full"),
+    ("1M", "preallocation=full,cluster_size=4k"),
+    ("20M", "preallocation=metadata,cluster_size=512"),
+    ("600M", "preallocation=metadata"),
     ("20M", "preallocation=falloc,cluster_size=512"),
     (
         "16M",
@@ -97,6 +117,13 @@ const REFUSED: &[(&str, &str)] = &[
     ("1M", "compression_type=foo"),
     ("1M", "lazy_refcounts=1"),
     ("1M", "preallocation=foo"),
+    ("1M", "data_file_raw=on"),
+    ("1M", "data_file_raw=maybe"),
+    ("1M", "data_file=data,compat=0.10"),
+    ("1M", "data_file=data,compat=0.10,compression_type=zstd"),
+    ("1M", "data_file=data,refcount_bits=3"),
+    ("1M", "nocow=2"),
+    ("1M", "extent_size_hint=x"),
     ("200G", "cluster_size=512"),
     ("3P", ""),
 ];
@@ -199,6 +226,12 @@ fn equals_qemu(size: &str, options: &str) {
         .zip(&expected)
         .position(|(a, b)| a != b);
     assert_eq!(differs, None, "first byte that differs");
+    let data = lab.path("data");
+    let theirs = data.exists().then(|| lab.bytes("data"));
+    assert!(session.host.data() == theirs.as_ref(), "the data file");
+    let plain = NewName::Plain("data".to_string());
+    let names = theirs.map(|_| (FileNo::DATA, plain));
+    assert_eq!(session.host.names, names.into_iter().collect::<Vec<_>>());
 }
 
 fn backing_equals_qemu() {
@@ -237,7 +270,7 @@ fn is_sound(size: &str, options: &str) {
     lab.qemu_img("check -f qcow2 disk.qcow2");
     lab.qemu_img(&format!("create -q -f raw zero.raw {size}"));
     lab.qemu_img("compare -f qcow2 -F raw disk.qcow2 zero.raw");
-    if options.contains("falloc") {
+    if options.contains("preallocation") {
         let words = option_words(options);
         lab.qemu_img(&format!("create -q -f qcow2 {words} theirs.qcow2 {size}"));
         let theirs = lab.bytes("theirs.qcow2").len();

@@ -31,9 +31,13 @@ pub struct Args {
     /// Let other users use the mount, within the permissions of the images
     #[arg(long)]
     allow_other: bool,
-    /// What a truncate to a larger size allocates: 'off' or 'falloc'
+    /// What a truncate to a larger size allocates: 'off' (nothing), 'metadata'
+    /// (the mapping), 'falloc' (disk space too) or 'full' (and writes zeroes)
     #[arg(long, value_name = "MODE")]
     preallocation: Option<String>,
+    /// Let a truncate make a disk smaller: what lies behind the new end is lost
+    #[arg(long)]
+    shrink: bool,
     /// Refuse writes past the end of a disk instead of growing it
     #[arg(long)]
     nogrow: bool,
@@ -43,7 +47,7 @@ pub struct Args {
     /// 'none' refuses images that name a backing file
     #[arg(long, value_name = "POLICY")]
     backing: Option<String>,
-    /// Read files whose names match GLOB as FMT ('raw' or 'qcow2')
+    /// Read files whose names match GLOB as FMT (raw, qcow2, vmdk, vpc or vhdx)
     #[arg(long, value_name = "GLOB:FMT")]
     format: Vec<String>,
     /// Log to FILE instead of syslog

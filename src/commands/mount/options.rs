@@ -1,7 +1,9 @@
 //! The options of `instar mount`: long ones and `-o`, brought together.
 
 use super::Args;
+use crate::commands::preallocation::Mode;
 use crate::commands::{Error, Global};
+use clap::ValueEnum as _;
 use instar::fs::device::{KernelOptions, generic_options};
 use instar::fs::{FormatRules, Options};
 use instar::image::BackingPolicy;
@@ -39,6 +41,7 @@ impl Settings {
             behaviour: Options {
                 read_only: args.ro,
                 grow: !args.nogrow,
+                shrink: args.shrink,
                 rw_backing: args.rw_backing,
                 preallocation: Preallocation::Off,
                 formats: FormatRules::default(),
@@ -87,6 +90,7 @@ impl Settings {
             ("rw", None) => self.behaviour.read_only = false,
             ("allow_other", None) => self.kernel.allow_other = true,
             ("nogrow", None) => self.behaviour.grow = false,
+            ("shrink", None) => self.behaviour.shrink = true,
             ("rw_backing", None) => self.behaviour.rw_backing = true,
             ("preallocation", Some(mode)) => {
                 self.behaviour.preallocation = preallocation(mode)?;
@@ -121,13 +125,11 @@ impl Settings {
 }
 
 fn preallocation(mode: &str) -> Result<Preallocation, String> {
-    match mode {
-        "off" => Ok(Preallocation::Off),
-        "falloc" => Ok(Preallocation::Falloc),
-        "metadata" | "full" => Err(format!(
-            "preallocation={mode}: not available on a mount in this version; use 'falloc'"
+    match Mode::from_str(mode, false) {
+        Ok(mode) => Ok(mode.into()),
+        Err(_) => Err(format!(
+            "preallocation={mode}: expected 'off', 'metadata', 'falloc' or 'full'"
         )),
-        other => Err(format!("preallocation={other}: expected 'off' or 'falloc'")),
     }
 }
 
@@ -163,11 +165,12 @@ mod tests {
     }
 
     /// Every option, as a long one and for `-o`.
-    const BOTH: [(&str, &str); 10] = [
+    const BOTH: [(&str, &str); 11] = [
         ("--ro", "ro"),
         ("--allow-other", "allow_other"),
         ("--preallocation=falloc", "preallocation=falloc"),
         ("--nogrow", "nogrow"),
+        ("--shrink", "shrink"),
         ("--rw-backing", "rw_backing"),
         ("--backing=none", "backing=none"),
         ("--format=*.d:raw", "format=*.d:raw"),
@@ -253,7 +256,7 @@ mod tests {
             ("ro=1", "unknown mount option 'ro'"),
             ("log", "mount option 'log' needs a value"),
             ("backing=all", "backing=all: the only value is 'none'"),
-            ("preallocation=full", "not available on a mount"),
+            ("preallocation=all", "preallocation=all: expected 'off', "),
             ("isolation=none", "isolation=none: "),
             ("format=raw", "expected GLOB:FORMAT"),
         ] {

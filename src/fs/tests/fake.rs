@@ -1,8 +1,9 @@
 //! Images that exist in memory only. An image file is a line of text:
 //! `size=N`, and optionally `backing=NAME`, `data=NAME` or `damaged`.
 
-use crate::fs::disk::{At, Disk, Library, Portrait, Run};
+use crate::fs::disk::{At, Disk, Library, Part, Portrait, Run};
 use crate::fs::error::{Error, Result};
+use crate::fs::source::FileId;
 use crate::fs::sync::lock;
 use crate::image::Access;
 use instar_guest::facts::{Backing, NamedFile};
@@ -29,12 +30,17 @@ pub struct Shelf {
     pub full: bool,
     pub fail_describe: Option<Errno>,
     pub opens_as_raw: bool,
+    /// The inode of the file that a resize has put in the image's place.
+    pub replaced_by: Option<u64>,
+    /// The other files of every image.
+    pub parts: Vec<Part>,
 }
 
 pub struct FakeLibrary(pub Arc<Mutex<Shelf>>);
 
 struct FakeDisk {
     shelf: Arc<Mutex<Shelf>>,
+    dev: u64,
     ino: u64,
     format: Format,
     dirty: Mutex<bool>,
@@ -90,7 +96,7 @@ impl Library for FakeLibrary {
     }
 
     fn open(&self, _at: At<'_>, file: File, access: Access) -> Result<Arc<dyn Disk>> {
-        let ino = file.metadata()?.ino();
+        let (dev, ino) = (file.metadata()?.dev(), file.metadata()?.ino());
         let Portrait {
             format,
             virtual_size: size,
@@ -108,6 +114,7 @@ impl Library for FakeLibrary {
         shelf.content.entry(ino).or_insert_with(|| vec![0; size]);
         Ok(Arc::new(FakeDisk {
             shelf: Arc::clone(&self.0),
+            dev,
             ino,
             format: if shelf.opens_as_raw {
                 Format::Raw
@@ -201,8 +208,19 @@ impl Disk for FakeDisk {
         Ok(())
     }
 
+    fn file(&self) -> Option<FileId> {
+        let shelf = lock(&self.shelf);
+        let ino = shelf.replaced_by.unwrap_or(self.ino);
+        Some(FileId { dev: self.dev, ino })
+    }
+
+    fn parts(&self) -> Result<Vec<Part>> {
+        Ok(lock(&self.shelf).parts.clone())
+    }
+
     fn resize(&self, size: u64, preallocation: Preallocation) -> Result<Vec<String>> {
         let old = self.virtual_size();
+        assert!(size > old || preallocation == Preallocation::Off);
         self.with(|content| content.resize(usize::try_from(size).unwrap(), 0));
         if preallocation == Preallocation::Falloc {
             lock(&self.shelf).allocated.push((old, size - old));

@@ -2,6 +2,7 @@
 
 mod fake;
 mod locks;
+mod sizes;
 
 use super::error::Result;
 use super::filesystem::{Changes, Filesystem, Options};
@@ -29,6 +30,7 @@ fn options() -> Options {
     Options {
         read_only: false,
         grow: true,
+        shrink: false,
         rw_backing: false,
         preallocation: Preallocation::Off,
         formats: FormatRules::default(),

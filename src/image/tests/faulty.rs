@@ -3,6 +3,7 @@
 use crate::image::disk::EffectsHook;
 use crate::image::effects::Effects;
 use instar_guest::FileNo;
+use instar_guest::plan::NewName;
 use std::io;
 use std::sync::{Arc, Mutex};
 
@@ -38,7 +39,11 @@ impl Faulty {
         })))
     }
 
-    fn note(&self, what: String) -> io::Result<()> {
+    fn note(&self, file: FileNo, what: String) -> io::Result<()> {
+        let what = match file {
+            FileNo::IMAGE => what,
+            FileNo(other) => format!("{what} of {other}"),
+        };
         let mut log = self.0.lock().unwrap();
         let now = log.done.len();
         log.done.push(what);
@@ -59,37 +64,62 @@ struct Logged {
 
 impl Effects for Logged {
     fn write(&self, file: FileNo, offset: u64, data: &[u8]) -> io::Result<()> {
-        self.log.note(format!("write {offset}+{}", data.len()))?;
+        self.log
+            .note(file, format!("write {offset}+{}", data.len()))?;
         self.real.write(file, offset, data)
     }
 
     fn zero(&self, file: FileNo, offset: u64, len: u64) -> io::Result<()> {
-        self.log.note(format!("zero {offset}+{len}"))?;
+        self.log.note(file, format!("zero {offset}+{len}"))?;
         self.real.zero(file, offset, len)
     }
 
     fn copy(&self, file: FileNo, from: u64, to: u64, len: u64) -> io::Result<()> {
-        self.log.note(format!("copy {from}+{len} to {to}"))?;
+        self.log.note(file, format!("copy {from}+{len} to {to}"))?;
         self.real.copy(file, from, to, len)
     }
 
     fn reserve(&self, file: FileNo, offset: u64, len: u64) -> io::Result<()> {
-        self.log.note(format!("reserve {offset}+{len}"))?;
+        self.log.note(file, format!("reserve {offset}+{len}"))?;
         self.real.reserve(file, offset, len)
     }
 
     fn punch(&self, file: FileNo, offset: u64, len: u64) -> io::Result<()> {
-        self.log.note(format!("punch {offset}+{len}"))?;
+        self.log.note(file, format!("punch {offset}+{len}"))?;
         self.real.punch(file, offset, len)
     }
 
     fn set_len(&self, file: FileNo, len: u64) -> io::Result<()> {
-        self.log.note(format!("set_len {len}"))?;
+        self.log.note(file, format!("set_len {len}"))?;
         self.real.set_len(file, len)
     }
 
     fn sync(&self, file: FileNo) -> io::Result<()> {
-        self.log.note("sync".to_string())?;
+        self.log.note(file, "sync".to_string())?;
         self.real.sync(file)
+    }
+
+    fn create(&self, file: FileNo, name: &NewName) -> io::Result<()> {
+        let shown = match name {
+            NewName::Replacement => "replacement",
+            NewName::Plain(name) => name,
+        };
+        self.log.note(file, format!("create {shown}"))?;
+        self.real.create(file, name)
+    }
+
+    fn rename(&self, file: FileNo, over: FileNo) -> io::Result<()> {
+        self.log.note(file, format!("rename over {}", over.0))?;
+        self.real.rename(file, over)
+    }
+
+    fn unlink(&self, file: FileNo) -> io::Result<()> {
+        self.log.note(file, "unlink".to_string())?;
+        self.real.unlink(file)
+    }
+
+    fn sync_names(&self) -> io::Result<()> {
+        self.log.note(FileNo::IMAGE, "sync names".to_string())?;
+        self.real.sync_names()
     }
 }

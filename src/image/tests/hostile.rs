@@ -132,11 +132,11 @@ fn a_plan_that_breaks_the_rules_has_no_effect() {
         ),
         (
             vec![stage(Purpose::Commit, write(FILE, 0, 1024))],
-            "its commit of 1024 bytes at 0x0 is not inside one sector".to_string(),
+            "a commit of 1024 bytes at 0x0 is not inside one sector".to_string(),
         ),
         (
-            vec![commit(), commit()],
-            "it has a second commit".to_string(),
+            vec![commit(), commit(), commit(), commit(), commit()],
+            "it has 5 commits, 4 are allowed".to_string(),
         ),
         (
             vec![stage(Purpose::Prepare, write(FILE, 0, 8))],

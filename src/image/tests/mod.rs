@@ -1,21 +1,28 @@
 //! Tests of an open image over guests that tests control: the host's half must
 //! hold whatever the guest says.
 
+mod checking;
 mod concurrent;
+mod creating;
+mod extents;
 mod failing;
 mod faulty;
 mod hostile;
 mod named;
 mod plans;
+mod renaming;
+mod settling;
 mod toy;
 mod writing;
 
 use super::error::Fault;
 use super::guest::Guest;
-use super::{Access, Error, Image, OpenOptions, Operation};
+use super::lock::LockSet;
+use super::{Access, Error, ErrorKind, Image, OpenOptions, Operation};
 use crate::sandbox::{CallError, Files};
 use instar_guest::{Facts, Format, Reply, Request};
-use std::path::PathBuf;
+use std::fs::File;
+use std::path::{Path, PathBuf};
 
 /// A file in a directory of its own.
 struct Fixture {
@@ -100,4 +107,11 @@ where
 /// An error's kind and text, to compare.
 fn told(error: &Error) -> (super::ErrorKind, String) {
     (error.kind(), error.message().to_string())
+}
+
+/// Another program's lock on a file, held as long as the file is open.
+fn lock_elsewhere(path: &Path) -> Result<File, ErrorKind> {
+    let file = File::options().read(true).write(true).open(path).unwrap();
+    let taken = LockSet::WRITE.take(&file, path);
+    taken.map(|()| file).map_err(|fault| fault.kind)
 }

@@ -1,0 +1,31 @@
+//! The changes of vmdk images that are explored.
+
+use super::case::{Ask, BASIC, Case, Judges, M};
+use super::readers::vmdk;
+use instar_guest::Format;
+use instar_guest::proto::Preallocation::Off;
+
+/// Who judges the states.
+const JUDGES: Judges = Judges {
+    check: true,
+    convert: true,
+    readers: &[("a strict reader", vmdk::strictly)],
+    naive_grow: Some(vmdk::grown_naively),
+    ..Judges::NONE
+};
+
+/// What the cases of this page have in common.
+const VMDK: Case = Case {
+    format: Format::Vmdk,
+    size: 3 * M,
+    prepare: &["io write -P 1 0 64k", "io write -P 2 1900k 60k"],
+    judges: &JUDGES,
+    ..BASIC
+};
+
+/// All of them.
+pub const CASES: &[Case] = &[Case {
+    name: "grow/inside the tables",
+    ask: Ask::Grow(5 * M, Off),
+    ..VMDK
+}];

@@ -1,0 +1,130 @@
+//! Smaller sizes, and images of several files.
+
+use super::fake::MIB;
+use super::*;
+use crate::fs::disk::Part;
+use crate::fs::source::Time;
+
+fn shrinking() -> Options {
+    Options {
+        shrink: true,
+        preallocation: Preallocation::Falloc,
+        ..options()
+    }
+}
+
+#[test]
+fn a_disk_shrinks_by_name_and_by_handle_where_that_is_allowed() {
+    let stage = Stage::with(&[("a.qcow2", "size=1048576")], shrinking());
+    stage.truncate("a.qcow2", MIB / 2).unwrap();
+    let handle = stage.open("a.qcow2", true).unwrap();
+    let changes = Changes {
+        size: Some(0),
+        ..Changes::default()
+    };
+    let id = stage.lookup("a.qcow2").unwrap().id;
+    let changed = stage.fs.setattr(id, Some(handle), &changes).unwrap();
+    assert_eq!(changed.size, 0);
+    assert_eq!(stage.fs.read(handle, 0, &mut [1; 512]).unwrap(), 0);
+    // The range of a shrink is not allocated; that of the next growth is.
+    stage.fs.write(handle, 0, &[7; 512]).unwrap();
+    assert_eq!(lock(&stage.shelf).allocated, [(0, 512)]);
+}
+
+#[test]
+fn an_odd_smaller_size_is_refused_all_the_same() {
+    let stage = Stage::with(&[("a.qcow2", "size=1048576")], shrinking());
+    assert_eq!(errno(stage.truncate("a.qcow2", 513)), Errno::EINVAL);
+    assert_eq!(stage.lookup("a.qcow2").unwrap().size, MIB);
+}
+
+#[test]
+fn an_image_whose_file_a_resize_replaces_stays_the_same_node() {
+    let stage = Stage::with(&[("a.qcow2", "size=1048576")], shrinking());
+    let before = stage.lookup("a.qcow2").unwrap();
+    let handle = stage.open("a.qcow2", true).unwrap();
+    replace(&stage, "a.qcow2", "size=2097152");
+    // While the resize is going on, and by name.
+    assert_eq!(stage.fs.getattr(before.id).unwrap().id, before.id);
+    assert_eq!(stage.lookup("a.qcow2").unwrap().id, before.id);
+    replace(&stage, "a.qcow2", "size=4194304");
+    assert_eq!(stage.lookup("a.qcow2").unwrap().id, before.id);
+    stage.fs.write(handle, 0, b"x").unwrap();
+    assert_eq!(stage.fs.getattr(before.id).unwrap().id, before.id);
+}
+
+#[test]
+fn an_image_that_others_replace_is_another() {
+    let stage = Stage::new(&[("a.qcow2", "size=1048576")]);
+    let before = stage.lookup("a.qcow2").unwrap();
+    stage.open("a.qcow2", true).unwrap();
+    replace(&stage, "a.qcow2", "size=2097152");
+    lock(&stage.shelf).replaced_by = None;
+    assert_eq!(errno(stage.fs.getattr(before.id)), Errno::ESTALE);
+    assert_ne!(stage.lookup("a.qcow2").unwrap().id, before.id);
+}
+
+/// Puts a new file in the place of an image, as a resize that commits with a
+/// rename does.
+fn replace(stage: &Stage, name: &str, text: &str) {
+    let (new, old) = (stage.dir.path().join("new"), stage.dir.path().join(name));
+    std::fs::write(&new, text).unwrap();
+    std::fs::rename(&new, &old).unwrap();
+    lock(&stage.shelf).replaced_by = Some(old.metadata().unwrap().ino());
+}
+
+#[test]
+fn the_files_of_an_image_are_hidden_whatever_they_look_like() {
+    let stage = Stage::new(&[
+        ("a.qcow2", "size=512 data=a-flat.vmdk"),
+        ("a-flat.vmdk", "no image of its own"),
+        ("b.qcow2", "size=512 data=b.raw"),
+        ("b.raw", "content"),
+        ("a.qcow2.instar-new", "size=512"),
+        (".instar-new-x7", "size=512"),
+    ]);
+    for part in ["a-flat.vmdk", "b.raw", "a.qcow2.instar-new"] {
+        assert_eq!(errno(stage.lookup(part)), Errno::ENOENT, "{part}");
+    }
+    assert_eq!(stage.listing(), ["a.qcow2", "b.qcow2"]);
+}
+
+#[test]
+fn a_new_image_hides_its_files_at_once() {
+    let stage = Stage::new(&[("a.raw", "content")]);
+    stage.lookup("a.raw").unwrap();
+    std::thread::sleep(std::time::Duration::from_millis(30));
+    stage.lookup("a.raw").unwrap();
+    let write = |name, text| std::fs::write(stage.dir.path().join(name), text).unwrap();
+    write("b.qcow2", "size=512 data=b.raw");
+    write("b.raw", "content");
+    assert_eq!(errno(stage.lookup("b.raw")), Errno::ENOENT);
+}
+
+#[test]
+fn an_image_takes_the_space_of_all_its_files() {
+    let stage = Stage::new(&[("a.qcow2", "size=512 data=a.raw"), ("a.raw", "")]);
+    std::fs::write(stage.dir.path().join("a.raw"), [1; 1 << 16]).unwrap();
+    assert!(stage.lookup("a.qcow2").unwrap().stat.blocks >= 128);
+}
+
+#[test]
+fn a_change_of_any_of_its_files_drops_what_the_kernel_has_cached() {
+    let stage = Stage::new(&[("a.qcow2", "size=512")]);
+    let part = |sec| Part {
+        size: 512,
+        mtime: Time::new(sec, 0),
+    };
+    let far = 1 << 40;
+    lock(&stage.shelf).parts = vec![part(0), part(far)];
+    let id = stage.lookup("a.qcow2").unwrap().id;
+    let reopened = || {
+        let opened = stage.fs.open(id, false).unwrap();
+        stage.fs.release(opened.handle);
+        opened.keep_cache
+    };
+    reopened();
+    assert!(reopened());
+    lock(&stage.shelf).parts = vec![part(0), part(far + 1)];
+    assert!(!reopened());
+}

@@ -1,0 +1,51 @@
+//! Putting an image in order that was not closed in order, before it is
+//! changed.
+
+use super::Access;
+use super::change::Change;
+use super::disk::{Image, Link, exclusive, hold, shared};
+use super::error::{ErrorKind, Fault};
+use super::resize::plan_in;
+use instar_guest::Request;
+
+impl Image {
+    /// Puts the image in order where it must be before a change. The caller
+    /// holds none of the locks.
+    pub(super) fn put_in_order(&self) -> Result<(), Fault> {
+        if !self.is_unsettled() || self.access != Access::Write {
+            return Ok(());
+        }
+        let _flushing = hold(&self.flushing);
+        let mut link = hold(&self.session);
+        let _traffic = exclusive(&self.traffic);
+        self.settle_held(&mut link).map(drop)
+    }
+
+    fn is_unsettled(&self) -> bool {
+        shared(&self.facts).unsettled.is_some()
+    }
+
+    /// The same as the holder of everything; answers why it had to be done, if
+    /// it had to.
+    pub(super) fn settle_held(&self, link: &mut Link) -> Result<Option<String>, Fault> {
+        let Some(why) = shared(&self.facts).unsettled.clone() else {
+            return Ok(None);
+        };
+        self.writable()?;
+        let change = Change {
+            request: Request::Settle,
+            limits: self.mending(),
+            done: "is in order",
+            telling: None,
+        };
+        self.change(link, change, |reply| plan_in(reply, "Settle"))?;
+        self.reopen(link)?;
+        match self.is_unsettled() {
+            false => Ok(Some(why)),
+            true => Err(Fault::new(
+                ErrorKind::BadGuest,
+                "The sandbox's plan did not put the image in order",
+            )),
+        }
+    }
+}

@@ -1,0 +1,302 @@
+//! Images that QEMU makes on the spot, and what qemu-img and instar say about
+//! them. For repairs each has a copy of its own.
+
+use crate::machine::Outcome;
+use crate::transcript::{self, QEMU_IMG, words};
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt as _;
+use std::path::Path;
+
+/// Images, and commands whose output has to be qemu-img's.
+pub struct Live {
+    pub name: &'static str,
+    /// Programs and arguments that make the images.
+    make: &'static [(&'static str, &'static str)],
+    /// Damage: a file, an offset, and the bytes that are written there.
+    patch: &'static [(&'static str, u64, &'static [u8])],
+    commands: &'static [&'static str],
+}
+
+const fn live(
+    name: &'static str,
+    make: &'static [(&'static str, &'static str)],
+    commands: &'static [&'static str],
+) -> Live {
+    Live {
+        name,
+        make,
+        patch: &[],
+        commands,
+    }
+}
+
+const IMG: &str = "qemu-img";
+const IO: &str = "qemu-io";
+
+/// Everything that only looks.
+const LOOKS: &[&str] = &[
+    "info disk",
+    "info --output=json disk",
+    "map disk",
+    "map --output=json disk",
+    "check disk",
+    "check --output=json disk",
+];
+
+pub const CASES: &[Live] = &[
+    live(
+        "vmdk",
+        &[
+            (IMG, "create -q -f vmdk disk 200M"),
+            (
+                IO,
+                "-f vmdk -c write~-P~1~0~200k -c write~130M~64k -c write~129M~1 disk",
+            ),
+        ],
+        LOOKS,
+    ),
+    live(
+        "vmdk with zeroed grains",
+        &[
+            (IMG, "create -q -f vmdk -o zeroed_grain=on disk 1000k"),
+            (
+                IO,
+                "-f vmdk -c write~-P~1~0~1000k -c write~-z~128k~128k disk",
+            ),
+        ],
+        LOOKS,
+    ),
+    live(
+        "vmdk, split",
+        &[
+            (
+                IMG,
+                "create -q -f vmdk -o subformat=twoGbMaxExtentSparse disk 5G",
+            ),
+            (
+                IO,
+                "-f vmdk -c write~-P~1~2047M~2M -c write~-P~2~4500M~1M disk",
+            ),
+        ],
+        LOOKS,
+    ),
+    live(
+        "vmdk, flat",
+        &[
+            (IMG, "create -q -f vmdk -o subformat=monolithicFlat disk 3M"),
+            (IO, "-f vmdk -c write~-P~1~1M~64k disk"),
+        ],
+        LOOKS,
+    ),
+    live(
+        "vmdk, flat and split",
+        &[
+            (
+                IMG,
+                "create -q -f vmdk -o subformat=twoGbMaxExtentFlat disk 5G",
+            ),
+            (IO, "-f vmdk -c write~-P~1~2047M~2M disk"),
+        ],
+        LOOKS,
+    ),
+    live(
+        "vmdk, compressed",
+        &[
+            (IMG, "create -q -f raw plain 1M"),
+            (IO, "-f raw -c write~-P~1~0~100k plain"),
+            (
+                IMG,
+                "convert -f raw -O vmdk -o subformat=streamOptimized plain disk",
+            ),
+        ],
+        LOOKS,
+    ),
+    live(
+        "vmdk over another",
+        &[
+            (IMG, "create -q -f vmdk base 1M"),
+            (IO, "-f vmdk -c write~-P~1~0~100k base"),
+            (IMG, "create -q -f vmdk -b base -F vmdk disk"),
+            (IO, "-f vmdk -c write~-P~2~512k~64k disk"),
+        ],
+        &[
+            "info disk",
+            "info --backing-chain disk",
+            "info --backing-chain --output=json disk",
+            "map disk",
+            "map --output=json disk",
+            "check disk",
+        ],
+    ),
+    live(
+        "vmdk in a folder",
+        &[
+            ("mkdir", "sub"),
+            (
+                IMG,
+                "create -q -f vmdk -o subformat=monolithicFlat sub/disk 1M",
+            ),
+            (IMG, "create -q -f vmdk sub/base 1M"),
+            (IMG, "create -q -f vmdk -b base -F vmdk sub/top"),
+        ],
+        &[
+            "info sub/disk",
+            "info --output=json ./sub/disk",
+            "map sub/disk",
+            "info sub/top",
+            "info --backing-chain --output=json sub/top",
+        ],
+    ),
+    live(
+        "vmdk without an extent",
+        &[
+            (
+                IMG,
+                "create -q -f vmdk -o subformat=twoGbMaxExtentSparse disk 5G",
+            ),
+            ("rm", "disk-s002"),
+        ],
+        &["info disk", "map disk", "check disk"],
+    ),
+    live(
+        "vhd",
+        &[
+            (IMG, "create -q -f vpc disk 64M"),
+            (
+                IO,
+                "-f vpc -c write~-P~1~0~200k -c write~30M~64k -c write~6M~5M disk",
+            ),
+        ],
+        &LOOKS_UNCHECKED,
+    ),
+    live(
+        "vhd of a forced size",
+        &[(IMG, "create -q -f vpc -o force_size=on disk 64M")],
+        &LOOKS_UNCHECKED,
+    ),
+    live(
+        "vhd, fixed",
+        &[
+            (IMG, "create -q -f vpc -o subformat=fixed disk 3M"),
+            (IO, "-f vpc -c write~-P~1~1M~64k disk"),
+        ],
+        &[
+            "info -f vpc disk",
+            "info -f vpc --output=json disk",
+            "map -f vpc disk",
+            "map -f vpc --output=json disk",
+        ],
+    ),
+    live(
+        "vhdx",
+        &[
+            (IMG, "create -q -f vhdx disk 64M"),
+            (IO, "-f vhdx -c write~-P~1~0~200k -c write~30M~64k disk"),
+        ],
+        LOOKS_UNMAPPED,
+    ),
+    live(
+        "vhdx, fixed",
+        &[(IMG, "create -q -f vhdx -o subformat=fixed disk 20M")],
+        LOOKS_UNMAPPED,
+    ),
+    live(
+        "qcow2 that is sound",
+        &[
+            (IMG, "create -q -f qcow2 disk 1M"),
+            (IO, "-f qcow2 -c write~0~100k -c write~512k~64k disk"),
+        ],
+        &[
+            "check disk",
+            "check --output=json disk",
+            "check -q disk",
+            "check -r leaks disk",
+            "check -r all --output=json disk",
+        ],
+    ),
+    Live {
+        patch: LEAK,
+        ..live("qcow2 with a leak", FILLED, REPAIRS)
+    },
+    Live {
+        patch: CORRUPTION,
+        ..live("qcow2 with wrong counts", FILLED, REPAIRS)
+    },
+    Live {
+        patch: &[("disk", 0x3_0000, &[0x80, 4, 0, 0, 0, 0, 0, 0])],
+        ..live("qcow2 with a table past the end", FILLED, REPAIRS)
+    },
+];
+
+/// What is left where qemu-img does not check the format; and qemu-img maps
+/// VHDX as a whole, to nowhere.
+const LOOKS_UNCHECKED: [&str; 4] = [LOOKS[0], LOOKS[1], LOOKS[2], LOOKS[3]];
+const LOOKS_UNMAPPED: &[&str] = &[LOOKS[0], LOOKS[1], LOOKS[4], LOOKS[5]];
+
+/// A qcow2 image with four clusters of data: reference counts in cluster 2, the
+/// L1 table in 3, an L2 table in 4, data from 5 on.
+const FILLED: &[(&str, &str)] = &[
+    (IMG, "create -q -f qcow2 disk 1M"),
+    (IO, "-f qcow2 -c write~0~200k disk"),
+];
+/// Two references to cluster 6, of which there is one.
+const LEAK: &[(&str, u64, &[u8])] = &[("disk", 0x2_0000 + 2 * 6, &[0, 2])];
+/// The same, and none to cluster 5.
+const CORRUPTION: &[(&str, u64, &[u8])] = &[("disk", 0x2_0000 + 2 * 5, &[0, 0, 0, 2])];
+
+const REPAIRS: &[&str] = &[
+    "check disk",
+    "check --output=json disk",
+    "check -q disk",
+    "check -r leaks disk",
+    "check disk",
+    "check -r all --output=json disk",
+    "check --output=json disk",
+];
+
+/// Runs the commands of a case by both programs.
+pub fn as_qemu_img(case: &Live, sandbox: &str) -> Outcome {
+    let theirs = folder()?;
+    for (program, line) in case.make {
+        must(theirs.path(), program, line)?;
+    }
+    for (file, offset, bytes) in case.patch {
+        File::options()
+            .write(true)
+            .open(theirs.path().join(file))
+            .and_then(|file| file.write_all_at(bytes, *offset))
+            .map_err(|error| format!("{file}: {error}"))?;
+    }
+    let repairs = case.commands.iter().any(|line| line.contains(" -r "));
+    let copy = repairs.then(|| copy(theirs.path())).transpose()?;
+    let ours = copy.as_ref().unwrap_or(&theirs);
+    for line in case.commands {
+        let expected = transcript::run(theirs.path(), QEMU_IMG, &words(line), &[])?;
+        let got = crate::instar(ours.path(), sandbox, &words(line))?;
+        transcript::same(&expected, &got)?;
+    }
+    Ok(())
+}
+
+fn folder() -> Result<tempfile::TempDir, String> {
+    tempfile::tempdir().map_err(|error| format!("temporary folder: {error}"))
+}
+
+fn must(folder: &Path, program: &str, line: &str) -> Outcome {
+    let step = transcript::run(folder, program, &words(line), &[])?;
+    match step.code {
+        0 => Ok(()),
+        _ => Err(format!("{program} {line}: {}", step.stderr)),
+    }
+}
+
+/// A folder with a copy of every file.
+fn copy(from: &Path) -> Result<tempfile::TempDir, String> {
+    let to = folder()?;
+    let files = fs::read_dir(from).map_err(|error| error.to_string())?;
+    for file in files.flatten() {
+        fs::copy(file.path(), to.path().join(file.file_name()))
+            .map_err(|error| format!("{}: {error}", file.path().display()))?;
+    }
+    Ok(to)
+}
