@@ -20,9 +20,9 @@ mod vhd_lab;
 mod vhdx;
 mod vhdx_grow;
 mod vhdx_lab;
+mod vhdx_shrink;
 mod vmdk;
 mod vmdk_lab;
-mod repairing;
 mod writing;
 
 use libtest_mimic::{Arguments, Trial};
@@ -44,8 +44,8 @@ fn main() {
         .chain(vhd_create::trials())
         .chain(vhdx::trials())
         .chain(vhdx_grow::trials())
+        .chain(vhdx_shrink::trials())
         .chain(vmdk::trials())
-        .chain(repairing::trials())
         .map(|(name, check)| {
             let trial = Trial::test(name, move || {
                 check();
