@@ -1,6 +1,7 @@
 //! The changes of qcow2 images that are explored.
 
 use super::case::{Ask, BASIC, Case, Judges, K, M, patch};
+use super::disk::Files;
 use instar_guest::Format;
 use instar_guest::proto::Preallocation::{Falloc, Off};
 
@@ -13,7 +14,7 @@ pub const JUDGES: Judges = Judges {
 };
 
 /// What the cases of this page have in common.
-const QCOW2: Case = Case {
+pub const QCOW2: Case = Case {
     format: Format::Qcow2,
     options: "cluster_size=512",
     size: M,
@@ -381,7 +382,16 @@ pub const WRITES: &[Case] = &[
     Case {
         name: "write/data file",
         options: "cluster_size=4096,data_file=data.raw",
+        tamper: Some(garbage_in_data_file),
         ask: Ask::Write(&[patch(62 * K, 6 * K, 7), patch(100 * K, K, 7)]),
         ..QCOW2
     },
 ];
+
+/// What nothing refers to yet holds garbage.
+fn garbage_in_data_file(files: &mut Files) -> Result<(), String> {
+    let data = files.find("data.raw").ok_or("no data file")?;
+    let garbage = vec![0xa5; (128 * K) as usize];
+    files.bytes_mut(data).write(64 * K, &garbage);
+    Ok(())
+}
