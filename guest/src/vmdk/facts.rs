@@ -157,7 +157,7 @@ impl Vmdk {
     }
 
     /// Why nothing may be changed, if so.
-    fn no_change(&self) -> Option<Failure> {
+    pub fn no_change(&self) -> Option<Failure> {
         if self.descriptor.value("changetrackpath").is_some() {
             return Some(unsupported(
                 "the descriptor names a file of changed blocks (changeTrackPath), which would go \

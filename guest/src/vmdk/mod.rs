@@ -13,6 +13,7 @@ pub mod refuse;
 pub mod sparse;
 pub mod tables;
 
+mod check;
 mod create;
 mod facts;
 mod fresh;
@@ -35,6 +36,7 @@ use crate::disk::Disk;
 use crate::engine::Host;
 use crate::error::Failure;
 use crate::facts::Facts;
+use crate::findings::{Repair, Report};
 use crate::proto::{Extent, FileNo, Format, PlanReply};
 use crate::resize::Wish;
 use alloc::vec::Vec;
@@ -165,6 +167,14 @@ impl Disk for Vmdk {
 
     fn settle(&mut self, host: &mut dyn Host) -> Result<PlanReply, Failure> {
         self.plan_settle(host)
+    }
+
+    fn check(
+        &mut self,
+        host: &mut dyn Host,
+        repair: Option<Repair>,
+    ) -> Result<(Report, PlanReply), Failure> {
+        self.plan_check(host, repair)
     }
 
     fn resize(&mut self, host: &mut dyn Host, wish: &Wish) -> Result<PlanReply, Failure> {
