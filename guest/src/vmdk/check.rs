@@ -107,10 +107,13 @@ impl Vmdk {
 
     /// Inflates every compressed grain.
     fn check_compressed(&mut self, check: &mut Check<'_>) -> Result<(), Failure> {
-        let grain = self.extents.first().map_or(SECTOR, |extent| match &extent.body {
-            Body::Sparse(sparse) => sparse.header.grain_len(),
-            _ => SECTOR,
-        });
+        let grain = self
+            .extents
+            .first()
+            .map_or(SECTOR, |extent| match &extent.body {
+                Body::Sparse(sparse) => sparse.header.grain_len(),
+                _ => SECTOR,
+            });
         let size = self.size();
         let mut at = 0;
         while at < size {
@@ -329,7 +332,10 @@ impl Check<'_> {
             return Ok(());
         }
         let counts = [
-            (sums.odd, "grains do not begin at a multiple of the grain size"),
+            (
+                sums.odd,
+                "grains do not begin at a multiple of the grain size",
+            ),
             (
                 sums.empty,
                 "grain directory entries have no grain table: QEMU must not write to the image",

@@ -61,11 +61,6 @@ impl<'a> Edit<'a> {
         self.replace(extent.sectors_at.clone(), format!("{sectors}"));
     }
 
-    /// An extent lies in another file now.
-    pub fn set_name(&mut self, extent: &ExtentLine, name: &str) {
-        self.replace(extent.name_at.clone(), name);
-    }
-
     /// An extent is no longer there.
     pub fn remove(&mut self, extent: &ExtentLine) {
         self.replace(extent.line_at.clone(), "");
@@ -122,7 +117,10 @@ fn heading(text: &[u8]) -> Option<Range<usize>> {
     let mut at = 0;
     for line in text.split_inclusive(|&byte| byte == b'\n') {
         let range = at..at + line.len();
-        if line.trim_ascii().eq_ignore_ascii_case(b"# Extent description") {
+        if line
+            .trim_ascii()
+            .eq_ignore_ascii_case(b"# Extent description")
+        {
             return Some(range);
         }
         at = range.end;

@@ -1,9 +1,10 @@
 //! What an open image says about itself, in qemu-img's words and order.
 
+use super::descriptor::ExtentType;
 use super::format::{flag, fresh};
 use super::refuse::unsupported;
 use super::{Body, DiskExtent, Shape, Vmdk};
-use crate::error::Failure;
+use crate::error::{Failure, FailureKind};
 use crate::facts::{Backing, Fact, FactValue, Facts, NamedFile};
 use crate::plan::SECTOR;
 use crate::proto::Format;
@@ -61,10 +62,7 @@ impl Vmdk {
             false => self.size(),
         };
         facts.cluster_size = self.cluster_size();
-        facts.write_unit = self
-            .grains()
-            .max()
-            .unwrap_or(1);
+        facts.write_unit = self.grains().max().unwrap_or(1);
         facts.specific = self.specific();
     }
 
@@ -126,17 +124,32 @@ impl Vmdk {
     /// The kind of image as QEMU understands it.
     fn create_type(&self) -> String {
         match (&self.shape, self.extents.first().map(|extent| &extent.body)) {
-            (Shape::Embedded { .. }, Some(Body::Sparse(sparse))) => match sparse.header.compressed {
-                true => "streamOptimized".to_string(),
-                false => "monolithicSparse".to_string(),
-            },
+            (Shape::Embedded { .. }, Some(Body::Sparse(sparse))) => {
+                match sparse.header.compressed {
+                    true => "streamOptimized".to_string(),
+                    false => "monolithicSparse".to_string(),
+                }
+            }
             _ => self.descriptor.create_type.clone(),
         }
     }
 
     /// Why the content may not be written, if so.
     pub fn no_write(&self) -> Option<Failure> {
-        self.no_change()
+        self.no_change().or_else(|| {
+            let lines = self.descriptor.extents.iter();
+            let has_tables = matches!(self.shape, Shape::Embedded { .. })
+                || lines
+                    .into_iter()
+                    .any(|line| line.kind == ExtentType::Sparse);
+            has_tables.then(|| {
+                Failure::new(
+                    FailureKind::Unsupported,
+                    "writing into sparse VMDK extents is not supported; convert the image with \
+                     `qemu-img convert -O qcow2`, or with `-O vmdk -o subformat=monolithicFlat`",
+                )
+            })
+        })
     }
 
     /// Why the image may not be resized, if so.
@@ -144,7 +157,7 @@ impl Vmdk {
         self.no_change().or_else(|| {
             (self.descriptor.parent_cid != fresh::NO_PARENT).then(|| {
                 Failure::new(
-                    crate::error::FailureKind::Unsupported,
+                    FailureKind::Unsupported,
                     format!(
                         "the image is the child of another (parentCID {:08x}), whose size it has \
                          to keep; merge the two with `qemu-img convert -O vmdk`, or delete the \
@@ -176,7 +189,8 @@ fn no_change_of(extent: &DiskExtent) -> Option<Failure> {
         return None;
     };
     let header = &sparse.header;
-    if header.compressed || header.flags & (flag::COMPRESSED | flag::MARKERS) != 0 || sparse.at_end {
+    if header.compressed || header.flags & (flag::COMPRESSED | flag::MARKERS) != 0 || sparse.at_end
+    {
         return Some(unsupported(
             "a streamOptimized image is written once, in one go, and cannot be changed",
         ));
