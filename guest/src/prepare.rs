@@ -40,7 +40,7 @@ impl<'h> Prepare<'h> {
         }
     }
 
-    /// The host, to read what steps are made of.
+    /// The host, to read from.
     pub fn host(&mut self) -> &mut dyn Host {
         self.host
     }
