@@ -13,7 +13,7 @@ const JUDGES: Judges = Judges {
 };
 
 /// What the cases of this page have in common.
-const QCOW2: Case = Case {
+pub const QCOW2: Case = Case {
     format: Format::Qcow2,
     options: "cluster_size=512",
     size: M,
