@@ -4,8 +4,8 @@
 //! of a file that holds everything, or the first sector of a descriptor file.
 
 use super::descriptor::ExtentType;
-use super::fresh::{self, Fresh};
 use super::format::{fresh as new, limit};
+use super::fresh::{self, Fresh};
 use super::options::{self, Options};
 use crate::disk::Creating;
 use crate::engine::Host;

@@ -175,7 +175,10 @@ impl Descriptor {
         let mut value = value.trim_ascii();
         if let Some(quoted) = value.strip_prefix(b"\"") {
             start += 1;
-            value = quoted.split(|&byte| byte == b'"').next().unwrap_or_default();
+            value = quoted
+                .split(|&byte| byte == b'"')
+                .next()
+                .unwrap_or_default();
         }
         let range = at + start..at + start + value.len();
         self.values.entry(key).or_insert(range);

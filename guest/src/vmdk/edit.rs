@@ -122,7 +122,10 @@ fn heading(text: &[u8]) -> Option<Range<usize>> {
     let mut at = 0;
     for line in text.split_inclusive(|&byte| byte == b'\n') {
         let range = at..at + line.len();
-        if line.trim_ascii().eq_ignore_ascii_case(b"# Extent description") {
+        if line
+            .trim_ascii()
+            .eq_ignore_ascii_case(b"# Extent description")
+        {
             return Some(range);
         }
         at = range.end;

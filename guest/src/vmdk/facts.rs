@@ -58,10 +58,7 @@ impl Vmdk {
             false => self.size(),
         };
         facts.cluster_size = self.cluster_size();
-        facts.write_unit = self
-            .grains()
-            .max()
-            .unwrap_or(1);
+        facts.write_unit = self.grains().max().unwrap_or(1);
         facts.specific = self.specific();
     }
 
@@ -123,10 +120,12 @@ impl Vmdk {
     /// The kind of image as QEMU understands it.
     fn create_type(&self) -> String {
         match (&self.shape, self.extents.first().map(|extent| &extent.body)) {
-            (Shape::Embedded { .. }, Some(Body::Sparse(sparse))) => match sparse.header.compressed {
-                true => "streamOptimized".to_string(),
-                false => "monolithicSparse".to_string(),
-            },
+            (Shape::Embedded { .. }, Some(Body::Sparse(sparse))) => {
+                match sparse.header.compressed {
+                    true => "streamOptimized".to_string(),
+                    false => "monolithicSparse".to_string(),
+                }
+            }
             _ => self.descriptor.create_type.clone(),
         }
     }
@@ -173,7 +172,8 @@ fn no_change_of(extent: &DiskExtent) -> Option<Failure> {
         return None;
     };
     let header = &sparse.header;
-    if header.compressed || header.flags & (flag::COMPRESSED | flag::MARKERS) != 0 || sparse.at_end {
+    if header.compressed || header.flags & (flag::COMPRESSED | flag::MARKERS) != 0 || sparse.at_end
+    {
         return Some(unsupported(
             "a streamOptimized image is written once, in one go, and cannot be changed",
         ));

@@ -173,8 +173,8 @@ fn inflate_all(
             .collect();
         host.read(&mut reads)?;
         for (grain, data) in batch.iter().zip(&data) {
-            let written = inflate(&mut decoder, data, &mut cluster)
-                .map_err(|why| damaged(grain, why))?;
+            let written =
+                inflate(&mut decoder, data, &mut cluster).map_err(|why| damaged(grain, why))?;
             let wanted = cluster
                 .get(..grain.len)
                 .filter(|_| written >= grain.len)

@@ -186,11 +186,7 @@ impl Extents {
     ) {
         let inside = file_len.saturating_sub(at).min(len);
         self.push(offset, inside, ExtentKind::Data { file, at, in_place });
-        self.push(
-            offset + inside,
-            len - inside,
-            ExtentKind::Zero { at: None },
-        );
+        self.push(offset + inside, len - inside, ExtentKind::Zero { at: None });
     }
 
     fn push(&mut self, offset: u64, len: u64, kind: ExtentKind) {

@@ -176,8 +176,13 @@ impl Vmdk {
                 Body::Sparse(sparse) => sparse.header.capacity * SECTOR,
                 _ => line.sectors * SECTOR,
             };
-            if start.checked_add(len).is_none_or(|end| end > i64::MAX as u64) {
-                return Err(damaged("the extents of the descriptor are too long together"));
+            if start
+                .checked_add(len)
+                .is_none_or(|end| end > i64::MAX as u64)
+            {
+                return Err(damaged(
+                    "the extents of the descriptor are too long together",
+                ));
             }
             extents.push(DiskExtent { start, len, body });
             start += len;

@@ -88,7 +88,9 @@ pub fn parse(create: &Create) -> Result<(Options, Vec<(String, String)>), Failur
         *slot = Some(value);
     }
     let compat6 = given.compat6.map(|value| switch("compat6", value));
-    let zeroed_grain = given.zeroed_grain.map(|value| switch("zeroed_grain", value));
+    let zeroed_grain = given
+        .zeroed_grain
+        .map(|value| switch("zeroed_grain", value));
     let compat6 = compat6.transpose()?.unwrap_or(false);
     let zeroed_grain = zeroed_grain.transpose()?;
     if let Some(backing) = &create.backing

@@ -10,7 +10,9 @@ use core::fmt::Display;
 pub fn damaged(what: impl Display) -> Failure {
     Failure::new(
         FailureKind::Damaged,
-        format!("{what}; restore the image from a copy, or read what is left with `qemu-img convert`"),
+        format!(
+            "{what}; restore the image from a copy, or read what is left with `qemu-img convert`"
+        ),
     )
 }
 

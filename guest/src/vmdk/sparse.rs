@@ -330,7 +330,10 @@ fn read_footer(
     }])?;
     let sector = SECTOR as usize;
     let kind = |at: usize| -> Result<(u32, u32), Failure> {
-        Ok((le32(&end, at + marker::SIZE)?, le32(&end, at + marker::TYPE)?))
+        Ok((
+            le32(&end, at + marker::SIZE)?,
+            le32(&end, at + marker::TYPE)?,
+        ))
     };
     if kind(0)? != (0, marker::FOOTER) {
         return Err(damaged("Invalid footer: no marker of a footer precedes it"));
@@ -338,8 +341,7 @@ fn read_footer(
     if le32(&end, sector)? != header::MAGIC_VALUE {
         return Err(damaged("Invalid footer: it does not begin with KDMV"));
     }
-    if kind(2 * sector)? != (0, marker::END_OF_STREAM)
-        || le64(&end, 2 * sector + marker::LBA)? != 0
+    if kind(2 * sector)? != (0, marker::END_OF_STREAM) || le64(&end, 2 * sector + marker::LBA)? != 0
     {
         return Err(damaged(
             "Invalid footer: no end-of-stream marker follows it",

@@ -18,6 +18,7 @@ pub mod setup;
 pub mod tools;
 
 pub mod qcow2;
+pub mod qcow2_repair;
 pub mod raw;
 pub mod vhd;
 pub mod vhdx;
@@ -33,7 +34,8 @@ const SEED: u64 = 0x1257_a12c;
 pub fn cases() -> impl Iterator<Item = &'static Case> {
     let qcow2 = [qcow2::GROWS, qcow2::ENDS, qcow2::WRITES];
     let others = [raw::CASES, vhd::CASES, vhdx::CASES, vmdk::CASES];
-    qcow2.into_iter().chain(others).flatten()
+    let repairs = [qcow2_repair::CASES];
+    qcow2.into_iter().chain(repairs).chain(others).flatten()
 }
 
 /// What the random subsets are drawn from; `INSTAR_CRASH_SEED` repeats those of
