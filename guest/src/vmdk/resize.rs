@@ -16,11 +16,7 @@ use alloc::vec;
 
 impl Vmdk {
     /// The plan that changes the size.
-    pub fn plan_resize(
-        &mut self,
-        host: &mut dyn Host,
-        wish: &Wish,
-    ) -> Result<PlanReply, Failure> {
+    pub fn plan_resize(&mut self, host: &mut dyn Host, wish: &Wish) -> Result<PlanReply, Failure> {
         if let Some(refusal) = self.no_resize() {
             return Err(refusal);
         }
@@ -33,7 +29,9 @@ impl Vmdk {
             ));
         }
         if !matches!(self.shape, Shape::Embedded { .. }) {
-            return Err(unsupported("resizing images of several files is not supported"));
+            return Err(unsupported(
+                "resizing images of several files is not supported",
+            ));
         }
         let plan = match direction {
             Direction::Same => self.trim(host)?,

@@ -1,8 +1,8 @@
 //! Which places for grains are taken, and how to close the gaps.
 
-use core::ops::Range;
 use alloc::vec;
 use alloc::vec::Vec;
+use core::ops::Range;
 
 /// Most places that are kept account of: more take more memory than the sandbox
 /// has, and then nothing is moved together.
@@ -81,7 +81,12 @@ impl Slots {
         if !self.regular {
             return None;
         }
-        let taken: u64 = self.taken.iter().map(|word| word.count_ones()).map(u64::from).sum();
+        let taken: u64 = self
+            .taken
+            .iter()
+            .map(|word| word.count_ones())
+            .map(u64::from)
+            .sum();
         let mut end = self.count;
         let mut gaps = self.count - taken.min(self.count);
         let mut moves = 0;
