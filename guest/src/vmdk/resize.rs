@@ -28,12 +28,10 @@ impl Vmdk {
                 "a VMDK image of size 0 can be opened by nobody; the smallest size is 512",
             ));
         }
-        if !matches!(self.shape, Shape::Embedded { .. }) {
-            return Err(unsupported(
-                "resizing images of several files is not supported",
-            ));
-        }
         let plan = match direction {
+            _ if !matches!(self.shape, Shape::Embedded { .. }) => {
+                self.resize_files(wish, direction)?
+            }
             Direction::Same => self.trim(host)?,
             Direction::Grow | Direction::Shrink => self.resize_sparse(host, wish)?,
         };

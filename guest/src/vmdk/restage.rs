@@ -235,25 +235,20 @@ impl Job<'_> {
             stage(Purpose::Release, self.canonical(&tables, moves)?),
             flip(shape, &self.places.header)?,
         ];
-        stages.push(stage(
-            Purpose::Release,
-            vec![Step::SetLength {
-                file: FILE,
-                len: self.end(moves) * SECTOR,
-            }],
-        ));
+        let mut last = vec![Step::SetLength {
+            file: FILE,
+            len: self.end(moves) * SECTOR,
+        }];
         if self.preallocation == Preallocation::Full
             && let Some(fill) = self.fresh_bytes()
         {
-            stages.push(stage(
-                Purpose::Release,
-                vec![Step::Fill {
-                    file: FILE,
-                    offset: fill.start,
-                    len: fill.end - fill.start,
-                }],
-            ));
+            last.push(Step::Fill {
+                file: FILE,
+                offset: fill.start,
+                len: fill.end - fill.start,
+            });
         }
+        stages.push(stage(Purpose::Release, last));
         Ok(Some(stages))
     }
 

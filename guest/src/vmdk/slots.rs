@@ -56,13 +56,21 @@ impl Slots {
         }
     }
 
-    /// The grain at a sector takes its place.
-    pub fn take(&mut self, sector: u64) {
+    /// The grain at a sector takes its place. Whether it was the first, as far as
+    /// places are known.
+    pub fn take(&mut self, sector: u64) -> bool {
         let distance = sector - self.front;
         let slot = distance / self.grain;
         match self.taken.get_mut((slot / 64) as usize) {
-            Some(word) if distance.is_multiple_of(self.grain) => *word |= 1 << (slot % 64),
-            _ => self.regular = false,
+            Some(word) if distance.is_multiple_of(self.grain) => {
+                let first = *word & 1 << (slot % 64) == 0;
+                *word |= 1 << (slot % 64);
+                first
+            }
+            _ => {
+                self.regular = false;
+                true
+            }
         }
     }
 
