@@ -396,7 +396,6 @@ const CREATE_DATA_FILE: &[&str] = &[
     "create -f qcow2 -o data_file=other.raw,data_file_raw=on disk 1M",
     "info --output=json disk",
     "create -f qcow2 -o data_file_raw=on disk 1M",
-    "create -f qcow2 -o data_file=nowhere/data.raw disk 1M",
     "create -f qcow2 -o data_file=data.raw,compat=0.10 disk 1M",
 ];
 
