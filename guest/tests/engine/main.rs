@@ -12,6 +12,7 @@ mod lab;
 mod placing;
 mod reading;
 mod repairing;
+mod repairing;
 mod shrink_cases;
 mod shrinking;
 mod vhd;
@@ -22,7 +23,6 @@ mod vhdx_grow;
 mod vhdx_lab;
 mod vmdk;
 mod vmdk_lab;
-mod repairing;
 mod writing;
 
 use libtest_mimic::{Arguments, Trial};

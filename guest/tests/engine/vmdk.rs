@@ -153,7 +153,10 @@ const CREATED: &[(u64, &str)] = &[
     (10 * M, "subformat=twoGbMaxExtentSparse,zeroed_grain=on"),
     ((5 << 30) + 512, "subformat=twoGbMaxExtentSparse"),
     (0, "subformat=twoGbMaxExtentSparse"),
-    (5 << 30, "subformat=twoGbMaxExtentFlat,adapter_type=buslogic"),
+    (
+        5 << 30,
+        "subformat=twoGbMaxExtentFlat,adapter_type=buslogic",
+    ),
     (40 << 30, "subformat=twoGbMaxExtentSparse"),
 ];
 
@@ -202,9 +205,7 @@ fn creates(size: u64, options: &str) {
             .iter()
             .all(|stage| stage.purpose == Purpose::Prepare)
     );
-    assert!(
-        matches!(&last.steps[..], [Step::Write { offset: 0, data, .. }] if data.len() <= 512)
-    );
+    assert!(matches!(&last.steps[..], [Step::Write { offset: 0, data, .. }] if data.len() <= 512));
     let flat = options.contains("Flat");
     let is_content = |step: &Step| !(flat && matches!(step, Step::SetLength { .. }));
     for step in reply.plan.stages.iter().flat_map(|stage| &stage.steps) {
