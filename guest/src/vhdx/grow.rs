@@ -7,9 +7,8 @@
 //! Last the virtual size changes, which commits.
 
 use super::Vhdx;
-use super::bat::{self, Place};
+use super::bat::Place;
 use super::format::{MIB, bat as on_disk};
-use super::refuse::damaged;
 use super::region::{Owner, Region};
 use super::update::{Flips, HeaderWriter, fresh_guid, stage, write};
 use crate::engine::Host;
@@ -160,28 +159,12 @@ impl Vhdx {
 
     /// Host offset behind everything that is in use.
     fn used_end(&self, host: &mut dyn Host) -> Result<u64, Failure> {
-        let geometry = self.metadata.geometry;
         let regions = self.table.regions.iter().map(|region| region.end());
         let mut end = regions.max().unwrap_or(MIB);
-        let range = 0..geometry.entries(self.metadata.size);
-        bat::scan(
-            host,
-            &self.source,
-            self.bat.offset,
-            range,
-            |_, index, raw| {
-                let place = Place::decode(raw, geometry.has_parent)
-                    .map_err(|flaw| damaged(alloc::format!("BAT entry {index}: {flaw}")))?;
-                let at = match place {
-                    Place::Absent => return Ok(()),
-                    Place::Zero { kept } => kept,
-                    Place::Full(at) | Place::Partial(at) => Some(at),
-                };
-                let at = at.filter(|&at| at < self.source.file_len);
-                end = end.max(at.map_or(0, |at| at.saturating_add(geometry.block_size)));
-                Ok(())
-            },
-        )?;
+        self.each_used(host, self.bat.entries, |used| {
+            end = end.max(used.at.saturating_add(used.len));
+            Ok(())
+        })?;
         Ok(end)
     }
 
@@ -204,7 +187,7 @@ impl Vhdx {
 
     /// The step that makes a range inside the file read as zeroes. What a fixed
     /// image has allocated stays so, unless that is a lot.
-    fn clear(&self, offset: u64, len: u64) -> Step {
+    pub(super) fn clear(&self, offset: u64, len: u64) -> Step {
         match self.metadata.fixed && len <= MAX_ZEROED {
             true => zero(offset, len),
             false => Step::Punch {

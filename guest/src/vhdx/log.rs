@@ -353,20 +353,21 @@ impl Changes {
     }
 }
 
-/// A log entry of its own, at the start of the log, that changes whole pages.
-/// `file_len` is the length that the file has by then, durably. `None` if it
-/// does not fit.
+/// A log entry of its own, at the start of the log, that changes whole pages and
+/// zeroes others. `file_len` is the length that the file has by then, durably.
+/// `None` if it does not fit.
 pub fn encode(
     pages: &[(u64, Vec<u8>)],
+    (zero_at, zero_len): (u64, u64),
     guid: Guid,
     file_len: u64,
     log_len: u64,
 ) -> Result<Option<Vec<u8>>, Failure> {
     const SEQUENCE: u64 = 1;
-    let area = on_disk::HEADER_LEN + pages.len() * on_disk::DESCRIPTOR_LEN;
+    let count = pages.len() + usize::from(zero_len > 0);
+    let area = on_disk::HEADER_LEN + count * on_disk::DESCRIPTOR_LEN;
     let data_at = area.next_multiple_of(PAGE as usize);
     let len = data_at + pages.len() * PAGE as usize;
-    let count = pages.len() as u32;
     if len as u64 > log_len {
         return Ok(None);
     }
@@ -374,7 +375,7 @@ pub fn encode(
     bytes::put(&mut entry, 0, on_disk::ENTRY)?;
     bytes::put_le32(&mut entry, on_disk::LEN, len as u32)?;
     bytes::put_le64(&mut entry, on_disk::SEQUENCE, SEQUENCE)?;
-    bytes::put_le32(&mut entry, on_disk::COUNT, count)?;
+    bytes::put_le32(&mut entry, on_disk::COUNT, count as u32)?;
     bytes::put(&mut entry, on_disk::GUID, &guid.0)?;
     let flushed = file_len - file_len % MIB;
     bytes::put_le64(&mut entry, on_disk::FLUSHED_LEN, flushed)?;
@@ -393,6 +394,13 @@ pub fn encode(
         bytes::put(&mut entry, data, on_disk::DATA)?;
         bytes::put_le32(&mut entry, data + on_disk::DATA_HIGH, 0)?;
         bytes::put_le32(&mut entry, data + on_disk::DATA_LOW, SEQUENCE as u32)?;
+    }
+    if zero_len > 0 {
+        let at = area - on_disk::DESCRIPTOR_LEN;
+        bytes::put(&mut entry, at, on_disk::ZERO_DESCRIPTOR)?;
+        bytes::put_le64(&mut entry, at + on_disk::LEADING, zero_len)?;
+        bytes::put_le64(&mut entry, at + on_disk::OFFSET, zero_at)?;
+        bytes::put_le64(&mut entry, at + on_disk::DESCRIPTOR_SEQUENCE, SEQUENCE)?;
     }
     seal(&mut entry, on_disk::CHECKSUM);
     Ok(Some(entry))

@@ -26,7 +26,9 @@ mod refuse;
 mod region;
 mod resize;
 mod settle;
+mod shrink;
 mod source;
+mod space;
 mod update;
 
 pub use create::create;

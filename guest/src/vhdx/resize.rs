@@ -6,7 +6,7 @@ use super::refuse::unsupported;
 use crate::engine::Host;
 use crate::error::{Failure, FailureKind};
 use crate::proto::PlanReply;
-use crate::resize::{Direction, Wish, cannot_shrink};
+use crate::resize::{Direction, Wish};
 use alloc::format;
 
 /// The refusal to resize an image that has a parent.
@@ -36,7 +36,8 @@ impl Vhdx {
         check_sectors(wish.size, self.metadata.geometry.sector)?;
         let plan = match wish.direction(self.metadata.size)? {
             Direction::Same => return Ok(PlanReply::default()),
-            Direction::Shrink => return Err(cannot_shrink("vhdx")),
+            Direction::Shrink if wish.size == 0 => return Err(no_size()),
+            Direction::Shrink => self.plan_shrink(host, wish.size)?,
             Direction::Grow if wish.size > limit::MAX_SIZE => return Err(too_large()),
             Direction::Grow => self.plan_grow(host, wish)?,
         };
@@ -45,6 +46,13 @@ impl Vhdx {
             ..PlanReply::default()
         })
     }
+}
+
+fn no_size() -> Failure {
+    Failure::new(
+        FailureKind::InvalidRequest,
+        "a VHDX disk cannot shrink to 0 bytes: choose a larger size, or delete the image",
+    )
 }
 
 fn too_large() -> Failure {

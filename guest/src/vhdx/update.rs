@@ -158,37 +158,52 @@ impl Flips {
 }
 
 impl Vhdx {
-    /// The stages that change pages together by way of the log: the entry, the
-    /// header that makes it count, which commits, the pages themselves, and the
-    /// headers without a log. `None` if the log is too short for that.
-    /// `file_len` is the length that the file has by then, durably.
+    /// The stages that change pages together, and zero others, by way of the
+    /// log: the entry, the header that makes it count, which commits, the pages
+    /// themselves, and the headers without a log. `file_len` is the length that
+    /// the file has by then, durably.
     pub(super) fn log_stages(
         &mut self,
         headers: &mut HeaderWriter,
         pages: Vec<(u64, Vec<u8>)>,
+        zeroes: (u64, u64),
         file_len: u64,
-    ) -> Result<Option<Vec<Stage>>, Failure> {
+    ) -> Result<Vec<Stage>, Failure> {
         let current = &self.headers.current;
         let guid = fresh_guid(&mut self.chance);
-        let Some(entry) = log::encode(&pages, guid, file_len, current.log_len)? else {
-            return Ok(None);
-        };
+        let entry = log::encode(&pages, zeroes, guid, file_len, current.log_len)?;
+        let entry = entry.ok_or_else(|| {
+            unsupported(
+                "the image has no log, which this change needs; convert it with `qemu-img convert \
+                 -O vhdx`",
+            )
+        })?;
         let entry = write(current.log_offset, entry);
-        let apply = pages.into_iter().map(|(at, page)| write(at, page));
-        Ok(Some(vec![
+        let mut apply: Vec<Step> = pages
+            .into_iter()
+            .map(|(at, page)| write(at, page))
+            .collect();
+        if zeroes.1 > 0 {
+            apply.push(Step::Zero {
+                file: FileNo::IMAGE,
+                offset: zeroes.0,
+                len: zeroes.1,
+            });
+        }
+        Ok(vec![
             stage(Purpose::Prepare, entry),
             stage(Purpose::Commit, headers.write(None, Some(guid))?),
             Stage {
                 purpose: Purpose::Release,
-                steps: apply.collect(),
+                steps: apply,
             },
             stage(Purpose::Release, headers.write(None, Some(Guid::ZERO))?),
             stage(Purpose::Release, headers.write(None, Some(Guid::ZERO))?),
-        ]))
+        ])
     }
 
-    /// The stages of changes that have to become visible together, if not one
-    /// after the other.
+    /// The stages of changes of which the last commits: one after the other,
+    /// where each is atomic, or together.
     pub(super) fn flip_stages(
         &mut self,
         host: &mut dyn Host,
@@ -200,12 +215,7 @@ impl Vhdx {
             return Ok(flips.stages());
         }
         let pages = flips.pages(host, self)?;
-        self.log_stages(headers, pages, file_len)?.ok_or_else(|| {
-            unsupported(
-                "the virtual disk size lies across two sectors and the log is too short to change \
-                 it; convert the image with `qemu-img convert -O vhdx`",
-            )
-        })
+        self.log_stages(headers, pages, (0, 0), file_len)
     }
 
     /// The changes of both region tables that move the BAT.

@@ -21,6 +21,7 @@ mod vhd_lab;
 mod vhdx;
 mod vhdx_grow;
 mod vhdx_lab;
+mod vhdx_shrink;
 mod vmdk;
 mod vmdk_lab;
 mod writing;
@@ -44,8 +45,8 @@ fn main() {
         .chain(vhd_create::trials())
         .chain(vhdx::trials())
         .chain(vhdx_grow::trials())
+        .chain(vhdx_shrink::trials())
         .chain(vmdk::trials())
-        .chain(repairing::trials())
         .map(|(name, check)| {
             let trial = Trial::test(name, move || {
                 check();
