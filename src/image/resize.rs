@@ -258,16 +258,22 @@ impl Image {
             Preallocation::Full => metadata.saturating_add(added.saturating_mul(2)),
         };
         // What is kept may move to where there was something else before.
-        let shrinks = how.shrink && size < old;
+        // A shrink that was interrupted behind its commit is finished by the
+        // same request.
+        let shrinks = how.shrink && size <= old;
         let moved = match shrinks {
             true => self.files.lens().into_iter().fold(0, u64::saturating_add),
             false => 0,
         };
         let room = metadata.saturating_add(added).saturating_add(MAX_GAP);
         let fill = fill.saturating_add(moved);
+        let commits = match size == old {
+            true => Commits::Any,
+            false => Commits::Some,
+        };
         Limits {
             names: self.names(metadata.saturating_add(size.max(old))),
-            ..limits(&self.files, room, fill, Commits::Some, shrinks)
+            ..limits(&self.files, room, fill, commits, shrinks)
         }
     }
 }

@@ -1,12 +1,12 @@
 //! New grain tables from old ones: which entry leads where, and what of the
 //! tables is not zero.
 
+use super::format::entry;
 use super::fresh::{self, Layout};
 use super::restage::{copy, punch};
 use super::scan::Scan;
 use super::slots::Moves;
 use super::sparse::{Grain, Header, Sparse};
-use super::format::entry;
 use crate::bytes;
 use crate::error::Failure;
 use crate::plan::{SECTOR, Step};

@@ -16,11 +16,7 @@ use alloc::vec;
 
 impl Vmdk {
     /// The plan that changes the size.
-    pub fn plan_resize(
-        &mut self,
-        host: &mut dyn Host,
-        wish: &Wish,
-    ) -> Result<PlanReply, Failure> {
+    pub fn plan_resize(&mut self, host: &mut dyn Host, wish: &Wish) -> Result<PlanReply, Failure> {
         if let Some(refusal) = self.no_resize() {
             return Err(refusal);
         }
@@ -32,10 +28,10 @@ impl Vmdk {
                 "a VMDK image of size 0 can be opened by nobody; the smallest size is 512",
             ));
         }
-        if !matches!(self.shape, Shape::Embedded { .. }) {
-            return Err(unsupported("resizing images of several files is not supported"));
-        }
         let plan = match direction {
+            _ if !matches!(self.shape, Shape::Embedded { .. }) => {
+                self.resize_files(wish, direction)?
+            }
             Direction::Same => self.trim(host)?,
             Direction::Grow | Direction::Shrink => self.resize_sparse(host, wish)?,
         };

@@ -9,8 +9,8 @@
 //! larger tables go are copied away before the first flip. After it, whatever a
 //! smaller disk has lost is free, and grains from the end close the gaps.
 
-use super::format::{entry, fresh, limit};
 use super::edit::Edit;
+use super::format::{entry, fresh, limit};
 use super::fresh::{self as new, Layout};
 use super::relocate::{Placing, Tables};
 use super::slots::Moves;
@@ -235,25 +235,20 @@ impl Job<'_> {
             stage(Purpose::Release, self.canonical(&tables, moves)?),
             flip(shape, &self.places.header)?,
         ];
-        stages.push(stage(
-            Purpose::Release,
-            vec![Step::SetLength {
-                file: FILE,
-                len: self.end(moves) * SECTOR,
-            }],
-        ));
+        let mut last = vec![Step::SetLength {
+            file: FILE,
+            len: self.end(moves) * SECTOR,
+        }];
         if self.preallocation == Preallocation::Full
             && let Some(fill) = self.fresh_bytes()
         {
-            stages.push(stage(
-                Purpose::Release,
-                vec![Step::Fill {
-                    file: FILE,
-                    offset: fill.start,
-                    len: fill.end - fill.start,
-                }],
-            ));
+            last.push(Step::Fill {
+                file: FILE,
+                offset: fill.start,
+                len: fill.end - fill.start,
+            });
         }
+        stages.push(stage(Purpose::Release, last));
         Ok(Some(stages))
     }
 
@@ -276,7 +271,10 @@ impl Job<'_> {
     fn clear_the_way(&self, prepare: &mut Prepare<'_>) {
         let old = &self.sparse.header;
         let tail = old.capacity % old.grain;
-        let last = old.grains().checked_sub(1).filter(|_| self.grows && tail > 0);
+        let last = old
+            .grains()
+            .checked_sub(1)
+            .filter(|_| self.grows && tail > 0);
         let mut place = self.places.moved;
         let mut runs: Vec<(u64, u64, u64)> = Vec::new();
         for &(number, sector) in &self.survey.moved {
@@ -396,7 +394,11 @@ impl Job<'_> {
         let header = &self.places.header;
         let tail = header.capacity % header.grain;
         let last = self.survey.last.filter(|_| tail > 0).map(|sector| {
-            let nth = self.survey.moved.iter().position(|&(_, from)| from == sector);
+            let nth = self
+                .survey
+                .moved
+                .iter()
+                .position(|&(_, from)| from == sector);
             nth.map_or(sector, |nth| self.places.moved + nth as u64 * header.grain)
         });
         for &(from, to) in &moves.list {

@@ -152,7 +152,11 @@ fn read_tables<'b>(
                 && sector * SECTOR == first * SECTOR + (nth * len) as u64
                 && sector * SECTOR + len as u64 <= sparse.file_len
         };
-        let run = rest.iter().enumerate().take_while(|&it| follows(it)).count();
+        let run = rest
+            .iter()
+            .enumerate()
+            .take_while(|&it| follows(it))
+            .count();
         let taken = run.max(1);
         let (tables, later) = buf.split_at_mut_checked(taken * len).unwrap_or_default();
         if run > 0 {
@@ -174,4 +178,3 @@ pub fn grains(table: &[u8], number: u64) -> impl Iterator<Item = (u64, u32)> {
     let first = number * entries.len() as u64;
     (first..).zip(entries.iter().map(|raw| u32::from_le_bytes(*raw)))
 }
-

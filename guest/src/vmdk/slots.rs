@@ -1,8 +1,8 @@
 //! Which places for grains are taken, and how to close the gaps.
 
-use core::ops::Range;
 use alloc::vec;
 use alloc::vec::Vec;
+use core::ops::Range;
 
 /// Most places that are kept account of: more take more memory than the sandbox
 /// has, and then nothing is moved together.
@@ -56,13 +56,21 @@ impl Slots {
         }
     }
 
-    /// The grain at a sector takes its place.
-    pub fn take(&mut self, sector: u64) {
+    /// The grain at a sector takes its place. Whether it was the first, as far as
+    /// places are known.
+    pub fn take(&mut self, sector: u64) -> bool {
         let distance = sector - self.front;
         let slot = distance / self.grain;
         match self.taken.get_mut((slot / 64) as usize) {
-            Some(word) if distance.is_multiple_of(self.grain) => *word |= 1 << (slot % 64),
-            _ => self.regular = false,
+            Some(word) if distance.is_multiple_of(self.grain) => {
+                let first = *word & 1 << (slot % 64) == 0;
+                *word |= 1 << (slot % 64);
+                first
+            }
+            _ => {
+                self.regular = false;
+                true
+            }
         }
     }
 
@@ -81,7 +89,12 @@ impl Slots {
         if !self.regular {
             return None;
         }
-        let taken: u64 = self.taken.iter().map(|word| word.count_ones()).map(u64::from).sum();
+        let taken: u64 = self
+            .taken
+            .iter()
+            .map(|word| word.count_ones())
+            .map(u64::from)
+            .sum();
         let mut end = self.count;
         let mut gaps = self.count - taken.min(self.count);
         let mut moves = 0;

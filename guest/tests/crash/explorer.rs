@@ -19,6 +19,7 @@ pub mod tools;
 
 pub mod qcow2;
 pub mod qcow2_shrink;
+pub mod qcow2_size;
 pub mod raw;
 pub mod vhd;
 pub mod vhdx;
@@ -38,6 +39,8 @@ pub fn cases() -> impl Iterator<Item = &'static Case> {
         qcow2::WRITES,
         qcow2_shrink::SHRINKS,
         qcow2_shrink::REPAIRS,
+        qcow2_size::SHRINKS,
+        qcow2_size::ALLOCATES,
     ];
     let others = [raw::CASES, vhd::CASES, vhdx::CASES, vmdk::CASES];
     qcow2.into_iter().chain(others).flatten()
