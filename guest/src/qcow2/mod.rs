@@ -23,12 +23,14 @@ mod facts;
 mod fresh;
 mod grow;
 mod inflate;
+mod l2_table;
 mod layout;
 mod luks;
 mod map;
 mod open;
 mod options;
 mod refcount;
+mod shrink;
 mod snapshots;
 mod table_refs;
 mod width;
@@ -347,6 +349,10 @@ impl Disk for Qcow2 {
 
     fn inflate(&mut self, host: &mut dyn Host, offset: u64, len: u64) -> Result<Vec<u8>, Failure> {
         self.inflated(host, offset, len)
+    }
+
+    fn settle(&mut self, host: &mut dyn Host) -> Result<PlanReply, Failure> {
+        self.plan_settle(host)
     }
 
     fn check(

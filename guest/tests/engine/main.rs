@@ -11,11 +11,21 @@ mod growing;
 mod lab;
 mod placing;
 mod reading;
+mod repairing;
+mod repairing;
+mod shrink_cases;
+mod shrinking;
 mod vhd;
 mod vhd_create;
 mod vhd_flips;
 mod vhd_lab;
 mod vhd_write;
+mod vhdx;
+mod vhdx_grow;
+mod vhdx_lab;
+mod vhdx_shrink;
+mod vmdk;
+mod vmdk_lab;
 mod writing;
 
 use libtest_mimic::{Arguments, Trial};
@@ -28,13 +38,19 @@ fn main() {
         .chain(flipping::trials())
         .chain(creating::trials())
         .chain(growing::trials())
+        .chain(shrinking::trials())
         .chain(writing::trials())
         .chain(placing::trials())
         .chain(checking::trials())
+        .chain(repairing::trials())
         .chain(vhd::trials())
         .chain(vhd_create::trials())
         .chain(vhd_flips::trials())
         .chain(vhd_write::trials())
+        .chain(vhdx::trials())
+        .chain(vhdx_grow::trials())
+        .chain(vhdx_shrink::trials())
+        .chain(vmdk::trials())
         .map(|(name, check)| {
             let trial = Trial::test(name, move || {
                 check();
