@@ -12,7 +12,6 @@ mod lab;
 mod placing;
 mod reading;
 mod repairing;
-mod repairing;
 mod shrink_cases;
 mod shrinking;
 mod vhd;
