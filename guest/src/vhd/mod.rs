@@ -32,6 +32,12 @@ pub use create::create;
 
 #[cfg(test)]
 mod damage_tests;
+#[cfg(test)]
+mod parent_tests;
+#[cfg(test)]
+mod settle_tests;
+#[cfg(test)]
+mod test_images;
 
 use crate::disk::{Disk, Opened, Opening};
 use crate::engine::Host;

@@ -339,7 +339,7 @@ fn build(files: &mut Files, header: u64, table: u64) -> Result<(), String> {
     for number in 0..blocks {
         // 5 and the number of blocks have no common divisor.
         let block = (number * 5 + 3) % blocks;
-        if block % 2 == 0 && block % 7 != 0 {
+        if block.is_multiple_of(2) && !block.is_multiple_of(7) {
             continue;
         }
         file.write(table + block * 4, &((at / 512) as u32).to_be_bytes());
