@@ -1,6 +1,6 @@
 //! The changes of vhdx images that are explored.
 
-use super::case::{Ask, BASIC, Case, Judges, K, M};
+use super::case::{Ask, BASIC, Case, Judges, K, M, patch};
 use super::disk::Files;
 use super::engine::{Change, Session};
 use super::readers::vhdx;
@@ -106,6 +106,11 @@ pub const CASES: &[Case] = &[
         options: "subformat=fixed,block_state_zero=off,block_size=1M",
         size: 4 * M,
         ask: Ask::Shrink(3 * M / 2),
+        ..VHDX
+    },
+    Case {
+        name: "write/new blocks and old ones",
+        ask: Ask::Write(&[patch(60 * K, 8 * K, 7), patch(M - 512, K, 8)]),
         ..VHDX
     },
     Case {
