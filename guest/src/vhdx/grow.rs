@@ -211,7 +211,7 @@ impl Vhdx {
             (Some(_), None) => on_disk::ZERO,
             (Some(block), Some(data)) => {
                 let nth = block - growth.first_block;
-                data + nth * geometry.block_size | on_disk::FULLY_PRESENT
+                (data + nth * geometry.block_size) | on_disk::FULLY_PRESENT
             }
         }
     }

@@ -36,6 +36,8 @@ mod write;
 #[cfg(test)]
 mod damage_tests;
 #[cfg(test)]
+mod grow_tests;
+#[cfg(test)]
 mod locator_tests;
 #[cfg(test)]
 mod log_tests;
