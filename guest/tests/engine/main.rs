@@ -23,6 +23,7 @@ mod vhdx;
 mod vhdx_grow;
 mod vhdx_lab;
 mod vhdx_shrink;
+mod vhdx_write;
 mod vmdk;
 mod vmdk_lab;
 mod writing;
@@ -49,6 +50,7 @@ fn main() {
         .chain(vhdx::trials())
         .chain(vhdx_grow::trials())
         .chain(vhdx_shrink::trials())
+        .chain(vhdx_write::trials())
         .chain(vmdk::trials())
         .map(|(name, check)| {
             let trial = Trial::test(name, move || {
