@@ -23,6 +23,7 @@ mod vhdx_lab;
 mod vhdx_shrink;
 mod vmdk;
 mod vmdk_lab;
+mod vmdk_resize;
 mod writing;
 
 use libtest_mimic::{Arguments, Trial};
@@ -46,6 +47,7 @@ fn main() {
         .chain(vhdx_grow::trials())
         .chain(vhdx_shrink::trials())
         .chain(vmdk::trials())
+        .chain(vmdk_resize::trials())
         .map(|(name, check)| {
             let trial = Trial::test(name, move || {
                 check();
