@@ -18,7 +18,9 @@ pub mod setup;
 pub mod tools;
 
 pub mod qcow2;
+pub mod qcow2_repair;
 pub mod qcow2_shrink;
+pub mod qcow2_size;
 pub mod raw;
 pub mod vhd;
 pub mod vhdx;
@@ -38,9 +40,12 @@ pub fn cases() -> impl Iterator<Item = &'static Case> {
         qcow2::WRITES,
         qcow2_shrink::SHRINKS,
         qcow2_shrink::REPAIRS,
+        qcow2_size::SHRINKS,
+        qcow2_size::ALLOCATES,
     ];
     let others = [raw::CASES, vhd::CASES, vhdx::CASES, vmdk::CASES];
-    qcow2.into_iter().chain(others).flatten()
+    let repairs = [qcow2_repair::CASES];
+    qcow2.into_iter().chain(repairs).chain(others).flatten()
 }
 
 /// What the random subsets are drawn from; `INSTAR_CRASH_SEED` repeats those of

@@ -106,6 +106,12 @@ fn packed(lab: &Lab, case: &Case) {
     std::fs::rename(lab.path("packed.qcow2"), lab.path("disk.qcow2")).unwrap();
 }
 
+/// The last cluster of the file, which is cut short, is freed.
+fn packed_apart(lab: &Lab, _: &Case) {
+    lab.qemu_io("disk.qcow2", &["write -c -P 1 0 64k"]);
+    lab.qemu_io("disk.qcow2", &["write -c -P 2 64k 64k"]);
+}
+
 fn snapshot(lab: &Lab, case: &Case) {
     scatter(lab, case);
     lab.qemu_img("snapshot -c first disk.qcow2");
@@ -218,6 +224,7 @@ pub fn cases() -> Vec<Case> {
         case("packed", "compat=1.1", 8 * M, 3 * M).then(packed),
         case("packed_odd", "compat=1.1", 8 * M, 3 * M + 512).then(packed),
         case("packed_4k", "cluster_size=4k", 8 * M, 3 * M + 512).then(packed),
+        case("packed_apart", "cluster_size=4k", M, 65 * K).then(packed_apart),
         case("packed_512", "cluster_size=512", 4 * M, M + 512).then(packed),
         case("packed_ext", "extended_l2=on", 8 * M, 3 * M + 512).then(packed),
         case("packed_zstd", "compression_type=zstd", 8 * M, 3 * M + 512).then(packed),

@@ -19,6 +19,8 @@ pub struct Empty {
     /// Their numbers, in the order in which they go: a block that counts others
     /// goes after them, or one of them would be in use without a count.
     pub rounds: Vec<Vec<u64>>,
+    /// The clusters that they lie in, ascending.
+    pub clusters: Vec<u64>,
 }
 
 impl Empty {
@@ -59,7 +61,11 @@ pub fn empty(
     }
     let per_block = refcounts.geometry.refcounts_per_block();
     for (&cluster, &number) in &places {
-        if empty.holds(number) && !empty.holds(cluster / per_block) {
+        if !empty.holds(number) {
+            continue;
+        }
+        empty.clusters.push(cluster);
+        if !empty.holds(cluster / per_block) {
             let (first, count) = (cluster, 1);
             refcounts.release(host, Run { first, count })?;
         }

@@ -260,6 +260,9 @@ impl Pass<'_> {
             true => blocks::empty(prepare.host(), &mut refcounts, &numbers)?,
             false => Empty::default(),
         };
+        for &first in &empty.clusters {
+            add_run(&mut released.freed, Run { first, count: 1 });
+        }
         let end = blocks::end(prepare.host(), &mut refcounts, &numbers, &empty)?;
         released.end = released.end.max(end);
         for (round, numbers) in empty.rounds.iter().enumerate() {
@@ -334,14 +337,19 @@ impl Marks {
                 rest &= !((u64::MAX >> (64 - len)) << bit);
                 let first = self.window.first + at * 64 + u64::from(bit);
                 let count = u64::from(len);
-                let full = runs.len() == MAX_PUNCHED;
-                match runs.last_mut().filter(|last| last.end() == first) {
-                    Some(last) => last.count += count,
-                    None if full => return,
-                    None => runs.push(Run { first, count }),
-                }
+                add_run(runs, Run { first, count });
             }
         }
+    }
+}
+
+/// Adds a run behind those that are known, up to a limit.
+fn add_run(runs: &mut Vec<Run>, run: Run) {
+    let full = runs.len() == MAX_PUNCHED;
+    match runs.last_mut().filter(|last| last.end() == run.first) {
+        Some(last) => last.count += run.count,
+        None if full => {}
+        None => runs.push(run),
     }
 }
 

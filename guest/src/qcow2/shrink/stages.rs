@@ -276,8 +276,10 @@ impl Shrink<'_> {
         }
         let homeless = self.homeless();
         let staying = homeless.iter().skip(released.reused.len());
-        let last = staying.map(|copy| copy.end()).max();
-        match last {
+        let copies = staying.map(|copy| copy.end()).max();
+        // The file may have ended inside a cluster that is used anew.
+        let reused = released.reused.iter().any(|&c| c + 1 == released.end);
+        match copies.or(reused.then_some(released.end)) {
             Some(end) => geometry.host_offset(end),
             None => geometry.host_offset(released.end).min(image.file_len),
         }
