@@ -26,6 +26,7 @@ mod vhdx_shrink;
 mod vhdx_write;
 mod vmdk;
 mod vmdk_lab;
+mod vmdk_resize;
 mod writing;
 
 use libtest_mimic::{Arguments, Trial};
@@ -52,6 +53,7 @@ fn main() {
         .chain(vhdx_shrink::trials())
         .chain(vhdx_write::trials())
         .chain(vmdk::trials())
+        .chain(vmdk_resize::trials())
         .map(|(name, check)| {
             let trial = Trial::test(name, move || {
                 check();
