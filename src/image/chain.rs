@@ -167,7 +167,7 @@ impl Opening<'_> {
                     .map(|name| format!("'{}'", printable_name(name)))
                     .collect();
                 fault.with_hint(format!(
-                    "Nor does any other name of it lead to a file: {}.",
+                    "Nor does any other name of it lead to a file that may be used: {}.",
                     shown.join(", ")
                 ))
             }

@@ -1,16 +1,14 @@
 //! Making changes durable, and changing the disk's size: plans asked for,
 //! checked and executed.
 
-use super::chain::{attached, opened};
+use super::ResizeOptions;
 use super::change::{Change, SLACK, limits};
 use super::disk::{Image, Link, exclusive, hold, shared};
 use super::error::{Error, Fault, Operation, printable_name};
 use super::execute::execute;
 use super::guest::{Serving, Stream};
-use super::open::{fresh, replaced};
 use super::plan_check::{Commits, Limits, check};
 use super::read::unexpected;
-use super::{Access, ResizeOptions};
 use instar_guest::plan::MAX_GAP;
 use instar_guest::proto::{PlanReply, Preallocation};
 use instar_guest::{ExtentKind, Plan, Reply, Request};
@@ -227,7 +225,7 @@ impl Image {
         self.size.store(size, Ordering::Release);
     }
 
-    fn forget_mapping(&self) {
+    pub(super) fn forget_mapping(&self) {
         exclusive(&self.extents).clear();
         hold(&self.inflated).clear();
     }
@@ -267,39 +265,10 @@ impl Image {
         };
         let room = metadata.saturating_add(added).saturating_add(MAX_GAP);
         let fill = fill.saturating_add(moved);
-        limits(&self.files, room, fill, Commits::Some, shrinks)
-    }
-
-    /// Has the guest read the image again: whatever it knew is dropped. Where
-    /// that fails, the next request tries again.
-    pub(super) fn reopen(&self, link: &mut Link) -> Result<(), Fault> {
-        link.stale = false;
-        let reopened = self.open_again(link);
-        link.stale = reopened.is_err();
-        reopened
-    }
-
-    fn open_again(&self, link: &mut Link) -> Result<(), Fault> {
-        let old = self.facts();
-        let request = Request::Open {
-            format: Some(old.format),
-            file_len: self.file_len(),
-            write: self.access == Access::Write,
-            fresh: fresh()?,
-        };
-        let mut facts = opened(self.ask(link, &request)?, "Open")?;
-        if facts.files != old.files {
-            return Err(replaced());
+        Limits {
+            names: self.names(metadata.saturating_add(size.max(old))),
+            ..limits(&self.files, room, fill, Commits::Some, shrinks)
         }
-        if !facts.files.is_empty() {
-            let attach = |lens| self.ask(link, &Request::Attach { lens });
-            facts = attached(&facts, attach, &self.files)?;
-        }
-        facts.probed = old.probed;
-        self.forget_mapping();
-        self.size.store(facts.virtual_size, Ordering::Release);
-        *exclusive(&self.facts) = Arc::new(facts);
-        Ok(())
     }
 }
 

@@ -69,7 +69,7 @@ impl Qcow2 {
             encrypted: header.encryption.is_some(),
             dirty: header.is_dirty(),
             corrupt: header.is_corrupt(),
-            unsettled: None,
+            unsettled: if write { self.unsettled() } else { None },
             no_write: if write { self.no_write() } else { None },
             no_resize: if write { self.no_resize() } else { None },
             snapshots: self.snapshots.iter().map(|s| s.facts.clone()).collect(),
@@ -188,19 +188,21 @@ impl Qcow2 {
     }
 
     fn no_change(&self) -> Option<Failure> {
-        if self.header.is_corrupt() {
-            return Some(Failure::new(
+        self.header.is_corrupt().then(|| {
+            Failure::new(
                 FailureKind::Damaged,
                 "Image is corrupt; cannot be opened read/write (the corrupt bit is set); repair \
                  a copy with `qemu-img check -r all`",
-            ));
-        }
-        self.header.is_dirty().then(|| {
-            Failure::new(
-                FailureKind::Damaged,
-                "the image was not closed cleanly (the dirty bit is set) and its reference \
-                 counts may be wrong; run `qemu-img check -r all` on it first",
             )
+        })
+    }
+
+    /// Why the image must be put in order first, if so.
+    fn unsettled(&self) -> Option<String> {
+        self.header.is_dirty().then(|| {
+            "the image was not closed cleanly (the dirty bit is set) and its reference counts may \
+             be wrong"
+                .into()
         })
     }
 }

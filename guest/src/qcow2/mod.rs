@@ -351,6 +351,10 @@ impl Disk for Qcow2 {
         self.inflated(host, offset, len)
     }
 
+    fn settle(&mut self, host: &mut dyn Host) -> Result<PlanReply, Failure> {
+        self.plan_settle(host)
+    }
+
     fn check(
         &mut self,
         host: &mut dyn Host,

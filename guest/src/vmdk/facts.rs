@@ -38,7 +38,10 @@ impl Vmdk {
             encrypted: false,
             dirty: false,
             corrupt: false,
-            unsettled: None,
+            unsettled: match write {
+                true => self.unsettled().map(ToString::to_string),
+                false => None,
+            },
             no_write: if write { self.no_write() } else { None },
             no_resize: if write { self.no_resize() } else { None },
             snapshots: Vec::new(),

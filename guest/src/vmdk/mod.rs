@@ -20,6 +20,12 @@ mod inflate;
 mod map;
 mod open;
 mod options;
+mod relocate;
+mod resize;
+mod restage;
+mod scan;
+mod slots;
+mod survey;
 
 pub use create::create;
 pub use open::open;
@@ -27,7 +33,7 @@ pub use open::open;
 use crate::chance::Chance;
 use crate::disk::Disk;
 use crate::engine::Host;
-use crate::error::{Failure, FailureKind};
+use crate::error::Failure;
 use crate::facts::Facts;
 use crate::proto::{Extent, FileNo, Format, PlanReply};
 use crate::resize::Wish;
@@ -157,7 +163,11 @@ impl Disk for Vmdk {
         self.inflated(host, offset, len)
     }
 
-    fn resize(&mut self, _host: &mut dyn Host, _wish: &Wish) -> Result<PlanReply, Failure> {
-        Err(Failure::new(FailureKind::Unsupported, "to come"))
+    fn settle(&mut self, host: &mut dyn Host) -> Result<PlanReply, Failure> {
+        self.plan_settle(host)
+    }
+
+    fn resize(&mut self, host: &mut dyn Host, wish: &Wish) -> Result<PlanReply, Failure> {
+        self.plan_resize(host, wish)
     }
 }

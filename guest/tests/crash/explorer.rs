@@ -18,6 +18,7 @@ pub mod setup;
 pub mod tools;
 
 pub mod qcow2;
+pub mod qcow2_shrink;
 pub mod qcow2_size;
 pub mod raw;
 pub mod vhd;
@@ -36,7 +37,9 @@ pub fn cases() -> impl Iterator<Item = &'static Case> {
         qcow2::GROWS,
         qcow2::ENDS,
         qcow2::WRITES,
-        qcow2_size::SHRINKS,
+        qcow2_shrink::SHRINKS,
+        qcow2_shrink::REPAIRS,
+        qcow2_size::COUNTED,
         qcow2_size::ALLOCATES,
     ];
     let others = [raw::CASES, vhd::CASES, vhdx::CASES, vmdk::CASES];

@@ -58,6 +58,15 @@ pub struct Verdict {
     pub faults: Vec<String>,
 }
 
+/// When files are looked at: a repair may have to finish before they are sound.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum When {
+    /// After a crash.
+    Between,
+    /// After the whole change.
+    Finished,
+}
+
 /// What readers find in some files.
 #[derive(Clone, Debug, Default)]
 struct Seen {
@@ -73,7 +82,7 @@ pub struct Judge<'a> {
     /// Its image.
     pub setup: &'a Setup,
     dir: tempfile::TempDir,
-    seen: RefCell<HashMap<u64, Seen>>,
+    seen: RefCell<HashMap<(u64, When), Seen>>,
     reruns: RefCell<HashMap<u64, Vec<String>>>,
     /// Whether a grow by qemu-img of the untouched image shows what is not zero.
     shows_already: Cell<Option<bool>>,
@@ -96,7 +105,7 @@ impl<'a> Judge<'a> {
 
     /// The verdict on one state.
     pub fn verdict(&self, files: &Files, depth: Depth) -> Result<Verdict, String> {
-        let seen = self.look_at(files)?;
+        let seen = self.look_at(files, When::Between)?;
         let mut faults = seen.faults;
         if faults.is_empty() && depth == Depth::AndFuture {
             faults.extend(self.future(files, seen.content, seen.leaks)?);
@@ -111,10 +120,13 @@ impl<'a> Judge<'a> {
     /// The verdict on the files after the whole change: nothing stale may be
     /// left behind the end either.
     pub fn verdict_on_end(&self, files: &Files) -> Result<Vec<String>, String> {
-        let seen = self.look_at(files)?;
+        let seen = self.look_at(files, When::Finished)?;
         let mut faults = seen.faults;
         if !matches!(seen.content, Some(Content::New)) {
             faults.push(format!("the end of the change holds {:?}", seen.content));
+        }
+        if seen.leaks {
+            faults.push("the change leaks space".to_owned());
         }
         faults.extend(self.stale(files)?);
         Ok(faults)
@@ -162,17 +174,17 @@ impl<'a> Judge<'a> {
     }
 
     /// What every reader finds.
-    fn look_at(&self, files: &Files) -> Result<Seen, String> {
-        let digest = files.digest();
-        if let Some(seen) = self.seen.borrow().get(&digest) {
+    fn look_at(&self, files: &Files, when: When) -> Result<Seen, String> {
+        let key = (files.digest(), when);
+        if let Some(seen) = self.seen.borrow().get(&key) {
             return Ok(seen.clone());
         }
-        let seen = self.look(files)?;
-        self.seen.borrow_mut().insert(digest, seen.clone());
+        let seen = self.look(files, when)?;
+        self.seen.borrow_mut().insert(key, seen.clone());
         Ok(seen)
     }
 
-    fn look(&self, files: &Files) -> Result<Seen, String> {
+    fn look(&self, files: &Files, when: When) -> Result<Seen, String> {
         let (judges, image) = (self.case.judges, self.setup.image_name());
         let mut seen = Seen::default();
         let mut contents = Vec::new();
@@ -192,7 +204,7 @@ impl<'a> Judge<'a> {
         }
         if seen.faults.is_empty() && (judges.check || judges.convert) {
             self.setup.store(files, self.dir.path())?;
-            if judges.check && self.starts_sound() {
+            if judges.check && (when == When::Finished || self.starts_sound()) {
                 self.check_by_qemu(&mut seen)?;
             }
             if judges.convert {
@@ -328,13 +340,13 @@ impl<'a> Judge<'a> {
 
     fn judge_finished(&self, finished: &Files) -> Result<Vec<String>, String> {
         let mut finished = finished.clone();
-        if self.look_at(&finished)?.leaks {
+        if self.look_at(&finished, When::Finished)?.leaks {
             match self.repaired(&finished)? {
                 Ok(repaired) => finished = repaired,
                 Err(text) => return Ok(vec![text]),
             }
         }
-        let seen = self.look_at(&finished)?;
+        let seen = self.look_at(&finished, When::Finished)?;
         let mut faults = seen.faults;
         if seen.leaks {
             faults.push("leaks stay".to_owned());

@@ -205,6 +205,15 @@ impl Verdict {
         Self::new(&answer.map(|(report, _)| report), &session.host.findings)
     }
 
+    /// What an earlier repair has fixed counts as well.
+    pub fn fixed(&mut self, corruptions: u64, leaks: u64) {
+        for (key, value) in [("corruptions-fixed", corruptions), ("leaks-fixed", leaks)] {
+            if value > 0 {
+                self.sums.insert(key.into(), value);
+            }
+        }
+    }
+
     /// The verdict, where it is wrong.
     pub fn short(&self) -> String {
         let text = format!("{self:?}");

@@ -9,10 +9,21 @@ mod flipping;
 mod grow_cases;
 mod growing;
 mod lab;
+mod large;
 mod placing;
 mod reading;
+mod repairing;
 mod shrink_cases;
 mod shrinking;
+mod vhd;
+mod vhd_create;
+mod vhd_lab;
+mod vhdx;
+mod vhdx_grow;
+mod vhdx_lab;
+mod vhdx_shrink;
+mod vmdk;
+mod vmdk_lab;
 mod writing;
 
 use libtest_mimic::{Arguments, Trial};
@@ -26,9 +37,17 @@ fn main() {
         .chain(creating::trials())
         .chain(growing::trials())
         .chain(shrinking::trials())
+        .chain(large::trials())
         .chain(writing::trials())
         .chain(placing::trials())
         .chain(checking::trials())
+        .chain(repairing::trials())
+        .chain(vhd::trials())
+        .chain(vhd_create::trials())
+        .chain(vhdx::trials())
+        .chain(vhdx_grow::trials())
+        .chain(vhdx_shrink::trials())
+        .chain(vmdk::trials())
         .map(|(name, check)| {
             let trial = Trial::test(name, move || {
                 check();

@@ -8,6 +8,7 @@ use crate::error::Failure;
 use crate::findings::Repair;
 use crate::proto::FileNo;
 use alloc::format;
+use alloc::string::String;
 use alloc::vec;
 use alloc::vec::Vec;
 
@@ -77,14 +78,12 @@ impl Check<'_> {
         let offset = block.at();
         let cluster = offset >> self.shape.cluster_bits;
         if raw != offset {
-            self.rebuild = true;
-            return self.corrupt(1, || {
+            return self.broken_block(|| {
                 format!("ERROR refcount table entry {number} has reserved bits set")
             });
         }
         if offset & (self.shape.cluster - 1) != 0 {
-            self.rebuild = true;
-            return self.corrupt(1, || {
+            return self.broken_block(|| {
                 format!(
                     "ERROR refcount block {number} is not cluster aligned; refcount table entry \
                      corrupted"
@@ -92,17 +91,23 @@ impl Check<'_> {
             });
         }
         if cluster >= self.clusters {
-            self.rebuild = true;
             return self.block_outside(number);
         }
         self.refer(offset, self.shape.cluster, 1)?;
         let count = self.counters.get(cluster);
         if self.counters.holds(cluster) && count != 1 {
             self.rebuild = true;
+            self.broken_blocks += 1;
             let text = format!("ERROR refcount block {number} refcount={count}");
             self.tell.add(self.host, Severity::Corruption, text)?;
         }
         Ok(())
+    }
+
+    fn broken_block(&mut self, text: impl Fn() -> String) -> Result<(), Failure> {
+        self.rebuild = true;
+        self.broken_blocks += u64::from(self.pass == 0);
+        self.corrupt(1, text)
     }
 
     fn block_outside(&mut self, number: u64) -> Result<(), Failure> {
@@ -111,6 +116,7 @@ impl Check<'_> {
                 format!("ERROR refcount block {number} is outside image")
             });
         }
+        self.rebuild = true;
         self.tell.report.corruptions_fixed += u64::from(self.pass == 0);
         self.say(Severity::Repaired, || {
             format!("Repairing refcount block {number} is outside image")

@@ -7,6 +7,7 @@ use super::walk::{BATCH, MAX_RANGES};
 use super::{Check, Severity};
 use crate::error::Failure;
 use crate::findings::Repair;
+use crate::plan::SECTOR;
 use alloc::format;
 use alloc::vec::Vec;
 
@@ -219,6 +220,12 @@ impl Check<'_> {
     ) -> Result<bool, Failure> {
         let too_low = count < references;
         self.rebuild |= count == 0;
+        let width = self.image.header.geometry.refcount_bits();
+        let sector = Some(cluster.saturating_mul(width) / (8 * SECTOR));
+        if fix.is_none() && sector != self.differing_last {
+            self.differing += 1;
+            self.differing_last = sector;
+        }
         let wanted = match fix {
             None => false,
             Some(_) if count == 0 => false,

@@ -72,6 +72,11 @@ impl Check<'_> {
 
     fn check_copied_l2(&mut self, at: u64, table: &[u8], repair: bool) -> Result<(), Failure> {
         let mut changed: Option<Vec<u8>> = None;
+        let mut gone = Vec::new();
+        if self.mended.contains(&at) {
+            // Another L1 entry leads to the table, too.
+            return Ok(());
+        }
         let repair = repair && self.image.misplaced_table_at(at).is_none();
         for (place, words) in (0usize..).zip(table.chunks_exact(self.shape.entry_len)) {
             let Some(raw) = words.first_chunk::<8>() else {
@@ -105,6 +110,7 @@ impl Check<'_> {
                 },
             }
             if self.is_gone(raw, words) {
+                gone.push(place);
                 continue;
             }
             let repaired = repair && self.entries.has_room();
@@ -121,8 +127,12 @@ impl Check<'_> {
                 format!("{word} OFLAG_COPIED data cluster: l2_entry={raw:x} refcount={count}")
             })?;
         }
-        if let Some(changed) = changed {
+        if let Some(mut changed) = changed {
+            for place in gone {
+                self.put_zero_entry(&mut changed, place)?;
+            }
             self.entries.difference(at, table, &changed);
+            self.mended.insert(at);
         }
         Ok(())
     }

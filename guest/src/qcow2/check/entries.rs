@@ -2,9 +2,11 @@
 
 use super::super::format::entry;
 use super::{Check, Severity};
+use crate::bytes;
 use crate::error::Failure;
 use crate::findings::Repair;
 use alloc::format;
+use alloc::vec::Vec;
 
 /// Bits of an entry for an uncompressed cluster that must be zero, as QEMU sees
 /// it: without the zero flag.
@@ -25,6 +27,15 @@ pub(super) enum Kind {
     Normal,
     /// Compressed data.
     Compressed,
+}
+
+/// Where an L2 entry is.
+#[derive(Clone, Copy, Debug)]
+struct Slot {
+    /// Host offset of the table.
+    table_at: u64,
+    /// Its index in the table.
+    index: u64,
 }
 
 /// Sums over the active tree.
@@ -87,8 +98,11 @@ impl Check<'_> {
                 && !self.shape.data_file
                 && references == 1;
             if !plain {
-                let place = table_at.saturating_add(at * entry_len as u64);
-                self.l2_entry(place, at, (entry, bitmap), references, sums, &mut next)?;
+                let slot = Slot {
+                    table_at,
+                    index: at,
+                };
+                self.l2_entry(slot, (entry, bitmap), references, sums, &mut next)?;
                 continue;
             }
             if sums {
@@ -106,8 +120,7 @@ impl Check<'_> {
     /// An entry that is not a plain reference to a cluster.
     fn l2_entry(
         &mut self,
-        place: u64,
-        at: u64,
+        slot: Slot,
         (raw, bitmap): (u64, u64),
         references: u64,
         sums: bool,
@@ -120,9 +133,9 @@ impl Check<'_> {
             })?;
         }
         match kind {
-            Kind::Compressed => self.compressed(at, raw, bitmap, references, sums),
+            Kind::Compressed => self.compressed(slot.index, raw, bitmap, references, sums),
             Kind::Normal | Kind::ZeroAllocated => {
-                self.allocated(place, (raw, bitmap), references, sums, next)
+                self.allocated(slot, (raw, bitmap), references, sums, next)
             }
             Kind::Unallocated if bitmap & ALL_ALLOCATED != 0 => self.corrupt(references, || {
                 "ERROR: Unallocated cluster has non-zero subcluster allocation map".into()
@@ -173,7 +186,7 @@ impl Check<'_> {
 
     fn allocated(
         &mut self,
-        place: u64,
+        slot: Slot,
         (raw, bitmap): (u64, u64),
         references: u64,
         sums: bool,
@@ -191,7 +204,7 @@ impl Check<'_> {
         if offset & (self.shape.cluster - 1) != 0 {
             if self.is_misplaced_zero(raw, bitmap) {
                 if self.repair == Some(Repair::All) {
-                    return self.zero_entry(place, offset, bitmap);
+                    return self.zero_entry(slot, offset, bitmap);
                 }
                 self.corrupt(references, || {
                     format!(
@@ -229,17 +242,32 @@ impl Check<'_> {
         reads_as_zero && raw & entry::OFFSET & (self.shape.cluster - 1) != 0
     }
 
-    /// Makes an entry one for zeroes without a cluster.
-    fn zero_entry(&mut self, place: u64, offset: u64, bitmap: u64) -> Result<(), Failure> {
+    /// The entry for zeroes in no cluster.
+    fn zeroes(&self, bitmap: u64) -> Vec<u8> {
+        match self.shape.extended {
+            true => {
+                let zeroes = (bitmap | bitmap << 32) & !ALL_ALLOCATED;
+                [0u64.to_be_bytes(), zeroes.to_be_bytes()].concat()
+            }
+            false => entry::ZERO.to_be_bytes().to_vec(),
+        }
+    }
+
+    /// Makes entry `index` of an L2 table one for zeroes in no cluster.
+    pub(super) fn put_zero_entry(&self, table: &mut [u8], index: usize) -> Result<(), Failure> {
+        let at = index * self.shape.entry_len;
+        let bitmap = bytes::be64(table, at + entry::LEN as usize).unwrap_or(0);
+        Ok(bytes::put(table, at, &self.zeroes(bitmap))?)
+    }
+
+    /// Makes an entry one for zeroes in no cluster.
+    fn zero_entry(&mut self, slot: Slot, offset: u64, bitmap: u64) -> Result<(), Failure> {
         if self.pass > 0 {
             return Ok(());
         }
-        let zeroes = (bitmap | bitmap << 32) & !ALL_ALLOCATED;
-        let new = match self.shape.extended {
-            true => [0u64.to_be_bytes(), zeroes.to_be_bytes()].concat(),
-            false => entry::ZERO.to_be_bytes().to_vec(),
-        };
-        if !self.entries.write(place, new) {
+        let is_table = self.image.misplaced_table_at(slot.table_at).is_none();
+        let place = slot.table_at + slot.index * self.shape.entry_len as u64;
+        if !is_table || !self.entries.write(place, self.zeroes(bitmap)) {
             return self.corrupt(1, || {
                 format!(
                     "ERROR offset={offset:x}: Preallocated cluster is not properly aligned; L2 \

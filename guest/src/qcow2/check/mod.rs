@@ -15,19 +15,24 @@ mod counters;
 mod entries;
 mod patches;
 mod places;
+mod rebuild;
+mod repair;
+mod settle;
 mod walk;
 
 #[cfg(test)]
 mod tests;
 
 use super::Qcow2;
+use super::header::TableRef;
 use super::tables::Tables;
 use crate::engine::Host;
 use crate::error::{Failure, FailureKind};
 use crate::findings::{Repair, Report, Severity};
+use crate::plan::Plan;
 use crate::proto::PlanReply;
 use crate::tell::Tell;
-use alloc::collections::BTreeMap;
+use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -35,11 +40,16 @@ use blocks::{BlockRef, Lookup};
 use counters::Counters;
 use entries::Sums;
 use patches::Patches;
+use repair::Compared;
 
 /// Bytes that counters may take: one pass for 24 million clusters in use.
 const COUNTERS: usize = 24 << 20;
 /// Most clusters of a file that is checked: what QEMU can check.
 const MAX_CLUSTERS: u64 = i32::MAX as u64;
+
+/// How far behind the end of the file a reference matters, in bytes: a new
+/// refcount structure is smaller.
+const NEAR: u64 = 1 << 30;
 
 /// Sizes that every entry is judged by.
 #[derive(Clone, Copy, Debug)]
@@ -76,10 +86,23 @@ struct Check<'a> {
     sums: Sums,
     /// The highest cluster that anything counts or refers to.
     highest: u64,
-    /// End of the farthest reference behind the end of the file, in bytes.
+    /// End of the farthest reference a little behind the end of the file, in
+    /// bytes: no new table may lie before it.
     farthest: u64,
     /// Whether the refcount structure itself is broken.
     rebuild: bool,
+    /// Contradictions in the refcount table.
+    broken_blocks: u64,
+    /// Sectors of counts that differ from the references.
+    differing: u64,
+    /// The last of them.
+    differing_last: Option<u64>,
+    /// What comparing the counts has added to the sums.
+    compared: Compared,
+    /// Whether the old refcount structure is counted no more.
+    without_blocks: bool,
+    /// The refcount table that takes the place of the old one.
+    new_table: Option<TableRef>,
     /// Counts on disk that differ from the references, as far as they are to be
     /// told again.
     exact: BTreeMap<u64, u64>,
@@ -87,6 +110,8 @@ struct Check<'a> {
     told_unreadable: bool,
     /// What is told at the end, uncounted.
     warnings: Vec<String>,
+    /// L2 tables whose flags are repaired; no more than patches have room for.
+    mended: BTreeSet<u64>,
     /// New L2 entries.
     entries: Patches,
     /// Counts that go up.
@@ -153,9 +178,16 @@ impl<'a> Check<'a> {
             highest: 0,
             farthest: 0,
             rebuild: false,
+            broken_blocks: 0,
+            differing: 0,
+            differing_last: None,
+            compared: Compared::default(),
+            without_blocks: false,
+            new_table: None,
             exact: BTreeMap::new(),
             told_unreadable: false,
             warnings: Vec::new(),
+            mended: BTreeSet::new(),
             entries: Patches::new(patches::MAX_ENTRIES),
             raised: Patches::new(patches::MAX_COUNTS),
             lowered: Patches::new(patches::MAX_COUNTS),
@@ -165,20 +197,34 @@ impl<'a> Check<'a> {
     fn run(mut self) -> Result<(Report, PlanReply), Failure> {
         let result = self.check();
         self.tell.flush(self.host)?;
-        result?;
-        let report = self.report();
-        Ok((report, PlanReply::default()))
+        let plan = result?;
+        let reply = PlanReply {
+            plan,
+            ..PlanReply::default()
+        };
+        Ok((self.report(), reply))
     }
 
-    fn check(&mut self) -> Result<(), Failure> {
+    fn check(&mut self) -> Result<Plan, Failure> {
         self.read_refcount_table()?;
         self.check_snapshot_table()?;
+        let repair = self.repair;
         self.each_pass(|check| {
             check.walk()?;
-            check.compare(None, true)?;
-            check.check_copied(false)
+            let before = check.tell.report;
+            check.compare(None, repair.is_none())?;
+            check.compared.add(&before, &check.tell.report);
+            match repair {
+                None => check.check_copied(false),
+                Some(_) => Ok(()),
+            }
         })?;
-        self.warn()
+        let plan = match repair {
+            None => Plan::default(),
+            Some(repair) => self.plan_repair(repair)?,
+        };
+        self.warn()?;
+        Ok(plan)
     }
 
     /// Does something for each range of clusters that the counters can hold.
@@ -202,7 +248,10 @@ impl<'a> Check<'a> {
         self.walk_active()?;
         self.walk_snapshots()?;
         self.count_places()?;
-        self.count_blocks()
+        match self.without_blocks {
+            true => Ok(()),
+            false => self.count_blocks(),
+        }
     }
 
     fn report(&self) -> Report {
@@ -223,7 +272,9 @@ impl<'a> Check<'a> {
         }
         let end = at.saturating_add(len);
         if end.saturating_sub(self.shape.file_len) >= self.shape.cluster {
-            self.farthest = self.farthest.max(end);
+            if at < self.shape.file_len.saturating_add(NEAR) {
+                self.farthest = self.farthest.max(end);
+            }
             return self.corrupt(references, || {
                 format!(
                     "ERROR: counting reference for region exceeding the end of the file by one \

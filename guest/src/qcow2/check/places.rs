@@ -35,7 +35,8 @@ impl Check<'_> {
     pub(super) fn count_places(&mut self) -> Result<(), Failure> {
         let image = self.image;
         for owner in [Owner::Snapshots, Owner::RefcountTable] {
-            if let Some((at, len)) = image.regions.of(owner) {
+            let counted = owner != Owner::RefcountTable || !self.without_blocks;
+            if let Some((at, len)) = image.regions.of(owner).filter(|_| counted) {
                 self.refer(at, len, 1)?;
             }
         }
