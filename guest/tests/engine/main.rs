@@ -9,6 +9,7 @@ mod flipping;
 mod grow_cases;
 mod growing;
 mod lab;
+mod large;
 mod placing;
 mod reading;
 mod repairing;
@@ -40,6 +41,7 @@ fn main() {
         .chain(creating::trials())
         .chain(growing::trials())
         .chain(shrinking::trials())
+        .chain(large::trials())
         .chain(writing::trials())
         .chain(placing::trials())
         .chain(checking::trials())
