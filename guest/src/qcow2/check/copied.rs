@@ -42,6 +42,10 @@ impl Check<'_> {
         let content = self.read_clusters(&places)?;
         let tables = content.chunks_exact(self.shape.cluster as usize);
         for (&(index, raw), table) in batch.iter().zip(tables) {
+            let block = self.block_of((raw & entry::OFFSET) >> self.shape.cluster_bits);
+            if block.is_some_and(|block| self.is_unreadable(block)) && !self.without_blocks {
+                continue;
+            }
             self.check_copied_l1(index, raw, repair)?;
             self.check_copied_l2(raw & entry::OFFSET, table, repair)?;
         }
