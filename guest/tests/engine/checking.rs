@@ -13,7 +13,7 @@ use std::collections::BTreeMap;
 use std::process::{Command, Output};
 
 /// Images with flipped bits per kind; `INSTAR_FLIPS` tries more.
-const FLIPS: u64 = 25;
+const FLIPS: u64 = 10;
 
 /// All checks by name.
 pub fn trials() -> Vec<(String, Check)> {
@@ -70,7 +70,7 @@ fn flipped(kind: &Kind) {
         assert!(same, "{flips:x?}:\n{}\n{}", ours.short(), theirs.short());
     }
     assert!(
-        compared > count / 4,
+        compared >= count / 4,
         "{compared} of {count} could be opened"
     );
 }

@@ -112,6 +112,7 @@ impl Check<'_> {
             })?;
         }
         let offset = raw & entry::OFFSET;
+        self.note_table(offset, references);
         self.refer(offset, self.shape.cluster, references)?;
         if offset & (self.shape.cluster - 1) != 0 {
             self.corrupt(references, || {
