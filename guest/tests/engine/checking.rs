@@ -30,7 +30,11 @@ pub fn trials() -> Vec<(String, Check)> {
         );
         (name, check)
     });
-    damages.chain(flips).collect()
+    let beyond: (String, Check) = (
+        "what_lies_beyond_the_end_is_warned_of".into(),
+        Box::new(beyond_the_end),
+    );
+    damages.chain(flips).chain([beyond]).collect()
 }
 
 /// Bits of the metadata are flipped at random: qemu-img and the engine see the
@@ -343,4 +347,27 @@ fn sums(report: &Report) -> BTreeMap<String, u64> {
         .filter(|&(key, value)| value != 0 || key == "check-errors")
         .map(|(key, value)| (key.to_string(), value))
         .collect()
+}
+
+/// What lies behind the end of the disk is warned of, and not counted.
+fn beyond_the_end() {
+    let lab = Lab::new();
+    lab.qemu_img("create -q -f qcow2 -o cluster_size=4k disk.qcow2 64k");
+    lab.qemu_io("disk.qcow2", &["write -P 1 0 64k"]);
+    let mut image = lab.bytes("disk.qcow2");
+    image[24..32].copy_from_slice(&(33u64 * 1024 + 512).to_be_bytes());
+    let mut session = Session::new(image);
+    let (report, _) = check(&mut session, None).unwrap();
+    assert_eq!((report.corruptions, report.leaks), (0, 0));
+    let texts: Vec<_> = session
+        .host
+        .findings
+        .iter()
+        .map(|it| it.text.as_str())
+        .collect();
+    let expected = [
+        "7 clusters are mapped beyond the end of the disk (34304 bytes)",
+        "the last cluster holds stale bytes beyond the end of the disk (34304 bytes)",
+    ];
+    assert_eq!(texts, expected);
 }

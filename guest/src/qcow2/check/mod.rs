@@ -215,6 +215,7 @@ impl<'a> Check<'a> {
         let repair = self.repair;
         self.each_pass(|check| {
             check.walk()?;
+            check.note_overlaps();
             let before = check.tell.report;
             check.compare(None, repair.is_none())?;
             check.compared.add(&before, &check.tell.report);
