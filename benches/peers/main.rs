@@ -1,5 +1,6 @@
 //! instar beside its peers, in one interleaved run: whole `instar info` and
-//! `instar resize` processes against qemu-img, and reads through the mount
+//! `instar resize` processes against qemu-img, large images of every format
+//! grown and checked, and reads through the mount
 //! against qemu-storage-daemon's FUSE export of the same image and against a
 //! filesystem that does nothing but `pread` (what FUSE itself allows here).
 //!
@@ -7,6 +8,7 @@
 //! programs of a row take turns on the same machine, so its speed of the day
 //! cancels out. Nothing here passes or fails.
 
+mod formats;
 mod null;
 
 use std::fs::{self, File, OpenOptions};
@@ -42,6 +44,8 @@ fn main() -> io::Result<()> {
         info(dir.path(), name, size)?;
         resize(dir.path(), name, size, new)?;
     }
+    println!();
+    formats::rows(dir.path())?;
     println!();
     println!("| read through the mount | instar | qemu-storage-daemon | ratio | null filesystem |");
     println!("|---|---|---|---|---|");

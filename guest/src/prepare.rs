@@ -40,6 +40,11 @@ impl<'h> Prepare<'h> {
         }
     }
 
+    /// The host, to read from.
+    pub fn host(&mut self) -> &mut dyn Host {
+        self.host
+    }
+
     /// Adds a step that touches bytes inside the old file: it stays in the plan.
     pub fn inside(&mut self, step: Step) {
         self.inside.push(step);

@@ -67,14 +67,6 @@ impl Wish {
     }
 }
 
-/// The refusal of a shrink that the format's engine cannot plan.
-pub fn cannot_shrink(format: &str) -> Failure {
-    Failure::new(
-        FailureKind::Unsupported,
-        format!("shrinking {format} images is not supported; use `qemu-img resize --shrink`"),
-    )
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -1,15 +1,20 @@
 //! A change that the guest plans: asked for, its first parts executed as they
 //! come, the rest checked as a whole and carried out.
 
-use super::disk::{Image, Link};
+use super::disk::{Image, Link, shared};
 use super::error::Fault;
 use super::execute::{execute, truncate_back};
 use super::files::FileTable;
 use super::guest::{Serving, Stream, Telling};
+use super::lock::LockSet;
+use super::names::Names;
 use super::plan_check::{Commits, FileLimits, Limits, check};
-use instar_guest::plan::MAX_GAP;
+use super::plan_names::NameLimits;
+use super::reach::spare_files;
+use instar_guest::plan::{MAX_GAP, Step};
 use instar_guest::proto::PlanReply;
-use instar_guest::{Plan, Reply, Request};
+use instar_guest::{FileNo, Plan, Reply, Request};
+use std::path::Path;
 
 /// Room for metadata that does not depend on a change's size (tables that are
 /// moved as a whole), in bytes.
@@ -47,11 +52,26 @@ impl Image {
         let old = self.files.lens();
         let done = change.done;
         let planned = self.plan_streaming(link, change, plan_of)?;
-        if let Err(fault) = self.carry_out(&planned.plan.plan, planned.streamed, &old, done) {
-            // The failure at hand is the one to report; the next request meets
-            // the other again.
-            let _ = self.reopen(link);
-            return Err(fault);
+        let plan = &planned.plan.plan;
+        let named = changes_names(plan);
+        let made = self.carry_out(plan, planned.streamed, &old, done);
+        if named {
+            self.files.forbid_names();
+        }
+        match made {
+            Ok(()) if named => self
+                .reopen_renamed(link)
+                .map_err(|fault| fault.and(&format!("the image {done}; open it again")))?,
+            Ok(()) => {}
+            Err(fault) => {
+                // The failure at hand is the one to report; the next request
+                // meets the other again.
+                let _ = match named {
+                    true => self.reopen_renamed(link),
+                    false => self.reopen(link),
+                };
+                return Err(fault);
+            }
         }
         Ok((planned.plan, planned.rest))
     }
@@ -73,10 +93,13 @@ impl Image {
         link.stale = true;
         let streamed = match serving.stream {
             Stream::Execute(left) => limits.go_on(&left),
-            Stream::Refuse | Stream::Collect { .. } => false,
+            Stream::Refuse | Stream::Collect { .. } | Stream::Draft { .. } => false,
         };
         let planned = reply.and_then(plan_of).and_then(|(plan, rest)| {
             check(&plan.plan, &limits)?;
+            if changes_names(&plan.plan) {
+                self.allow_names(&plan.plan)?;
+            }
             Ok(Planned {
                 plan,
                 rest,
@@ -87,6 +110,44 @@ impl Image {
             truncate_back(&self.files, &old)?;
         }
         planned
+    }
+
+    /// Lets a plan change names, where it can: each of them can be changed so
+    /// that the old file is gone with it.
+    fn allow_names(&self, plan: &Plan) -> Result<(), Fault> {
+        let mut targets = Vec::new();
+        for step in plan.stages.iter().flat_map(|stage| &stage.steps) {
+            let file = match *step {
+                Step::Rename { over, .. } => over,
+                Step::Unlink { file } => file,
+                _ => continue,
+            };
+            targets.push((file, self.files.file(file)?));
+        }
+        let image = self.files.file(FileNo::IMAGE)?;
+        let lock = (!self.force_share).then(|| LockSet::of(self.access));
+        let names = Names::over(&self.home, image, targets, lock)?;
+        self.files.allow_names(names);
+        Ok(())
+    }
+
+    /// Which names a plan may change, in an image of several files; each that
+    /// it makes may get so long.
+    pub(super) fn names(&self, cap: u64) -> Option<NameLimits> {
+        let facts = shared(&self.facts);
+        if facts.files.is_empty() {
+            return None;
+        }
+        let own = self.home.name().to_string_lossy().into_owned();
+        let others = facts.files.iter().filter_map(|named| {
+            let name = Path::new(&named.name).file_name()?;
+            Some(name.to_string_lossy().into_owned())
+        });
+        Some(NameLimits {
+            most: spare_files(facts.files.len() + 1),
+            cap,
+            has: Some(std::iter::once(own).chain(others).collect()),
+        })
     }
 
     fn carry_out(&self, plan: &Plan, streamed: bool, old: &[u64], done: &str) -> Result<(), Fault> {
@@ -108,14 +169,22 @@ impl Image {
     pub(super) fn mending(&self) -> Limits {
         let lens = self.files.lens().into_iter();
         let room = SLACK + lens.fold(0, u64::saturating_add) / 8;
-        limits(
-            &self.files,
-            room.saturating_add(MAX_GAP),
-            room,
-            Commits::Any,
-            true,
-        )
+        let cap = room.saturating_add(MAX_GAP);
+        Limits {
+            names: self.names(cap),
+            ..limits(&self.files, cap, room, Commits::Any, true)
+        }
     }
+}
+
+fn changes_names(plan: &Plan) -> bool {
+    let mut steps = plan.stages.iter().flat_map(|stage| &stage.steps);
+    steps.any(|step| {
+        matches!(
+            step,
+            Step::Create { .. } | Step::Rename { .. } | Step::Unlink { .. }
+        )
+    })
 }
 
 /// Limits for a plan over the files that may be changed: each may get longer by
@@ -139,6 +208,7 @@ pub(super) fn limits(
     };
     Limits {
         files: files.numbers().map(limits_of).collect(),
+        names: None,
         commits,
         fill,
         streamed: false,
@@ -146,9 +216,10 @@ pub(super) fn limits(
 }
 
 /// What a streamed part may do: nothing below the files' old ends.
-fn streamed_part(limits: &Limits) -> Limits {
+pub(super) fn streamed_part(limits: &Limits) -> Limits {
     let mut part = limits.clone();
     part.commits = Commits::None;
+    part.names = None;
     for file in part.files.iter_mut().flatten() {
         file.floor = file.len;
         file.shortest = file.len;

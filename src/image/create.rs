@@ -1,18 +1,23 @@
 //! Making a new image: complete under its name, or not there at all.
 
-use super::change::limits;
-use super::error::{Error, ErrorKind, Fault, Operation};
+use super::change::{SLACK, limits, streamed_part};
+use super::error::{Error, Fault, Operation};
 use super::execute::{Aborted, execute};
 use super::files::FileTable;
 use super::guest::{Guest, Serving, Stream};
-use super::home::Home;
+use super::handles::{Id, id_of};
+use super::home::{Home, directory};
 use super::lock::LockSet;
-use super::open::{check_regular, fresh};
-use super::plan_check::{Commits, check};
+use super::names::{Names, Place};
+use super::open::{check_regular, fresh, replaced};
+use super::plan_check::{Commits, Limits, check};
+use super::plan_names::NameLimits;
+use super::reach::spare_files;
 use super::read::unexpected;
 use crate::sandbox::Pool;
+use instar_guest::plan::{NewName, Step};
 use instar_guest::proto::{Create, PlanReply};
-use instar_guest::{Plan, Reply, Request};
+use instar_guest::{FileNo, Plan, Reply, Request};
 use nix::fcntl::{AtFlags, OFlag};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::stat::Mode;
@@ -23,9 +28,7 @@ use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 use std::sync::Arc;
 
-/// Room for metadata besides an eighth of the disk's size, in bytes.
-const SLACK: u64 = 64 << 20;
-/// The most memory that the plan takes, in bytes.
+/// The most memory that the plan takes, in bytes; a longer one is made twice.
 const PLAN: usize = 64 << 20;
 /// Permissions of a new image, before the umask; QEMU's choice.
 const MODE: u32 = 0o644;
@@ -39,7 +42,8 @@ pub struct Created {
     pub warnings: Vec<String>,
 }
 
-/// Makes a new image at `path`.
+/// Makes a new image at `path`, and beside it the other files that an image of
+/// several files consists of.
 ///
 /// A path without a file gets the complete image or nothing. A file that is
 /// there already is locked, emptied and written in place; a refused request
@@ -51,15 +55,20 @@ pub fn create(pool: &Arc<Pool>, path: &Path, create: &Create) -> Result<Created,
         .map_err(|fault| fault.at(Operation::Create, path))
 }
 
-fn create_with(guest: &mut dyn Guest, path: &Path, create: &Create) -> Result<Created, Fault> {
+pub(super) fn create_with(
+    guest: &mut dyn Guest,
+    path: &Path,
+    create: &Create,
+) -> Result<Created, Fault> {
     let existing = File::options()
         .read(true)
         .write(true)
         .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY)
         .open(path);
+    let mut making = Making::new(guest, path, create)?;
     let reply = match existing {
-        Ok(file) => overwrite(guest, file, path, create)?,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => make(guest, path, create)?,
+        Ok(file) => making.overwrite(file)?,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => making.make()?,
         Err(error) => return Err(error.into()),
     };
     Ok(Created {
@@ -68,106 +77,213 @@ fn create_with(guest: &mut dyn Guest, path: &Path, create: &Create) -> Result<Cr
     })
 }
 
-/// Writes the image over a file. Until the last step, which writes its first
-/// sector, it is no image at all.
-fn overwrite(
-    guest: &mut dyn Guest,
-    file: File,
-    path: &Path,
-    create: &Create,
-) -> Result<PlanReply, Fault> {
-    check_regular(&file)?;
-    LockSet::CREATE.take(&file, path)?;
-    if !Home::Path(path.to_path_buf()).holds(&file)? {
-        return Err(Fault::new(
-            ErrorKind::Stale,
-            "The file was replaced by another while it was being opened",
-        ));
-    }
-    let reply = plan(guest, path, create)?;
-    file.set_len(0)?;
-    write(file, &reply.plan, create).map_err(|fault| fault.and("the file is empty now"))?;
-    Ok(reply)
+/// An image that is being made.
+struct Making<'a> {
+    guest: &'a mut dyn Guest,
+    path: &'a Path,
+    create: &'a Create,
+    request: Request,
 }
 
-/// Writes the image to a file without a name and then gives it one.
-fn make(guest: &mut dyn Guest, path: &Path, create: &Create) -> Result<PlanReply, Fault> {
-    let dir = match path.parent() {
-        Some(dir) if dir != Path::new("") => dir,
-        _ => Path::new("."),
-    };
-    let nameless = OFlag::O_TMPFILE | OFlag::O_RDWR | OFlag::O_CLOEXEC;
-    let mode = Mode::from_bits_truncate(MODE);
-    let reply = plan(guest, path, create)?;
-    match nix::fcntl::open(dir, nameless, mode) {
-        Ok(file) => {
-            let file = File::from(file);
-            write(file.try_clone()?, &reply.plan, create)?;
-            let open = format!("/proc/self/fd/{}", file.as_raw_fd());
-            let here = nix::fcntl::AT_FDCWD;
-            nix::unistd::linkat(here, open.as_str(), here, path, AtFlags::AT_SYMLINK_FOLLOW)
-                .map_err(io::Error::from)?;
+/// The plan of a new image.
+struct Draft {
+    reply: PlanReply,
+    /// Whether it is all of the plan: its first parts were not too many.
+    whole: bool,
+}
+
+impl<'a> Making<'a> {
+    fn new(guest: &'a mut dyn Guest, path: &'a Path, create: &'a Create) -> Result<Self, Fault> {
+        let name = path.file_name().unwrap_or_default();
+        let request = Request::Create {
+            create: create.clone(),
+            name: name.to_string_lossy().into_owned(),
+            fresh: fresh()?,
+        };
+        Ok(Self {
+            guest,
+            path,
+            create,
+            request,
+        })
+    }
+
+    /// Writes the image over a file. Until the last step, which writes its
+    /// first sector, it is no image at all.
+    fn overwrite(&mut self, file: File) -> Result<PlanReply, Fault> {
+        check_regular(&file)?;
+        LockSet::CREATE.take(&file, self.path)?;
+        if !Home::Path(self.path.to_path_buf()).holds(&file)? {
+            return Err(replaced());
         }
-        // The filesystem has no files without names.
-        Err(nix::errno::Errno::EOPNOTSUPP | nix::errno::Errno::EISDIR) => {
-            let file = tempfile::Builder::new()
-                .prefix(".instar-new-")
-                .permissions(std::fs::Permissions::from_mode(MODE))
-                .tempfile_in(dir)?;
-            write(file.as_file().try_clone()?, &reply.plan, create)?;
-            file.persist_noclobber(path).map_err(|error| error.error)?;
+        let draft = self.draft()?;
+        let names = self.names(&draft.reply.plan, &[id_of(&file)?])?;
+        file.set_len(0)?;
+        let files = table(file, names)?;
+        let written = self.write(&files, draft);
+        written.map_err(|fault| {
+            files.remove_made(1);
+            match files.set_len(FileNo::IMAGE, 0) {
+                Ok(()) => fault.and("the file is empty now"),
+                Err(_) => fault.and("the file is no image now"),
+            }
+        })
+    }
+
+    /// Writes the image to a file without a name and then gives it one.
+    fn make(&mut self) -> Result<PlanReply, Fault> {
+        let dir = directory(self.path);
+        let nameless = OFlag::O_TMPFILE | OFlag::O_RDWR | OFlag::O_CLOEXEC;
+        let mode = Mode::from_bits_truncate(MODE);
+        let draft = self.draft()?;
+        let names = self.names(&draft.reply.plan, &[])?;
+        let reply = match nix::fcntl::open(dir, nameless, mode) {
+            Ok(file) => {
+                let file = File::from(file);
+                let name = format!("/proc/self/fd/{}", file.as_raw_fd());
+                self.write_and_name(table(file, names)?, draft, |path| {
+                    let here = nix::fcntl::AT_FDCWD;
+                    let follow = AtFlags::AT_SYMLINK_FOLLOW;
+                    Ok(nix::unistd::linkat(
+                        here,
+                        name.as_str(),
+                        here,
+                        path,
+                        follow,
+                    )?)
+                })?
+            }
+            // The filesystem has no files without names.
+            Err(nix::errno::Errno::EOPNOTSUPP | nix::errno::Errno::EISDIR) => {
+                let file = tempfile::Builder::new()
+                    .prefix(".instar-new-")
+                    .permissions(std::fs::Permissions::from_mode(MODE))
+                    .tempfile_in(dir)?;
+                let same = file.as_file().try_clone()?;
+                self.write_and_name(table(same, names)?, draft, |path| {
+                    file.persist_noclobber(path).map_err(|error| error.error)?;
+                    Ok(())
+                })?
+            }
+            Err(errno) => return Err(io::Error::from(errno).into()),
+        };
+        File::open(dir)?.sync_all()?;
+        Ok(reply)
+    }
+
+    /// The image appears last. Where it does not, nothing that was made for it
+    /// stays.
+    fn write_and_name(
+        &mut self,
+        files: FileTable,
+        draft: Draft,
+        name: impl FnOnce(&Path) -> io::Result<()>,
+    ) -> Result<PlanReply, Fault> {
+        let written = self.write(&files, draft).and_then(|reply| {
+            name(self.path)?;
+            Ok(reply)
+        });
+        written.inspect_err(|_| files.remove_made(1))
+    }
+
+    /// Asks for the plan and checks it, before anything is touched.
+    fn draft(&mut self) -> Result<Draft, Fault> {
+        let empty = memfd_create(c"instar-new", MFdFlags::MFD_CLOEXEC).map_err(io::Error::from)?;
+        let blank = FileTable::new(empty.into(), true, None)?;
+        let stream = Stream::Draft {
+            stages: Some(Vec::new()),
+            room: PLAN,
+        };
+        let (mut reply, stream) = self.ask(&blank, stream)?;
+        let whole = match stream {
+            Stream::Draft {
+                stages: Some(stages),
+                ..
+            } => {
+                reply.plan.stages.splice(0..0, stages);
+                check(&reply.plan, &self.limits(&blank))?;
+                true
+            }
+            _ => false,
+        };
+        Ok(Draft { reply, whole })
+    }
+
+    /// Asks for the plan; answers it, and what became of its first parts.
+    fn ask(&mut self, files: &FileTable, stream: Stream) -> Result<(PlanReply, Stream), Fault> {
+        let mut serving = Serving::new(files, stream);
+        let answer = self.guest.call(&self.request, &mut serving);
+        if let (Err(_), Some(refusal)) = (&answer, serving.refusal) {
+            return Err(refusal);
         }
-        Err(errno) => return Err(io::Error::from(errno).into()),
+        match answer? {
+            Reply::Plan(reply) => Ok((reply, serving.stream)),
+            _ => Err(unexpected("Create")),
+        }
     }
-    File::open(dir)?.sync_all()?;
-    Ok(reply)
+
+    fn limits(&self, files: &FileTable) -> Limits {
+        let create = self.create;
+        let metadata = SLACK + create.size / 8;
+        let allocated = |(key, value): &(String, String)| key == "preallocation" && value != "off";
+        let fill = match create.options.iter().any(allocated) {
+            // Reserved first, then written.
+            true => metadata.saturating_add(create.size.saturating_mul(2)),
+            false => metadata,
+        };
+        let room = metadata.saturating_add(create.size);
+        Limits {
+            names: Some(NameLimits {
+                most: spare_files(1),
+                cap: room,
+                has: None,
+            }),
+            ..limits(files, room, fill, Commits::Last, false)
+        }
+    }
+
+    /// The names that the plan makes. Files that are there already are locked:
+    /// nothing has been done to any of them.
+    fn names(&self, plan: &Plan, image: &[Id]) -> Result<Names, Fault> {
+        let steps = plan.stages.iter().flat_map(|stage| &stage.steps);
+        let plain = steps.filter_map(|step| match step {
+            Step::Create {
+                name: NewName::Plain(name),
+                ..
+            } => Some(name.as_str()),
+            _ => None,
+        });
+        let place = Place::of(&Home::Path(self.path.to_path_buf()))?;
+        let wanted: Vec<&str> = plain.collect();
+        Names::beside(place, Mode::from_bits_truncate(MODE), &wanted, image)
+    }
+
+    /// Writes a whole plan, or has the plan made once more and writes it as it
+    /// comes: it is the same plan.
+    fn write(&mut self, files: &FileTable, draft: Draft) -> Result<PlanReply, Fault> {
+        let mut limits = self.limits(files);
+        let reply = match draft.whole {
+            true => draft.reply,
+            false => {
+                let stream = Stream::Execute(streamed_part(&limits));
+                let (reply, stream) = self.ask(files, stream)?;
+                if let Stream::Execute(left) = stream {
+                    limits.go_on(&left);
+                }
+                files.sync()?;
+                reply
+            }
+        };
+        check(&reply.plan, &limits)?;
+        execute(files, &reply.plan, &files.lens()).map_err(Aborted::cause)?;
+        Ok(reply)
+    }
 }
 
-/// Asks for the plan and checks it, before anything is touched.
-fn plan(guest: &mut dyn Guest, path: &Path, create: &Create) -> Result<PlanReply, Fault> {
-    let empty = memfd_create(c"instar-new", MFdFlags::MFD_CLOEXEC).map_err(io::Error::from)?;
-    let blank = FileTable::new(empty.into(), true, None)?;
-    let stream = Stream::Collect {
-        stages: Vec::new(),
-        room: PLAN,
-    };
-    let mut serving = Serving::new(&blank, stream);
-    let name = path.file_name().unwrap_or_default();
-    let request = Request::Create {
-        create: create.clone(),
-        name: name.to_string_lossy().into_owned(),
-        fresh: fresh()?,
-    };
-    let answer = guest.call(&request, &mut serving);
-    if let (Err(_), Some(refusal)) = (&answer, serving.refusal) {
-        return Err(refusal);
-    }
-    let Reply::Plan(mut reply) = answer? else {
-        return Err(unexpected("Create"));
-    };
-    if let Stream::Collect { stages, .. } = serving.stream {
-        reply.plan.stages.splice(0..0, stages);
-    }
-    check_plan(&blank, &reply.plan, create)?;
-    Ok(reply)
-}
-
-fn check_plan(files: &FileTable, plan: &Plan, create: &Create) -> Result<(), Fault> {
-    let metadata = SLACK + create.size / 8;
-    let allocated = |(key, value): &(String, String)| key == "preallocation" && value != "off";
-    let fill = match create.options.iter().any(allocated) {
-        // Reserved first, then written.
-        true => metadata.saturating_add(create.size.saturating_mul(2)),
-        false => metadata,
-    };
-    let room = metadata.saturating_add(create.size);
-    check(plan, &limits(files, room, fill, Commits::Last, false))?;
-    Ok(())
-}
-
-fn write(file: File, plan: &Plan, create: &Create) -> Result<(), Fault> {
+/// The table of a new image.
+fn table(file: File, names: Names) -> io::Result<FileTable> {
     let mut files = FileTable::new(file, true, None)?;
     files.locked = true;
-    check_plan(&files, plan, create)?;
-    execute(&files, plan, &files.lens()).map_err(Aborted::cause)
+    files.allow_names(names);
+    Ok(files)
 }

@@ -2,13 +2,15 @@
 //! trait: the real ones, and room for tests that record or fail them.
 
 use super::handles::{Handle, Handles};
+use super::names::Names;
 use instar_guest::FileNo;
+use instar_guest::plan::NewName;
 use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, fallocate};
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// Effects on the files of one image. Offsets and lengths are bytes.
 ///
@@ -39,14 +41,37 @@ pub trait Effects: Send + Sync {
     fn set_len(&self, file: FileNo, len: u64) -> io::Result<()>;
     /// Makes everything before it durable (`fdatasync`).
     fn sync(&self, file: FileNo) -> io::Result<()>;
+    /// Makes an empty file in the image's directory, which gets the number.
+    /// This and the next three are refused by effects that know no names.
+    fn create(&self, _file: FileNo, _name: &NewName) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+    /// Gives a file the name of another, which then has none.
+    fn rename(&self, _file: FileNo, _over: FileNo) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+    /// Removes a file's name.
+    fn unlink(&self, _file: FileNo) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+    /// Makes the changes of names durable (`fsync` of directories).
+    fn sync_names(&self) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
 }
 
 /// Puts something around the real effects; see
 /// [`OpenOptions::effects`](super::OpenOptions::effects).
 pub type WrapEffects = Arc<dyn Fn(Box<dyn Effects>) -> Box<dyn Effects> + Send + Sync>;
 
+/// The names of an image's files, for as long as a plan changes them.
+pub(crate) type PlanNames = Arc<Mutex<Option<Names>>>;
+
 /// The effects on real files, by file number.
-pub(crate) struct DiskEffects(pub Handles);
+pub(crate) struct DiskEffects {
+    pub handles: Handles,
+    pub names: PlanNames,
+}
 
 /// Chunk of what has to be written or copied through memory.
 const CHUNK: usize = 256 << 10;
@@ -54,7 +79,12 @@ static ZEROES: [u8; CHUNK] = [0; CHUNK];
 
 impl DiskEffects {
     fn file(&self, file: FileNo) -> io::Result<Arc<Handle>> {
-        Ok(self.0.get(file).ok_or(Errno::EBADF)?)
+        Ok(self.handles.get(file).ok_or(Errno::EBADF)?)
+    }
+
+    fn with_names<T>(&self, act: impl FnOnce(&mut Names) -> io::Result<T>) -> io::Result<T> {
+        let mut names = self.names.lock().unwrap_or_else(PoisonError::into_inner);
+        act(names.as_mut().ok_or(io::ErrorKind::Unsupported)?)
     }
 }
 
@@ -110,7 +140,29 @@ impl Effects for DiskEffects {
     }
 
     fn sync(&self, file: FileNo) -> io::Result<()> {
-        self.file(file)?.file.sync_data()
+        let handle = self.file(file)?;
+        match handle.made {
+            true => handle.file.sync_all(),
+            false => handle.file.sync_data(),
+        }
+    }
+
+    fn create(&self, file: FileNo, name: &NewName) -> io::Result<()> {
+        let made = self.with_names(|names| names.create(file, name))?;
+        self.handles.push(Arc::new(made));
+        Ok(())
+    }
+
+    fn rename(&self, file: FileNo, over: FileNo) -> io::Result<()> {
+        self.with_names(|names| names.rename(file, over))
+    }
+
+    fn unlink(&self, file: FileNo) -> io::Result<()> {
+        self.with_names(|names| names.unlink(file))
+    }
+
+    fn sync_names(&self) -> io::Result<()> {
+        self.with_names(Names::sync)
     }
 }
 
@@ -166,8 +218,9 @@ mod tests {
         file.write_all_at(content, 0).unwrap();
         let handles = Handles::default();
         let same = file.try_clone().unwrap();
-        handles.push(Arc::new(Handle::new(file, true, None).unwrap()));
-        (DiskEffects(handles), same)
+        handles.push(Arc::new(Handle::new(file, true).unwrap()));
+        let names = PlanNames::default();
+        (DiskEffects { handles, names }, same)
     }
 
     fn content(file: &File) -> Vec<u8> {

@@ -13,6 +13,8 @@ pub(crate) enum Progress {
     Unchanged,
     /// The commit was written and may or may not be durable.
     Unknown,
+    /// Of several commits the first are durable, and not all.
+    Halfway,
     /// The change is durable, tidying up is not finished.
     Committed,
 }
@@ -49,6 +51,10 @@ impl Aborted {
             Progress::Unknown => fault.and(&format!(
                 "the image is either unchanged or {new}; check it before using it"
             )),
+            Progress::Halfway => fault.and(&format!(
+                "the image {new} in one copy of its metadata and not yet in all; \
+                 the same request again finishes it"
+            )),
             Progress::Committed => fault.and(&format!(
                 "the image {new}, but space that it no longer uses is not released"
             )),
@@ -66,6 +72,7 @@ pub(crate) fn execute(files: &FileTable, plan: &Plan, old: &[u64]) -> Result<(),
         inside: false,
         passed: false,
         committed: false,
+        commits: plan.stages.iter().filter(|stage| is_commit(stage)).count(),
     };
     plan.stages.iter().try_for_each(|stage| run.stage(stage))
 }
@@ -89,12 +96,19 @@ struct Run<'a> {
     /// Whether a barrier has been passed.
     passed: bool,
     committed: bool,
+    /// Commits that are not durable yet.
+    commits: usize,
+}
+
+fn is_commit(stage: &Stage) -> bool {
+    stage.purpose == Purpose::Commit
 }
 
 /// Steps of a stage may run in any order. This one finds a full disk first,
 /// and what can be taken back by truncating precedes what cannot.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Turn {
+    Create,
     Reserve,
     PastOldEnd,
     Inside,
@@ -102,8 +116,8 @@ enum Turn {
 
 impl Run<'_> {
     fn stage(&mut self, stage: &Stage) -> Result<(), Aborted> {
-        let commit = stage.purpose == Purpose::Commit;
-        for turn in [Turn::Reserve, Turn::PastOldEnd, Turn::Inside] {
+        let commit = is_commit(stage);
+        for turn in [Turn::Create, Turn::Reserve, Turn::PastOldEnd, Turn::Inside] {
             let steps = stage.steps.iter();
             for step in steps.filter(|step| turn_of(step, self.old) == turn) {
                 self.inside |= turn == Turn::Inside;
@@ -115,6 +129,7 @@ impl Run<'_> {
         self.barrier(commit)?;
         self.passed = true;
         self.committed |= commit;
+        self.commits -= usize::from(commit);
         Ok(())
     }
 
@@ -125,13 +140,18 @@ impl Run<'_> {
 
     fn abort(&self, what: &'static str, error: io::Error, unknown: bool) -> Aborted {
         let progress = match (self.committed, unknown) {
+            (true, _) if self.commits > 0 => Progress::Halfway,
             (true, _) => Progress::Committed,
             (false, true) => Progress::Unknown,
             (false, false) => Progress::Unchanged,
         };
-        if progress == Progress::Unchanged && !self.inside {
-            // The failure at hand is the one to tell; a longer file is harmless.
-            let _ = truncate_back(self.files, self.old);
+        if progress == Progress::Unchanged {
+            self.files.remove_made(self.old.len());
+            if !self.inside {
+                // The failure at hand is the one to tell; a longer file is
+                // harmless.
+                let _ = truncate_back(self.files, self.old);
+            }
         }
         Aborted {
             progress,
@@ -151,7 +171,8 @@ fn turn_of(step: &Step, old: &[u64]) -> Turn {
         | Step::Punch { offset, .. } => offset,
         Step::Copy { to, .. } => to,
         Step::SetLength { len, .. } => len,
-        Step::Create { .. } | Step::Rename { .. } | Step::Unlink { .. } => return Turn::Inside,
+        Step::Create { .. } => return Turn::Create,
+        Step::Rename { .. } | Step::Unlink { .. } => return Turn::Inside,
     };
     let old_len = old.get(step.file().0 as usize).copied().unwrap_or(0);
     match start >= old_len {
@@ -160,9 +181,10 @@ fn turn_of(step: &Step, old: &[u64]) -> Turn {
     }
 }
 
-/// Whether a failing step may have had its effect: a length is set or not.
+/// Whether a failing step may have had its effect: a length is set or not, and
+/// so is a name.
 fn is_torn(step: &Step) -> bool {
-    !matches!(step, Step::SetLength { .. })
+    !matches!(step, Step::SetLength { .. } | Step::Rename { .. })
 }
 
 fn what(step: &Step) -> &'static str {

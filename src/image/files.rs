@@ -1,15 +1,16 @@
 //! The files of one image by number, what is known of each, and what has been
 //! done to them.
 
-use super::effects::{DiskEffects, Effects, WrapEffects};
+use super::effects::{DiskEffects, Effects, PlanNames, WrapEffects};
 use super::handles::{Handle, Handles};
+use super::names::Names;
 use super::{lock, volatile};
 use instar_guest::FileNo;
 use instar_guest::plan::Step;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt};
-use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use vm_memory::VolatileSlice;
 
@@ -24,6 +25,9 @@ pub(crate) struct Tally {
 /// The files of one image.
 pub(crate) struct FileTable {
     handles: Handles,
+    names: PlanNames,
+    /// Whether names changed that are not durable.
+    names_changed: AtomicBool,
     effects: Box<dyn Effects>,
     /// Whether the files are locked, and so to be unlocked.
     pub locked: bool,
@@ -39,10 +43,16 @@ impl FileTable {
     /// The table of an image that so far is one file.
     pub fn new(file: File, writable: bool, wrap: Option<&WrapEffects>) -> io::Result<Self> {
         let handles = Handles::default();
-        handles.push(Arc::new(Handle::new(file, writable, None)?));
-        let real = Box::new(DiskEffects(handles.clone()));
+        handles.push(Arc::new(Handle::new(file, writable)?));
+        let names = PlanNames::default();
+        let real = Box::new(DiskEffects {
+            handles: handles.clone(),
+            names: Arc::clone(&names),
+        });
         Ok(Self {
             handles,
+            names,
+            names_changed: AtomicBool::new(false),
             effects: match wrap {
                 Some(wrap) => wrap(real),
                 None => real,
@@ -57,6 +67,52 @@ impl FileTable {
     /// Adds the next files.
     pub fn add(&self, files: Vec<Arc<Handle>>) {
         files.into_iter().for_each(|file| self.handles.push(file));
+    }
+
+    /// All open files, in the order of their numbers.
+    pub fn handles(&self) -> Vec<Arc<Handle>> {
+        self.handles.all()
+    }
+
+    /// Numbers the files anew. Those that are not among them lose their locks.
+    pub fn renumber(&self, files: Vec<Arc<Handle>>) {
+        let kept = files.clone();
+        let gone = self.handles.set(files);
+        let is_gone = |file: &&Arc<Handle>| !kept.iter().any(|kept| Arc::ptr_eq(kept, file));
+        for handle in gone.iter().filter(is_gone).filter(|_| self.locked) {
+            // Closing it, which follows, unlocks as well.
+            let _ = lock::release(&handle.file);
+        }
+    }
+
+    /// From now on names may change: these.
+    pub fn allow_names(&self, names: Names) {
+        *self.names.lock().unwrap_or_else(PoisonError::into_inner) = Some(names);
+    }
+
+    /// From now on no name changes. What a failed plan left without a barrier
+    /// are names that nothing refers to: that they last does not matter.
+    pub fn forbid_names(&self) {
+        self.settle_names();
+        *self.names.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
+    fn settle_names(&self) {
+        if self.names_changed.swap(false, Ordering::AcqRel) {
+            let _ = self.effects.sync_names();
+        }
+    }
+
+    /// Removes the files from the `old`th on, which a plan made that has failed.
+    pub fn remove_made(&self, old: usize) {
+        let files = self.handles.all();
+        for file in self.numbers().skip(old) {
+            // The failure of the plan is the one to tell. What stays is empty
+            // space under a name that nothing refers to.
+            let _ = self.effects.unlink(file);
+        }
+        self.settle_names();
+        self.renumber(files.into_iter().take(old).collect());
     }
 
     /// The open file of a number.
@@ -172,10 +228,18 @@ impl FileTable {
             Step::Punch { file, offset, len } => {
                 self.change(file, None, |effects| effects.punch(file, offset, len))
             }
-            Step::Create { .. } | Step::Rename { .. } | Step::Unlink { .. } => {
-                Err(io::ErrorKind::Unsupported.into())
+            Step::Create { file, ref name } => {
+                self.change_names(|effects| effects.create(file, name))
             }
+            Step::Rename { file, over } => self.change_names(|effects| effects.rename(file, over)),
+            Step::Unlink { file } => self.change_names(|effects| effects.unlink(file)),
         }
+    }
+
+    fn change_names(&self, act: impl FnOnce(&dyn Effects) -> io::Result<()>) -> io::Result<()> {
+        self.tally.writes.fetch_add(1, Ordering::Relaxed);
+        self.names_changed.store(true, Ordering::Release);
+        act(self.effects.as_ref())
     }
 
     /// Performs a change that may extend the file up to `end`, and takes note
@@ -210,7 +274,8 @@ impl FileTable {
 
     /// Whether anything is not durable.
     pub fn is_unsynced(&self) -> bool {
-        self.handles.all().iter().any(|file| file.is_unsynced())
+        let unsynced = self.handles.all().iter().any(|file| file.is_unsynced());
+        unsynced || self.names_changed.load(Ordering::Acquire)
     }
 
     /// Whether a sync has failed: nobody knows what of the changes is durable.
@@ -225,11 +290,21 @@ impl FileTable {
             0 => {}
             errno => return Err(io::Error::from_raw_os_error(errno)),
         }
+        self.sync_all().inspect_err(|error| {
+            let errno = error.raw_os_error().unwrap_or(libc::EIO);
+            self.failed.store(errno, Ordering::Release);
+        })
+    }
+
+    /// Files first: a name is not to lead to a file that is not there yet.
+    fn sync_all(&self) -> io::Result<()> {
         for (file, handle) in self.numbers().zip(&self.handles.all()) {
-            self.sync_one(file, handle).inspect_err(|error| {
-                let errno = error.raw_os_error().unwrap_or(libc::EIO);
-                self.failed.store(errno, Ordering::Release);
-            })?;
+            self.sync_one(file, handle)?;
+        }
+        if self.names_changed.load(Ordering::Acquire) {
+            self.tally.fdatasyncs.fetch_add(1, Ordering::Relaxed);
+            self.effects.sync_names()?;
+            self.names_changed.store(false, Ordering::Release);
         }
         Ok(())
     }

@@ -5,6 +5,7 @@
 //! decides whether that string may become a file. Default is no.
 
 use super::error::{ErrorKind, Fault, printable_name};
+use super::home::Home;
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
 use std::fs::{File, Metadata};
@@ -71,6 +72,13 @@ impl Tree {
 pub(crate) struct Spot {
     pub tree: usize,
     pub path: PathBuf,
+}
+
+impl Spot {
+    /// Where the file can be looked up again.
+    pub fn home(&self, gate: &Gate) -> Home {
+        Home::Below(Arc::clone(&gate.trees[self.tree]), self.path.clone())
+    }
 }
 
 /// Where the image that names a file lies, and what is open to it.

@@ -39,6 +39,11 @@ pub(crate) enum Stream {
     Execute(Limits),
     /// They are kept, up to so many bytes, to be shown.
     Collect { stages: Vec<Stage>, room: usize },
+    /// The same, but where they are more, none of them is kept.
+    Draft {
+        stages: Option<Vec<Stage>>,
+        room: usize,
+    },
 }
 
 /// The most findings of one check that are passed on: a terminal is no place
@@ -140,6 +145,15 @@ impl Files for Serving<'_> {
                 }
                 None => self.refuse(too_long()),
             },
+            Stream::Draft { stages, room } => {
+                let left = room.checked_sub(weight(&part));
+                *room = left.unwrap_or(0);
+                match (stages.as_mut(), left) {
+                    (Some(stages), Some(_)) => stages.extend(part.stages),
+                    (_, _) => *stages = None,
+                }
+                Ok(())
+            }
         }
     }
 }

@@ -9,7 +9,7 @@ use std::fs::{File, Metadata};
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 
 /// What tells files apart.
 pub(crate) type Id = (u64, u64);
@@ -28,8 +28,10 @@ pub(crate) fn id_of(file: &File) -> io::Result<Id> {
 pub(crate) struct Handle {
     pub file: File,
     pub writable: bool,
+    /// Whether a plan made it: then its attributes have to be durable, too.
+    pub made: bool,
     /// Where its name is, for a file that the image names.
-    pub home: Option<Home>,
+    pub home: OnceLock<Home>,
     /// Length in bytes. Changed only by whoever holds the image's session.
     pub len: AtomicU64,
     /// How many changes were made; counted after the change.
@@ -40,15 +42,26 @@ pub(crate) struct Handle {
 }
 
 impl Handle {
-    pub fn new(file: File, writable: bool, home: Option<Home>) -> io::Result<Self> {
+    pub fn new(file: File, writable: bool) -> io::Result<Self> {
         let len = AtomicU64::new(file.metadata()?.len());
         Ok(Self {
             file,
             writable,
-            home,
+            made: false,
+            home: OnceLock::new(),
             len,
             changes: AtomicU64::new(0),
             synced: AtomicU64::new(0),
+        })
+    }
+
+    /// A file that was made just now.
+    pub fn made(file: File) -> io::Result<Self> {
+        Ok(Self {
+            made: true,
+            // The file itself is not durable.
+            changes: AtomicU64::new(1),
+            ..Self::new(file, true)?
         })
     }
 
@@ -81,14 +94,21 @@ impl Handles {
         self.0.read().unwrap_or_else(PoisonError::into_inner).len()
     }
 
-    /// Puts other files in the place of all.
-    pub fn set(&self, files: Vec<Arc<Handle>>) {
-        *self.0.write().unwrap_or_else(PoisonError::into_inner) = files;
+    /// Puts other files in the place of all; answers those that were there.
+    pub fn set(&self, files: Vec<Arc<Handle>>) -> Vec<Arc<Handle>> {
+        let mut list = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        std::mem::replace(&mut list, files)
     }
 
     /// Adds a file; it gets the next number.
     pub fn push(&self, handle: Arc<Handle>) {
         let mut list = self.0.write().unwrap_or_else(PoisonError::into_inner);
         list.push(handle);
+    }
+}
+
+impl std::fmt::Debug for Handle {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.file.fmt(f)
     }
 }

@@ -22,12 +22,15 @@ mod home;
 mod inflated;
 mod lock;
 mod name;
+mod names;
 mod on_disk;
 mod open;
 mod plan_check;
 mod plan_error;
+mod plan_names;
 mod reach;
 mod read;
+mod reopen;
 mod resize;
 mod segments;
 mod settle;
@@ -78,6 +81,6 @@ pub struct Counters {
     pub reads: u64,
     /// Writes to the image's files, all kinds.
     pub writes: u64,
-    /// Calls of fdatasync.
+    /// Calls of fdatasync, those that make names durable included.
     pub fdatasyncs: u64,
 }

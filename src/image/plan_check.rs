@@ -6,7 +6,9 @@
 //! space than the request accounts for.
 
 use super::plan_error::PlanError;
-use instar_guest::plan::{MAX_COMMITS, Plan, Purpose, SECTOR, Stage, Step};
+use super::plan_names::{NameLimits, Names};
+use instar_guest::FileNo;
+use instar_guest::plan::{MAX_COMMITS, NewName, Plan, Purpose, SECTOR, Stage, Step};
 
 /// No file offset may be past this (`off_t`).
 const MAX_OFFSET: u64 = i64::MAX as u64;
@@ -42,6 +44,8 @@ pub(crate) enum Commits {
 pub(crate) struct Limits {
     /// Per file number; `None` for a file that may not be changed.
     pub files: Vec<Option<FileLimits>>,
+    /// Which names it may change; `None` for none.
+    pub names: Option<NameLimits>,
     /// Where the commit is expected.
     pub commits: Commits,
     /// The most bytes of disk space that the plan may fill.
@@ -68,25 +72,26 @@ impl Limits {
 /// Checks a whole plan; answers how much disk space it may fill, in bytes.
 pub(crate) fn check(plan: &Plan, limits: &Limits) -> Result<u64, PlanError> {
     check_commits(plan, limits.commits)?;
-    let lens = limits
-        .files
-        .iter()
-        .map(|file| file.map_or(0, |file| file.len));
+    let len = |file: &Option<FileLimits>| file.map_or(0, |file| file.len);
     let mut walk = Walk {
-        limits,
-        lens: lens.collect(),
+        files: limits.files.clone(),
+        lens: limits.files.iter().map(len).collect(),
+        names: Names::new(limits.names.as_ref(), limits.files.len()),
+        fill: limits.fill,
         filled: 0,
     };
-    plan.stages
-        .iter()
-        .flat_map(|stage| &stage.steps)
-        .try_for_each(|step| walk.step(step))?;
+    plan.stages.iter().try_for_each(|stage| walk.stage(stage))?;
+    walk.names.finish()?;
     Ok(walk.filled)
 }
 
 fn check_commits(plan: &Plan, expected: Commits) -> Result<(), PlanError> {
-    let is_commit = |stage: &&Stage| stage.purpose == Purpose::Commit;
-    let commits: Vec<&Stage> = plan.stages.iter().filter(is_commit).collect();
+    let is_commit = |stage: &Stage| stage.purpose == Purpose::Commit;
+    let commits: Vec<&Stage> = plan
+        .stages
+        .iter()
+        .filter(|stage| is_commit(stage))
+        .collect();
     let most = match expected {
         Commits::None => 0,
         Commits::Any | Commits::Some => MAX_COMMITS,
@@ -104,7 +109,7 @@ fn check_commits(plan: &Plan, expected: Commits) -> Result<(), PlanError> {
         let count = commits.len();
         return Err(PlanError::Commits { count, most });
     }
-    if expected == Commits::Last && plan.stages.last() != commits.last().copied() {
+    if expected == Commits::Last && !plan.stages.last().is_some_and(is_commit) {
         return Err(PlanError::CommitNotLast);
     }
     commits.into_iter().try_for_each(check_commit)
@@ -115,7 +120,7 @@ fn check_commit(stage: &Stage) -> Result<(), PlanError> {
         return Err(PlanError::CommitSteps(stage.steps.len()));
     };
     match *step {
-        Step::SetLength { .. } => Ok(()),
+        Step::SetLength { .. } | Step::Rename { .. } => Ok(()),
         Step::Write {
             offset, ref data, ..
         } => {
@@ -129,20 +134,60 @@ fn check_commit(stage: &Stage) -> Result<(), PlanError> {
     }
 }
 
-/// The files' lengths as the steps change them.
+/// The files as the steps change them.
 struct Walk<'a> {
-    limits: &'a Limits,
+    files: Vec<Option<FileLimits>>,
     lens: Vec<u64>,
+    names: Names<'a>,
+    fill: u64,
     filled: u64,
 }
 
-impl Walk<'_> {
+impl<'a> Walk<'a> {
+    fn stage(&mut self, stage: &'a Stage) -> Result<(), PlanError> {
+        let commit = stage.purpose == Purpose::Commit;
+        for step in &stage.steps {
+            match *step {
+                Step::Create { file, ref name } => self.create(file, name)?,
+                Step::Rename { file, over } => {
+                    self.writable(file)?;
+                    self.writable(over)?;
+                    self.names.rename(file, over, commit)?;
+                }
+                Step::Unlink { file } => {
+                    self.writable(file)?;
+                    self.names.unlink(file)?;
+                }
+                ref other => self.step(other)?,
+            }
+        }
+        self.names.committed |= commit;
+        Ok(())
+    }
+
+    fn create(&mut self, file: FileNo, name: &'a NewName) -> Result<(), PlanError> {
+        let cap = self.names.create(file, name)?;
+        self.lens.push(0);
+        self.files.push(Some(FileLimits {
+            len: 0,
+            cap,
+            floor: 0,
+            shortest: 0,
+        }));
+        Ok(())
+    }
+
+    /// What may be done to a file that may be changed.
+    fn writable(&self, file: FileNo) -> Result<FileLimits, PlanError> {
+        let limits = self.files.get(file.0 as usize).copied().flatten();
+        limits.ok_or(PlanError::UnknownFile(file))
+    }
+
     fn step(&mut self, step: &Step) -> Result<(), PlanError> {
         let file = step.file();
         let index = file.0 as usize;
-        let Some(&Some(limits)) = self.limits.files.get(index) else {
-            return Err(PlanError::UnknownFile(file));
-        };
+        let limits = self.writable(file)?;
+        self.names.touch(file)?;
         let len = self.lens[index];
         self.lens[index] = match *step {
             Step::Write {
@@ -206,20 +251,18 @@ impl Walk<'_> {
                 }
                 len
             }
-            Step::Create { .. } | Step::Rename { .. } | Step::Unlink { .. } => {
-                return Err(PlanError::Names);
-            }
+            Step::Create { .. } | Step::Rename { .. } | Step::Unlink { .. } => len,
         };
         Ok(())
     }
 
     fn fills(&mut self, bytes: u64) -> Result<(), PlanError> {
         self.filled = self.filled.saturating_add(bytes);
-        match self.filled <= self.limits.fill {
+        match self.filled <= self.fill {
             true => Ok(()),
             false => Err(PlanError::Fills {
                 bytes: self.filled,
-                fill: self.limits.fill,
+                fill: self.fill,
             }),
         }
     }

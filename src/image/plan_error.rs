@@ -22,6 +22,16 @@ pub(crate) enum PlanError {
     CommitSpansSectors { offset: u64, len: u64 },
     CommitNotAtomic,
     Names,
+    WrongNumber(FileNo),
+    TooManyFiles(usize),
+    BadName,
+    ForeignName,
+    NameTwice,
+    Replacement,
+    RenameOutsideCommit,
+    Rename { file: FileNo, over: FileNo },
+    Unlink(FileNo),
+    Gone(FileNo),
 }
 
 impl fmt::Display for PlanError {
@@ -73,8 +83,32 @@ impl fmt::Display for PlanError {
                 f,
                 "a commit of {len} bytes at {offset:#x} is not inside one sector"
             ),
-            Self::Names => f.write_str("it creates, renames or removes files"),
-            Self::CommitNotAtomic => f.write_str("a commit is neither a write nor a set-length"),
+            Self::Names => f.write_str("it makes files and may not make any"),
+            Self::WrongNumber(FileNo(n)) => write!(f, "a file that it makes is called file {n}"),
+            Self::TooManyFiles(most) => write!(f, "it makes more than {most} files"),
+            Self::BadName => {
+                f.write_str("a name that it gives to a file is not one component of a path")
+            }
+            Self::ForeignName => {
+                f.write_str("a name that it gives to a file does not continue the image's own")
+            }
+            Self::NameTwice => f.write_str("it gives one name to two files"),
+            Self::Replacement => f.write_str(
+                "a replacement that it makes does not take a file's place, or is one of two",
+            ),
+            Self::RenameOutsideCommit => f.write_str("it renames a file outside a commit"),
+            Self::Rename {
+                file: FileNo(n),
+                over: FileNo(m),
+            } => write!(f, "it puts file {n} in the place of file {m}"),
+            Self::Unlink(FileNo(n)) => write!(
+                f,
+                "it removes file {n}, which is the image or may still be referred to"
+            ),
+            Self::Gone(FileNo(n)) => write!(f, "it changes file {n}, which has no name any more"),
+            Self::CommitNotAtomic => {
+                f.write_str("a commit is neither a write, a set-length nor a rename")
+            }
         }
     }
 }

@@ -90,22 +90,24 @@ impl Reach {
             }
             ids.push(id);
             let same = |file: &&Arc<Handle>| id_of(&file.file).is_ok_and(|open| open == id);
-            files.push(match open.iter().find(same) {
+            let file = match open.iter().find(same) {
                 Some(file) => Arc::clone(file),
                 None => {
-                    let home = self.lock(&passed.file, &passed.spot, self.access)?;
+                    self.lock(&passed.file, &passed.spot, self.access)?;
                     let writable = self.access == Access::Write;
-                    Arc::new(Handle::new(passed.file, writable, Some(home))?)
+                    Arc::new(Handle::new(passed.file, writable)?)
                 }
-            });
+            };
+            let home = passed.spot.home(self.gate()?);
+            file.home.get_or_init(|| home);
+            files.push(file);
         }
         Ok(files)
     }
 
     /// Locks a file that passed the gate; answers where its name is.
     pub fn lock(&mut self, file: &File, spot: &Spot, access: Access) -> Result<Home, Fault> {
-        let tree = Arc::clone(&self.gate()?.trees[spot.tree]);
-        let home = Home::Below(tree, spot.path.clone());
+        let home = spot.home(self.gate()?);
         if self.options.force_share {
             return Ok(home);
         }
@@ -140,11 +142,18 @@ impl Reach {
     }
 }
 
+/// How many files may be opened besides so many, of all that the process may
+/// have open.
+pub(super) fn spare_files(open: usize) -> usize {
+    let limit = getrlimit(Resource::RLIMIT_NOFILE).map_or(SPARE, |(limit, _)| limit);
+    let most = usize::try_from(limit.saturating_sub(SPARE)).unwrap_or(usize::MAX);
+    most.saturating_sub(open)
+}
+
 /// Refuses more files than the process may have open.
 fn check_count(count: usize) -> Result<(), Fault> {
-    let (limit, _) = getrlimit(Resource::RLIMIT_NOFILE).map_err(std::io::Error::from)?;
-    let most = limit.saturating_sub(SPARE);
-    match count as u64 <= most {
+    let most = spare_files(0);
+    match count <= most {
         true => Ok(()),
         false => Err(Fault::new(
             ErrorKind::Os(libc::EMFILE),

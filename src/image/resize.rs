@@ -1,22 +1,24 @@
 //! Making changes durable, and changing the disk's size: plans asked for,
 //! checked and executed.
 
-use super::chain::{attached, opened};
+use super::ResizeOptions;
 use super::change::{Change, SLACK, limits};
 use super::disk::{Image, Link, exclusive, hold, shared};
 use super::error::{Error, Fault, Operation, printable_name};
 use super::execute::execute;
 use super::guest::{Serving, Stream};
-use super::open::{fresh, replaced};
 use super::plan_check::{Commits, Limits, check};
 use super::read::unexpected;
-use super::{Access, ResizeOptions};
 use instar_guest::plan::MAX_GAP;
 use instar_guest::proto::{PlanReply, Preallocation};
 use instar_guest::{ExtentKind, Plan, Reply, Request};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+/// How many blocks a resize may move or allocate besides what it adds, and how
+/// many bytes they are at most.
+const BLOCKS: u64 = 3;
+const MAX_BLOCKS: u64 = BLOCKS * (256 << 20);
 /// The most memory that the plan of a dry run takes, in bytes.
 const SHOWN: usize = 64 << 20;
 
@@ -37,8 +39,9 @@ impl Image {
     /// Changes the disk's size, durably; answers warnings for the user. The
     /// error's text says whether the image is unchanged or holds the new size.
     pub fn resize(&self, size: u64, how: &ResizeOptions) -> Result<Vec<String>, Error> {
-        self.put_in_order()
-            .and_then(|()| self.own_last_unit(size))
+        self.may_resize()
+            .and_then(|()| self.put_in_order())
+            .and_then(|_| self.own_last_unit(size))
             .and_then(|()| self.resize_to(size, how))
             .map_err(|fault| fault.at(Operation::Resize, &self.path))
     }
@@ -149,7 +152,7 @@ impl Image {
     }
 
     fn plan_only(&self, size: u64, how: &ResizeOptions) -> Result<PlanReply, Fault> {
-        self.writable()?;
+        self.may_resize()?;
         let _flushing = hold(&self.flushing);
         let mut link = hold(&self.session);
         self.flush_held(&mut link)?;
@@ -194,7 +197,6 @@ impl Image {
     }
 
     fn resize_to(&self, size: u64, how: &ResizeOptions) -> Result<Vec<String>, Fault> {
-        self.writable()?;
         let _flushing = hold(&self.flushing);
         let mut link = hold(&self.session);
         self.flush_held(&mut link)?;
@@ -227,18 +229,25 @@ impl Image {
         self.size.store(size, Ordering::Release);
     }
 
-    fn forget_mapping(&self) {
+    pub(super) fn forget_mapping(&self) {
         exclusive(&self.extents).clear();
         hold(&self.inflated).clear();
     }
 
-    fn resize_request(&self, size: u64, how: &ResizeOptions) -> Result<Request, Fault> {
+    /// Refuses what no resize of the image can be.
+    fn may_resize(&self) -> Result<(), Fault> {
+        self.writable()?;
         if self.backing.is_none() {
             self.no_backing_named()?;
         }
-        if let Some(failure) = &shared(&self.facts).no_resize {
-            return Err(Fault::from(failure));
+        match &shared(&self.facts).no_resize {
+            None => Ok(()),
+            Some(failure) => Err(Fault::from(failure)),
         }
+    }
+
+    fn resize_request(&self, size: u64, how: &ResizeOptions) -> Result<Request, Fault> {
+        self.may_resize()?;
         Ok(Request::Resize {
             size,
             preallocation: how.preallocation,
@@ -247,12 +256,19 @@ impl Image {
         })
     }
 
+    /// Room for a few whole blocks: those that are moved out of a table's way,
+    /// and what rounds the end of the disk up. In bytes.
+    fn blocks(&self) -> u64 {
+        let block = shared(&self.facts).cluster_size.unwrap_or(0);
+        MAX_BLOCKS.min(BLOCKS * block)
+    }
+
     /// What the plan of a resize may do.
     fn growth(&self, size: u64, how: &ResizeOptions) -> Limits {
         let old = self.virtual_size();
         let added = size.saturating_sub(old);
         // Counts of what a shrink releases are written anew.
-        let metadata = SLACK + size.abs_diff(old) / 8;
+        let metadata = SLACK + self.blocks() + size.abs_diff(old) / 8;
         let fill = match how.preallocation {
             Preallocation::Off => metadata,
             Preallocation::Metadata | Preallocation::Falloc => metadata.saturating_add(added),
@@ -260,46 +276,23 @@ impl Image {
             Preallocation::Full => metadata.saturating_add(added.saturating_mul(2)),
         };
         // What is kept may move to where there was something else before.
-        let shrinks = how.shrink && size < old;
+        // A shrink that was interrupted behind its commit is finished by the
+        // same request.
+        let shrinks = how.shrink && size <= old;
         let moved = match shrinks {
             true => self.files.lens().into_iter().fold(0, u64::saturating_add),
             false => 0,
         };
         let room = metadata.saturating_add(added).saturating_add(MAX_GAP);
         let fill = fill.saturating_add(moved);
-        limits(&self.files, room, fill, Commits::Some, shrinks)
-    }
-
-    /// Has the guest read the image again: whatever it knew is dropped. Where
-    /// that fails, the next request tries again.
-    pub(super) fn reopen(&self, link: &mut Link) -> Result<(), Fault> {
-        link.stale = false;
-        let reopened = self.open_again(link);
-        link.stale = reopened.is_err();
-        reopened
-    }
-
-    fn open_again(&self, link: &mut Link) -> Result<(), Fault> {
-        let old = self.facts();
-        let request = Request::Open {
-            format: Some(old.format),
-            file_len: self.file_len(),
-            write: self.access == Access::Write,
-            fresh: fresh()?,
+        let commits = match size == old {
+            true => Commits::Any,
+            false => Commits::Some,
         };
-        let mut facts = opened(self.ask(link, &request)?, "Open")?;
-        if facts.files != old.files {
-            return Err(replaced());
+        Limits {
+            names: self.names(metadata.saturating_add(size.max(old))),
+            ..limits(&self.files, room, fill, commits, shrinks)
         }
-        if !facts.files.is_empty() {
-            let attach = |lens| self.ask(link, &Request::Attach { lens });
-            facts = attached(&facts, attach, &self.files)?;
-        }
-        facts.probed = old.probed;
-        self.forget_mapping();
-        self.size.store(facts.virtual_size, Ordering::Release);
-        *exclusive(&self.facts) = Arc::new(facts);
-        Ok(())
     }
 }
 

@@ -225,9 +225,9 @@ fn own_data_file(pool: &Arc<Pool>) -> Outcome {
 
 fn unknown_format(pool: &Arc<Pool>) -> Outcome {
     let field = Field::new()?;
-    let disk = field.overlay_of("tree/disk", "base", "vmdk")?;
+    let disk = field.overlay_of("tree/disk", "base", "vdi")?;
     let found = refusal(pool, &OpenOptions::new(Access::Read), &disk)?;
-    let message = "Could not open backing file 'base': its format 'vmdk' is not supported";
+    let message = "Could not open backing file 'base': its format 'vdi' is not supported";
     equal(
         found,
         (ErrorKind::Unsupported, message.to_string()),

@@ -228,7 +228,12 @@ fn mistakes_are_told(rig: &Rig) {
         ("", &source, &inside, "lies inside"),
         ("bogus", &source, &at, "unknown mount option 'bogus'"),
         ("format=x", &source, &at, "expected GLOB:FORMAT"),
-        ("preallocation=full", &source, &at, "use 'falloc'"),
+        (
+            "preallocation=all",
+            &source,
+            &at,
+            "expected 'off', 'metadata'",
+        ),
         ("log=/nowhere/log", &source, &at, "/nowhere/log"),
     ];
     for (options, source, at, reason) in cases {

@@ -61,6 +61,64 @@ pub const VARIANTS: &[Variant] = &[
     qcow2("overlay", OVERLAY),
 ];
 
+/// Images of the formats in which disks are read and resized.
+pub const OTHERS: &[Variant] = &[
+    other("vmdk", "disk.vmdk", &["-O", "vmdk"]),
+    other(
+        "vmdk-zeroed-grain",
+        "disk.vmdk",
+        &["-O", "vmdk", "-o", "zeroed_grain=on"],
+    ),
+    other(
+        "vmdk-flat",
+        "disk.vmdk",
+        &["-O", "vmdk", "-o", "subformat=monolithicFlat"],
+    ),
+    other(
+        "vmdk-split",
+        "disk.vmdk",
+        &["-O", "vmdk", "-o", "subformat=twoGbMaxExtentSparse"],
+    ),
+    other(
+        "vmdk-split-flat",
+        "disk.vmdk",
+        &["-O", "vmdk", "-o", "subformat=twoGbMaxExtentFlat"],
+    ),
+    other("vhd", "disk.vhd", &["-O", "vpc", "-o", "force_size=on"]),
+    other(
+        "vhd-fixed",
+        "disk.vhd",
+        &["-O", "vpc", "-o", "force_size=on,subformat=fixed"],
+    ),
+    other("vhdx", "disk.vhdx", &["-O", "vhdx"]),
+    other(
+        "vhdx-fixed",
+        "disk.vhdx",
+        &["-O", "vhdx", "-o", "subformat=fixed"],
+    ),
+];
+
+/// An image that is read and not resized.
+pub const STREAM: Variant = other(
+    "vmdk-compressed",
+    "disk.vmdk",
+    &["-O", "vmdk", "-o", "subformat=streamOptimized"],
+);
+
+const fn other(
+    name: &'static str,
+    file: &'static str,
+    convert: &'static [&'static str],
+) -> Variant {
+    Variant {
+        name,
+        file,
+        size_unit: 512,
+        plain: false,
+        convert,
+    }
+}
+
 /// Marks the variant whose content is all in its backing image.
 const OVERLAY: &[&str] = &["overlay"];
 
@@ -69,6 +127,17 @@ pub struct Originals {
     directory: TempDir,
     raw: OnceLock<PathBuf>,
     built: Mutex<HashMap<&'static str, PathBuf>>,
+}
+
+impl Variant {
+    /// The name of its format.
+    pub fn format(&self) -> &'static str {
+        match self.file.rsplit_once('.') {
+            Some((_, "vhd")) => "vpc",
+            Some((_, extension)) => extension,
+            None => "raw",
+        }
+    }
 }
 
 impl Originals {

@@ -7,12 +7,14 @@ mod content;
 mod daemon;
 mod demo;
 mod failures;
+mod formats;
 mod grow;
 mod images;
 mod locks;
 mod names;
 mod programs;
 mod rig;
+mod shrink;
 mod space;
 mod tools;
 
@@ -52,7 +54,7 @@ fn main() -> ExitCode {
             .or_else(missing_for_mounts)
             .or_else(|| missing_program(PROGRAMS));
         for variant in VARIANTS {
-            for claim in [content::CLAIMS, grow::CLAIMS].into_iter().flatten() {
+            for claim in EVERY.iter().copied().flatten() {
                 trials.push(make(sandbox, variant, claim, &missing, &originals));
             }
         }
@@ -61,6 +63,14 @@ fn main() -> ExitCode {
             for claim in PLAIN.iter().copied().flatten() {
                 trials.push(make(sandbox, variant, claim, &missing, &originals));
             }
+        }
+        for variant in images::OTHERS {
+            for claim in RESIZED.iter().copied().flatten() {
+                trials.push(make(sandbox, variant, claim, &missing, &originals));
+            }
+        }
+        for claim in formats::READ_ONLY {
+            trials.push(make(sandbox, &images::STREAM, claim, &missing, &originals));
         }
         for claim in [names::CLAIMS, daemon::CLAIMS, demo::CLAIMS]
             .into_iter()
@@ -71,6 +81,18 @@ fn main() -> ExitCode {
     }
     libtest_mimic::run(&arguments, trials).exit_code()
 }
+
+/// For every variant of qcow2 and raw.
+const EVERY: &[&[Claim]] = &[
+    content::CLAIMS,
+    grow::SIZES,
+    grow::CLAIMS,
+    shrink::CLAIMS,
+    shrink::EMPTIED,
+];
+
+/// For the other formats, whose disks are read and resized.
+const RESIZED: &[&[Claim]] = &[formats::CLAIMS, grow::SIZES, shrink::CLAIMS];
 
 /// What concerns the mount more than the image.
 const PLAIN: &[&[Claim]] = &[

@@ -1,4 +1,4 @@
-//! Resizing qcow2 and raw images: against recordings of seven qemu-img versions,
+//! Resizing images: against recordings of seven qemu-img versions,
 //! against the qemu-img that is installed, and every way to be refused.
 
 mod errors;

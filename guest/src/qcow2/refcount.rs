@@ -124,6 +124,30 @@ impl Refcounts<'_> {
         })
     }
 
+    /// Lowers the counts of a run of clusters by one and tells which of them
+    /// nothing refers to any more.
+    pub fn release_noting(
+        &mut self,
+        host: &mut dyn Host,
+        run: Run,
+        mut freed: impl FnMut(u64),
+    ) -> Result<(), Failure> {
+        let base = core::cell::Cell::new(run.first);
+        self.change(host, run, |geometry, piece, first, end| {
+            for index in first..end {
+                let Some(less) = geometry.width().get(piece, index).checked_sub(1) else {
+                    return Some(index);
+                };
+                geometry.width().set(piece, index, less);
+                if less == 0 {
+                    freed(base.get() + index - first);
+                }
+            }
+            base.set(base.get() + end - first);
+            None
+        })
+    }
+
     /// Lowers a cluster's count by `less`. Answers what is left, or `None` where
     /// the count is too low for that: it stays as it is.
     pub fn lower(
@@ -161,7 +185,7 @@ impl Refcounts<'_> {
         &mut self,
         host: &mut dyn Host,
         run: Run,
-        with: impl Fn(Geometry, &mut [u8], u64, u64) -> Option<u64>,
+        mut with: impl FnMut(Geometry, &mut [u8], u64, u64) -> Option<u64>,
     ) -> Result<(), Failure> {
         let width = self.geometry.width();
         let mut cluster = run.first;
@@ -270,7 +294,41 @@ impl Refcounts<'_> {
         }
     }
 
-    fn behind_counted(
+    /// The clusters that a block counts, where they are at most `most`.
+    pub fn few_counted(
+        &mut self,
+        host: &mut dyn Host,
+        number: u64,
+        most: usize,
+    ) -> Result<Option<Vec<u64>>, Failure> {
+        let mut found: Vec<u64> = Vec::new();
+        let Some(block) = self.block(host, number)? else {
+            return Ok(Some(found));
+        };
+        let width = self.geometry.width();
+        let base = number * self.geometry.refcounts_per_block();
+        for slice in 0..self.geometry.cluster_size() / self.tables.slice_len() {
+            let first = base + slice * self.counts_per_slice();
+            let at = block.plus(slice * self.tables.slice_len());
+            let cached = self.tables.slice(host, Kind::RefcountBlock, at)?;
+            let bytes = cached.iter().enumerate().filter(|(_, byte)| **byte != 0);
+            for index in bytes.flat_map(|(place, _)| width.index_range(place)) {
+                let cluster = first + index;
+                if width.get(cached, index) == 0 || found.last() == Some(&cluster) {
+                    continue;
+                }
+                if found.len() == most {
+                    return Ok(None);
+                }
+                found.push(cluster);
+            }
+        }
+        Ok(Some(found))
+    }
+
+    /// The cluster behind the last that is counted, at least `from`. `present`
+    /// are the blocks to look at.
+    pub fn behind_counted(
         &mut self,
         host: &mut dyn Host,
         from: u64,

@@ -117,7 +117,6 @@ fn descriptor(
          parentCID={parent_cid:08x}\n\
          createType=\"{create_type}\"\n\
          {parent}\n\
-         \n\
          # Extent description\n\
          {lines}\n\
          # The Disk Data Base\n\

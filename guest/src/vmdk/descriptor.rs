@@ -84,8 +84,6 @@ pub struct ExtentLine {
     pub offset: u64,
     /// Where the number of sectors stands in the text.
     pub sectors_at: Range<usize>,
-    /// Where the name stands in the text, without quotes.
-    pub name_at: Range<usize>,
     /// Where the line stands in the text, its end included.
     pub line_at: Range<usize>,
 }
@@ -241,7 +239,6 @@ impl Descriptor {
             name: String::from_utf8_lossy(words.get(&name_at)).into_owned(),
             offset,
             sectors_at: shift(count),
-            name_at: shift(name_at),
             line_at: at..at + line.len(),
         });
         Ok(())

@@ -61,11 +61,6 @@ impl<'a> Edit<'a> {
         self.replace(extent.sectors_at.clone(), format!("{sectors}"));
     }
 
-    /// An extent lies in another file now.
-    pub fn set_name(&mut self, extent: &ExtentLine, name: &str) {
-        self.replace(extent.name_at.clone(), name);
-    }
-
     /// An extent is no longer there.
     pub fn remove(&mut self, extent: &ExtentLine) {
         self.replace(extent.line_at.clone(), "");

@@ -1,9 +1,10 @@
 //! What an open image says about itself, in qemu-img's words and order.
 
+use super::descriptor::ExtentType;
 use super::format::{flag, fresh};
 use super::refuse::unsupported;
 use super::{Body, DiskExtent, Shape, Vmdk};
-use crate::error::Failure;
+use crate::error::{Failure, FailureKind};
 use crate::facts::{Backing, Fact, FactValue, Facts, NamedFile};
 use crate::plan::SECTOR;
 use crate::proto::Format;
@@ -38,7 +39,10 @@ impl Vmdk {
             encrypted: false,
             dirty: false,
             corrupt: false,
-            unsettled: None,
+            unsettled: match write {
+                true => self.unsettled().map(ToString::to_string),
+                false => None,
+            },
             no_write: if write { self.no_write() } else { None },
             no_resize: if write { self.no_resize() } else { None },
             snapshots: Vec::new(),
@@ -132,7 +136,20 @@ impl Vmdk {
 
     /// Why the content may not be written, if so.
     pub fn no_write(&self) -> Option<Failure> {
-        self.no_change()
+        self.no_change().or_else(|| {
+            let lines = self.descriptor.extents.iter();
+            let has_tables = matches!(self.shape, Shape::Embedded { .. })
+                || lines
+                    .into_iter()
+                    .any(|line| line.kind == ExtentType::Sparse);
+            has_tables.then(|| {
+                Failure::new(
+                    FailureKind::Unsupported,
+                    "writing into sparse VMDK extents is not supported; convert the image with \
+                     `qemu-img convert -O qcow2`, or with `-O vmdk -o subformat=monolithicFlat`",
+                )
+            })
+        })
     }
 
     /// Why the image may not be resized, if so.
@@ -140,7 +157,7 @@ impl Vmdk {
         self.no_change().or_else(|| {
             (self.descriptor.parent_cid != fresh::NO_PARENT).then(|| {
                 Failure::new(
-                    crate::error::FailureKind::Unsupported,
+                    FailureKind::Unsupported,
                     format!(
                         "the image is the child of another (parentCID {:08x}), whose size it has \
                          to keep; merge the two with `qemu-img convert -O vmdk`, or delete the \
@@ -153,7 +170,7 @@ impl Vmdk {
     }
 
     /// Why nothing may be changed, if so.
-    fn no_change(&self) -> Option<Failure> {
+    pub fn no_change(&self) -> Option<Failure> {
         if self.descriptor.value("changetrackpath").is_some() {
             return Some(unsupported(
                 "the descriptor names a file of changed blocks (changeTrackPath), which would go \

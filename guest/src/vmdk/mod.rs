@@ -13,13 +13,22 @@ pub mod refuse;
 pub mod sparse;
 pub mod tables;
 
+mod check;
 mod create;
 mod facts;
+mod files;
 mod fresh;
 mod inflate;
 mod map;
 mod open;
 mod options;
+mod relocate;
+mod resize;
+mod restage;
+mod scan;
+mod slots;
+mod survey;
+mod write;
 
 pub use create::create;
 pub use open::open;
@@ -27,9 +36,10 @@ pub use open::open;
 use crate::chance::Chance;
 use crate::disk::Disk;
 use crate::engine::Host;
-use crate::error::{Failure, FailureKind};
+use crate::error::Failure;
 use crate::facts::Facts;
-use crate::proto::{Extent, FileNo, Format, PlanReply};
+use crate::findings::{Repair, Report};
+use crate::proto::{Extent, FileNo, Format, PlanReply, Reply};
 use crate::resize::Wish;
 use alloc::vec::Vec;
 use descriptor::Descriptor;
@@ -41,8 +51,6 @@ use tables::Tables;
 pub struct Vmdk {
     /// What the image's file is.
     pub shape: Shape,
-    /// Length of the image's file in bytes.
-    pub file_len: u64,
     /// The descriptor.
     pub descriptor: Descriptor,
     /// The extents, in the order of the disk; none while their files are not
@@ -157,7 +165,23 @@ impl Disk for Vmdk {
         self.inflated(host, offset, len)
     }
 
-    fn resize(&mut self, _host: &mut dyn Host, _wish: &Wish) -> Result<PlanReply, Failure> {
-        Err(Failure::new(FailureKind::Unsupported, "to come"))
+    fn settle(&mut self, host: &mut dyn Host) -> Result<PlanReply, Failure> {
+        self.plan_settle(host)
+    }
+
+    fn check(
+        &mut self,
+        host: &mut dyn Host,
+        repair: Option<Repair>,
+    ) -> Result<(Report, PlanReply), Failure> {
+        self.plan_check(host, repair)
+    }
+
+    fn resize(&mut self, host: &mut dyn Host, wish: &Wish) -> Result<PlanReply, Failure> {
+        self.plan_resize(host, wish)
+    }
+
+    fn allocate(&mut self, _: &mut dyn Host, offset: u64, len: u64) -> Result<Reply, Failure> {
+        self.places(offset, len)
     }
 }

@@ -66,7 +66,6 @@ impl Vmdk {
             shape: Shape::Embedded {
                 first_sector: first_sector.to_vec(),
             },
-            file_len: opening.file_len,
             descriptor,
             read_only: sparse.header.compressed || sparse.header.version > 2,
             extents: vec![DiskExtent {
@@ -106,7 +105,6 @@ impl Vmdk {
                 files: names.len(),
                 numbers,
             },
-            file_len: opening.file_len,
             read_only: is_read_only(&descriptor),
             descriptor,
             extents: Vec::new(),

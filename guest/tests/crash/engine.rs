@@ -249,7 +249,7 @@ impl<'a> Session<'a> {
             } => self.ask(Request::Resize {
                 size,
                 preallocation,
-                shrink: size < self.facts.virtual_size,
+                shrink: size <= self.facts.virtual_size,
                 backing_size,
             })?,
         };

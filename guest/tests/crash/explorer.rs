@@ -19,6 +19,8 @@ pub mod tools;
 
 pub mod qcow2;
 pub mod qcow2_repair;
+pub mod qcow2_shrink;
+pub mod qcow2_size;
 pub mod raw;
 pub mod vhd;
 pub mod vhdx;
@@ -32,7 +34,15 @@ const SEED: u64 = 0x1257_a12c;
 
 /// Every case of every format.
 pub fn cases() -> impl Iterator<Item = &'static Case> {
-    let qcow2 = [qcow2::GROWS, qcow2::ENDS, qcow2::WRITES];
+    let qcow2 = [
+        qcow2::GROWS,
+        qcow2::ENDS,
+        qcow2::WRITES,
+        qcow2_shrink::SHRINKS,
+        qcow2_shrink::REPAIRS,
+        qcow2_size::SHRINKS,
+        qcow2_size::ALLOCATES,
+    ];
     let others = [raw::CASES, vhd::CASES, vhdx::CASES, vmdk::CASES];
     let repairs = [qcow2_repair::CASES];
     qcow2.into_iter().chain(repairs).chain(others).flatten()

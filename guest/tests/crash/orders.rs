@@ -3,14 +3,13 @@
 //! and that has to leave a bad state. What can go without one is needless: it
 //! leaves the engine, or the case says why it stays.
 
-use crate::explorer::case::{Ask, Case, Part};
+use crate::explorer::case::{Case, Part};
 use crate::explorer::disk::{Epoch, Event, Files};
 use crate::explorer::engine::{Planned, Session};
 use crate::explorer::judge::{Content, Depth, Judge};
 use crate::explorer::report::{Exploration, Until};
 use crate::explorer::setup::Setup;
 use instar_guest::plan::{Plan, Stage, Step};
-use instar_guest::proto::Preallocation;
 use std::collections::BTreeSet;
 
 /// What lies where nothing is in use.
@@ -31,7 +30,7 @@ pub fn each_part_is_needed(case: &'static Case, seed: u64) -> Result<(), String>
     }
     let judge = Judge::new(case, &setup)?;
     let mut wrong = Vec::new();
-    for part in parts(case, &planned, &setup.files) {
+    for part in parts(&planned) {
         let needed = is_needed(&judge, &planned, part, seed)?;
         let declared = case.harmless.iter().any(|harmless| harmless.part == part);
         match (needed, declared) {
@@ -145,18 +144,11 @@ fn is_needed(judge: &Judge<'_>, planned: &Planned, part: Part, seed: u64) -> Res
 
 /// The parts of a plan that are to be taken out: barriers between stages that
 /// leave a trace, and zeroing of what may not be zero.
-fn parts(case: &Case, planned: &Planned, files: &Files) -> Vec<Part> {
+fn parts(planned: &Planned) -> Vec<Part> {
     let epochs = planned.epochs.windows(2).enumerate();
     let between = epochs.filter(|(_, pair)| pair.iter().all(|epoch| !epoch.is_empty()));
     let barriers = between.map(|(at, _)| Part::Barrier(at));
-    // Zeroes behind the end are what is asked for then: they take disk space.
-    let full = matches!(case.ask, Ask::Grow(_, Preallocation::Full));
-    let image_len = files.bytes(planned.numbers.files[0]).len();
-    let zeroes = zeroing(&planned.plan).filter(|&(stage, step)| {
-        let step = &planned.plan.stages[stage].steps[step];
-        !(full && matches!(step, Step::Zero { offset, .. } if *offset >= image_len))
-    });
-    let zeroes = zeroes.map(|(stage, step)| Part::Zero(stage, step));
+    let zeroes = zeroing(&planned.plan).map(|(stage, step)| Part::Zero(stage, step));
     barriers.chain(zeroes).collect()
 }
 

@@ -1,11 +1,12 @@
 //! The changes of qcow2 images that are explored.
 
-use super::case::{Ask, BASIC, Case, Harmless, Judges, K, M, patch};
+use super::case::{Ask, BASIC, Case, Judges, K, M, patch};
+use super::disk::Files;
 use instar_guest::Format;
 use instar_guest::proto::Preallocation::{Falloc, Off};
 
 /// qemu-img checks and reads the format, and grows it.
-const JUDGES: Judges = Judges {
+pub const JUDGES: Judges = Judges {
     check: true,
     convert: true,
     foreign_grow: true,
@@ -13,7 +14,7 @@ const JUDGES: Judges = Judges {
 };
 
 /// What the cases of this page have in common.
-const QCOW2: Case = Case {
+pub const QCOW2: Case = Case {
     format: Format::Qcow2,
     options: "cluster_size=512",
     size: M,
@@ -27,14 +28,12 @@ const QCOW2: Case = Case {
 pub const GROWS: &[Case] = &[
     Case {
         name: "grow/L1 slack, 512",
-        harmless: &[Harmless::barrier(0, "")],
         ask: Ask::Grow(2 * M, Off),
         ..QCOW2
     },
     Case {
         name: "grow/L1 slack, 4K",
         options: "cluster_size=4096",
-        harmless: &[Harmless::barrier(0, "")],
         ask: Ask::Grow(3 * M, Off),
         ..QCOW2
     },
@@ -154,7 +153,6 @@ pub const GROWS: &[Case] = &[
     Case {
         name: "grow/data file",
         options: "cluster_size=4096,data_file=data.raw",
-        harmless: &[Harmless::barrier(0, "")],
         ask: Ask::Grow(3 * M, Off),
         ..QCOW2
     },
@@ -183,7 +181,6 @@ pub const ENDS: &[Case] = &[
             "img snapshot -c s1 @",
         ],
         snapshots: &["s1"],
-        harmless: &[Harmless::barrier(2, "")],
         ask: Ask::Grow(3 * M, Off),
         ..QCOW2
     },
@@ -201,7 +198,6 @@ pub const ENDS: &[Case] = &[
             "io write -c -P 5 960k 64k",
             "img resize -q --shrink @ 1047040",
         ],
-        harmless: &[Harmless::barrier(2, "")],
         ask: Ask::Grow(3 * M, Off),
         ..QCOW2
     },
@@ -214,7 +210,6 @@ pub const ENDS: &[Case] = &[
             "io write -P 5 1040k 64k",
             "size 1048576",
         ],
-        harmless: &[Harmless::barrier(1, "")],
         ask: Ask::Grow(3 * M, Off),
         ..QCOW2
     },
@@ -263,7 +258,6 @@ pub const ENDS: &[Case] = &[
     Case {
         name: "falloc/4K",
         options: "cluster_size=4096",
-        harmless: &[Harmless::barrier(1, "")],
         ask: Ask::Grow(3 * M, Falloc),
         ..QCOW2
     },
@@ -278,7 +272,6 @@ pub const ENDS: &[Case] = &[
     Case {
         name: "falloc/extended L2",
         options: "cluster_size=16384,extended_l2=on",
-        harmless: &[Harmless::barrier(1, "")],
         ask: Ask::Grow(3 * M, Falloc),
         ..QCOW2
     },
@@ -342,7 +335,6 @@ pub const WRITES: &[Case] = &[
         options: "cluster_size=512,refcount_bits=64",
         size: 3 * M,
         prepare: &["io write -P 1 0 1980k"],
-        harmless: &[Harmless::barrier(0, ""), Harmless::barrier(3, "")],
         ask: Ask::Write(&[patch(2 * M, 90 * K, 7)]),
         ..QCOW2
     },
@@ -390,8 +382,16 @@ pub const WRITES: &[Case] = &[
     Case {
         name: "write/data file",
         options: "cluster_size=4096,data_file=data.raw",
-        harmless: &[Harmless::barrier(0, "")],
+        tamper: Some(garbage_in_data_file),
         ask: Ask::Write(&[patch(62 * K, 6 * K, 7), patch(100 * K, K, 7)]),
         ..QCOW2
     },
 ];
+
+/// What nothing refers to yet holds garbage.
+fn garbage_in_data_file(files: &mut Files) -> Result<(), String> {
+    let data = files.find("data.raw").ok_or("no data file")?;
+    let garbage = vec![0xa5; (128 * K) as usize];
+    files.bytes_mut(data).write(64 * K, &garbage);
+    Ok(())
+}

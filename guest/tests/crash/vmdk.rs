@@ -1,9 +1,9 @@
 //! The changes of vmdk images that are explored.
 
-use super::case::{Ask, BASIC, Case, Judges, M};
+use super::case::{Ask, BASIC, Case, Harmless, Judges, M, Part};
 use super::readers::vmdk;
 use instar_guest::Format;
-use instar_guest::proto::Preallocation::Off;
+use instar_guest::proto::Preallocation::{Falloc, Full, Metadata, Off};
 
 /// Who judges the states.
 const JUDGES: Judges = Judges {
@@ -23,9 +23,95 @@ const VMDK: Case = Case {
     ..BASIC
 };
 
-/// All of them.
-pub const CASES: &[Case] = &[Case {
-    name: "grow/inside the tables",
-    ask: Ask::Grow(5 * M, Off),
+/// A disk that ends inside a grain that holds data.
+const ODD: Case = Case {
+    size: 3 * M + 3 * 512,
+    prepare: &[
+        "io write -P 1 0 64k",
+        "io write -P 2 1900k 60k",
+        "io write -P 3 3072k 1536",
+    ],
     ..VMDK
-}];
+};
+
+/// A disk whose last grains in the file belong to its beginning.
+const BACKWARDS: Case = Case {
+    size: 40 * M,
+    prepare: &[
+        "io write -P 2 39M 200k",
+        "io write -P 3 20M 64k",
+        "io write -P 4 5M 64k",
+        "io write -P 5 1M 100k",
+    ],
+    ..VMDK
+};
+
+/// All of them.
+pub const CASES: &[Case] = &[
+    Case {
+        name: "grow/inside the tables",
+        ask: Ask::Grow(5 * M, Off),
+        ..VMDK
+    },
+    Case {
+        name: "grow/tables over grains",
+        ask: Ask::Grow(900 * M, Off),
+        ..VMDK
+    },
+    Case {
+        name: "grow/from inside a grain",
+        ask: Ask::Grow(5 * M, Off),
+        ..ODD
+    },
+    Case {
+        name: "grow/from inside a grain that is in the way",
+        ask: Ask::Grow(900 * M, Off),
+        ..ODD
+    },
+    Case {
+        name: "grow/with zeroed grains",
+        options: "zeroed_grain=on",
+        prepare: &["io write -P 1 0 256k", "io write -z 64k 64k"],
+        ask: Ask::Grow(900 * M + 512, Off),
+        ..VMDK
+    },
+    Case {
+        name: "grow/metadata",
+        ask: Ask::Grow(5 * M, Metadata),
+        ..ODD
+    },
+    Case {
+        name: "grow/falloc",
+        ask: Ask::Grow(40 * M, Falloc),
+        ..VMDK
+    },
+    Case {
+        name: "grow/full",
+        ask: Ask::Grow(4 * M, Full),
+        harmless: &[Harmless {
+            part: Part::Zero(4, 1),
+            why: "the zeroes take the disk space that was asked for",
+        }],
+        ..ODD
+    },
+    Case {
+        name: "shrink/to empty space",
+        ask: Ask::Shrink(2 * M),
+        ..VMDK
+    },
+    Case {
+        name: "shrink/through data",
+        ask: Ask::Shrink(6 * M),
+        ..BACKWARDS
+    },
+    Case {
+        name: "shrink/through a grain",
+        ask: Ask::Shrink(M + 3 * 512),
+        ..BACKWARDS
+    },
+    Case {
+        name: "shrink/through a grain that stays",
+        ask: Ask::Shrink(39 * M + 5 * 512),
+        ..BACKWARDS
+    },
+];

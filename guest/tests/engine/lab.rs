@@ -72,6 +72,13 @@ impl Lab {
         String::from_utf8(output.stdout).expect("text")
     }
 
+    /// Runs a tool in the directory; it has to succeed. Its standard output.
+    pub fn output_bytes(&self, tool: &str, words: &[&str]) -> Vec<u8> {
+        let output = self.output(tool, words);
+        assert!(output.status.success(), "{tool} {words:?} failed");
+        output.stdout
+    }
+
     /// Runs `qemu-img` with the words of a line.
     pub fn qemu_img(&self, line: &str) -> String {
         self.run("qemu-img", &line.split_whitespace().collect::<Vec<_>>())

@@ -12,6 +12,18 @@ mod lab;
 mod placing;
 mod reading;
 mod repairing;
+mod repairing;
+mod shrink_cases;
+mod shrinking;
+mod vhd;
+mod vhd_create;
+mod vhd_lab;
+mod vhdx;
+mod vhdx_grow;
+mod vhdx_lab;
+mod vhdx_shrink;
+mod vmdk;
+mod vmdk_lab;
 mod writing;
 
 use libtest_mimic::{Arguments, Trial};
@@ -24,10 +36,17 @@ fn main() {
         .chain(flipping::trials())
         .chain(creating::trials())
         .chain(growing::trials())
+        .chain(shrinking::trials())
         .chain(writing::trials())
         .chain(placing::trials())
         .chain(checking::trials())
         .chain(repairing::trials())
+        .chain(vhd::trials())
+        .chain(vhd_create::trials())
+        .chain(vhdx::trials())
+        .chain(vhdx_grow::trials())
+        .chain(vhdx_shrink::trials())
+        .chain(vmdk::trials())
         .map(|(name, check)| {
             let trial = Trial::test(name, move || {
                 check();

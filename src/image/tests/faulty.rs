@@ -3,6 +3,7 @@
 use crate::image::disk::EffectsHook;
 use crate::image::effects::Effects;
 use instar_guest::FileNo;
+use instar_guest::plan::NewName;
 use std::io;
 use std::sync::{Arc, Mutex};
 
@@ -96,5 +97,29 @@ impl Effects for Logged {
     fn sync(&self, file: FileNo) -> io::Result<()> {
         self.log.note(file, "sync".to_string())?;
         self.real.sync(file)
+    }
+
+    fn create(&self, file: FileNo, name: &NewName) -> io::Result<()> {
+        let shown = match name {
+            NewName::Replacement => "replacement",
+            NewName::Plain(name) => name,
+        };
+        self.log.note(file, format!("create {shown}"))?;
+        self.real.create(file, name)
+    }
+
+    fn rename(&self, file: FileNo, over: FileNo) -> io::Result<()> {
+        self.log.note(file, format!("rename over {}", over.0))?;
+        self.real.rename(file, over)
+    }
+
+    fn unlink(&self, file: FileNo) -> io::Result<()> {
+        self.log.note(file, "unlink".to_string())?;
+        self.real.unlink(file)
+    }
+
+    fn sync_names(&self) -> io::Result<()> {
+        self.log.note(FileNo::IMAGE, "sync names".to_string())?;
+        self.real.sync_names()
     }
 }

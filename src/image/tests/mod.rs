@@ -3,12 +3,14 @@
 
 mod checking;
 mod concurrent;
+mod creating;
 mod extents;
 mod failing;
 mod faulty;
 mod hostile;
 mod named;
 mod plans;
+mod renaming;
 mod settling;
 mod toy;
 mod writing;

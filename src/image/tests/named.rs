@@ -151,3 +151,80 @@ fn an_unlocked_image_gives_up_its_backing_chain_too() {
     assert_eq!(image.lock().unwrap_err().kind(), ErrorKind::Stale);
     drop(lock_elsewhere(&fixture.path).unwrap());
 }
+
+/// Opens an overlay over `base` and `other`, which are there, by these names;
+/// answers which of the two is its backing image.
+fn backing_by(
+    names: &[&str],
+    wanted: Option<&str>,
+    found: Option<&str>,
+) -> Result<String, (ErrorKind, String, Option<String>)> {
+    let fixture = Fixture::new(&[1; SIZE as usize]);
+    for name in ["base", "other"] {
+        std::fs::write(fixture.path.with_file_name(name), [2; SIZE as usize]).unwrap();
+    }
+    let backing = Backing {
+        names: names.iter().map(ToString::to_string).collect(),
+        format: Some("vpc".to_string()),
+        identity: wanted.map(str::to_string),
+    };
+    let found = found.map(str::to_string);
+    let guest = Script(move |request: &Request, _: &mut dyn Files| {
+        let Request::Open { format, .. } = request else {
+            panic!("{request:?}")
+        };
+        let is_base = *format == Some(Format::Vhd);
+        Ok(Reply::Opened(Facts {
+            backing: Some(backing.clone()).filter(|_| !is_base),
+            identity: found.clone().filter(|_| is_base),
+            ..facts(SIZE, UNIT)
+        }))
+    });
+    let image = fixture
+        .try_open(&OpenOptions::new(Access::Read), guest)
+        .map_err(|error| {
+            let (kind, text) = told(&error);
+            (kind, text, error.hint().map(str::to_string))
+        })?;
+    let path = image.backing().unwrap().path();
+    Ok(path.file_name().unwrap().to_string_lossy().into_owned())
+}
+
+#[test]
+fn a_backing_files_names_are_tried_in_their_order() {
+    let found = |names: &[&str]| backing_by(names, None, None);
+    assert_eq!(found(&["base", "other"]).unwrap(), "base");
+    assert_eq!(found(&["gone", "other", "base"]).unwrap(), "other");
+    assert_eq!(found(&["/etc/passwd", "C:/base", "base"]).unwrap(), "base");
+}
+
+#[test]
+fn where_none_leads_to_a_file_the_first_is_told() {
+    let refused = backing_by(&["gone", "C:/a\x1b", "/etc/passwd"], None, None).unwrap_err();
+    let text = "Could not open backing file: Could not open 'gone': No such file or directory";
+    let hint = "Nor does any other name of it lead to a file that may be used: 'C:/a\\u{1b}', \
+                '/etc/passwd'.";
+    let expected = (
+        ErrorKind::Os(libc::ENOENT),
+        text.to_string(),
+        Some(hint.to_string()),
+    );
+    assert_eq!(refused, expected);
+    let refused = backing_by(&[], None, None).unwrap_err();
+    assert_eq!(refused.0, ErrorKind::BadGuest);
+}
+
+#[test]
+fn a_backing_file_that_the_image_was_not_made_on_is_refused() {
+    let told = |wanted, found| backing_by(&["base"], wanted, found).map_err(|told| told.1);
+    assert_eq!(told(Some("a"), Some("a")).unwrap(), "base");
+    assert_eq!(told(None, Some("a")).unwrap(), "base");
+    let refusal = |found: &str| {
+        format!(
+            "The backing file 'base' is not the one that the image was made on: it is identified \
+             by {found}, the image wants 'a'"
+        )
+    };
+    assert_eq!(told(Some("a"), Some("b")), Err(refusal("'b'")));
+    assert_eq!(told(Some("a"), None), Err(refusal("nothing")));
+}

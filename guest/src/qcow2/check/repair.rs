@@ -49,8 +49,8 @@ impl Check<'_> {
             self.tell.add(self.host, Severity::Error, text)?;
             return Err(Failure::new(
                 FailureKind::Damaged,
-                "Check failed: the reference counts cannot be repaired without all being \
-                 rebuilt; use -r all",
+                "Check failed: Input/output error: the reference counts cannot be repaired \
+                 without all being rebuilt; use -r all",
             ));
         }
         // All counts are written anew where those that change are too many.

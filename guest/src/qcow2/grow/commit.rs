@@ -41,21 +41,20 @@ impl NewHeader {
     /// The write that turns the first sector into this header. It covers only
     /// the bytes that change.
     pub fn commit(&self, image: &Qcow2) -> Result<Commit, Failure> {
-        let old = &image.first_sector;
-        let mut new = self.sector(&image.header, old)?;
+        let (new, directory) = self.first_sector(image)?;
+        let step = change(&image.first_sector, &new)?;
+        Ok(Commit { step, directory })
+    }
+
+    /// The first sector as this header has it. Where the bitmap directory's
+    /// place cannot be changed in it, also the write that changes it elsewhere.
+    pub fn first_sector(&self, image: &Qcow2) -> Result<(Vec<u8>, Option<Step>), Failure> {
+        let mut new = self.sector(&image.header, &image.first_sector)?;
         let directory = match self.bitmap_directory {
             Some(directory) => put_directory(&image.header, &mut new, directory)?,
             None => None,
         };
-        let differs = |(a, b): (&u8, &u8)| a != b;
-        let first = old.iter().zip(&new).position(differs).unwrap_or(0);
-        let last = old.iter().zip(&new).rposition(differs).unwrap_or(0);
-        let step = Step::Write {
-            file: FileNo::IMAGE,
-            offset: first as u64,
-            data: bytes::slice(&new, first, last + 1 - first)?.to_vec(),
-        };
-        Ok(Commit { step, directory })
+        Ok((new, directory))
     }
 
     fn sector(&self, old: &Header, sector: &[u8]) -> Result<Vec<u8>, Failure> {
@@ -76,6 +75,19 @@ impl NewHeader {
         }
         Ok(new)
     }
+}
+
+/// The write that turns one first sector into another. It covers only the bytes
+/// that change.
+pub fn change(old: &[u8], new: &[u8]) -> Result<Step, Failure> {
+    let differs = |(a, b): (&u8, &u8)| a != b;
+    let first = old.iter().zip(new).position(differs).unwrap_or(0);
+    let last = old.iter().zip(new).rposition(differs).unwrap_or(0);
+    Ok(Step::Write {
+        file: FileNo::IMAGE,
+        offset: first as u64,
+        data: bytes::slice(new, first, last + 1 - first)?.to_vec(),
+    })
 }
 
 /// Puts the place of the bitmap directory into the sector. Where it does not

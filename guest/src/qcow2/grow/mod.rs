@@ -14,7 +14,7 @@
 
 mod bitmaps;
 mod check;
-mod commit;
+pub mod commit;
 mod lay_down;
 mod place;
 mod stages;
@@ -27,7 +27,7 @@ use super::tables::Tables;
 use crate::engine::Host;
 use crate::error::{Failure, FailureKind};
 use crate::proto::PlanReply;
-use crate::resize::{self, Direction, Wish};
+use crate::resize::{Direction, Wish};
 use bitmaps::BitmapNeeds;
 
 impl Qcow2 {
@@ -46,7 +46,7 @@ impl Qcow2 {
         wish.check_sectors()?;
         match direction {
             Direction::Same => Ok(PlanReply::default()),
-            Direction::Shrink => Err(resize::cannot_shrink("qcow2")),
+            Direction::Shrink => self.shrink(host, wish),
             Direction::Grow => {
                 check::check(self, wish)?;
                 self.grow(host, wish)

@@ -44,7 +44,10 @@ impl Grow<'_> {
         host: &mut dyn Host,
         refcounts: &mut Refcounts<'_>,
     ) -> Result<Plan, Failure> {
-        let new_boundary = self.new_boundary()?;
+        let mut new_boundary = self.new_boundary()?;
+        if let Some(table) = &mut new_boundary {
+            self.settle_copied(host, refcounts, table)?;
+        }
         // Whatever may still be found damaged is read before the first part of
         // the plan can be streamed.
         let counts = self.count_new(host, refcounts)?;
@@ -143,6 +146,24 @@ impl Grow<'_> {
             bytes::put_be64(&mut new, last + 8, bits | self.survey.tail_zero_bits)?;
         }
         Ok(Some(new))
+    }
+
+    /// The copy of a boundary table that a snapshot has.
+    fn settle_copied(
+        &self,
+        host: &mut dyn Host,
+        refcounts: &mut Refcounts<'_>,
+        table: &mut [u8],
+    ) -> Result<(), Failure> {
+        let shared = |boundary: &&Boundary| self.placement.boundary_moves && !boundary.copied;
+        let Some(boundary) = self.survey.boundary.as_ref().filter(shared) else {
+            return Ok(());
+        };
+        let moved = u64::from(matches!(self.survey.tail, Tail::Move { .. }));
+        let kept = self.survey.kept - boundary.index * self.per_table();
+        let entries = kept.saturating_sub(moved);
+        self.image
+            .clear_stale_copied(host, refcounts, table, entries)
     }
 
     /// A boundary table that stays. Entries that refer to new clusters wait for

@@ -6,23 +6,23 @@
 //! decides nothing about places.
 
 use super::super::Qcow2;
-use super::super::entry::L2Entry;
 use super::super::format::entry;
 use super::super::layout::Run;
 use super::super::tables::Kind;
 use super::tail::Tail;
-use crate::bytes;
-use crate::engine::{Host, Read};
+use crate::engine::Host;
 use crate::error::{Failure, FailureKind};
-use crate::proto::{FileNo, Preallocation};
+use crate::proto::Preallocation;
 use crate::resize::Wish;
-use crate::units::{GuestOffset, HostOffset};
-use alloc::vec;
+use crate::units::HostOffset;
 use alloc::vec::Vec;
 use core::ops::Range;
 
 /// Most runs of clusters that entries beyond the end may hold.
 const MAX_STALE_RUNS: usize = 64 << 10;
+
+/// Most bytes of L2 tables beyond the end.
+const MAX_STALE_TABLES: u64 = 1 << 30;
 
 /// What the L2 entries of added clusters are to say.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -85,7 +85,7 @@ pub fn survey(image: &mut Qcow2, host: &mut dyn Host, wish: &Wish) -> Result<Sur
     };
     survey.read_boundary(image, host)?;
     survey.judge_tail(image, host, wish)?;
-    survey.find_stale_entries(image)?;
+    survey.find_stale_entries(image, host)?;
     survey.find_stale_tables(image, host)?;
     Ok(survey)
 }
@@ -131,19 +131,29 @@ impl Survey {
             index,
             table,
             copied: entry.copied,
-            old: read_table(image, host, table)?,
+            old: image
+                .whole_tables(host, &[table])?
+                .pop()
+                .unwrap_or_default(),
         });
         Ok(())
     }
 
     /// Entries of the boundary table beyond the old end that hold clusters.
-    fn find_stale_entries(&mut self, image: &Qcow2) -> Result<(), Failure> {
+    fn find_stale_entries(&mut self, image: &Qcow2, host: &mut dyn Host) -> Result<(), Failure> {
         let Some(boundary) = self.boundary.take() else {
             return Ok(());
         };
         let per_table = image.header.geometry.l2_entries();
         let first = self.kept - boundary.index * per_table;
-        let found = self.release_entries(image, &boundary.old, boundary.index, first);
+        let entries = first..per_table;
+        let found = image.held_runs(
+            host,
+            &boundary.old,
+            boundary.index,
+            entries,
+            &mut |_, run| self.release(run),
+        );
         self.boundary = Some(boundary);
         found
     }
@@ -155,7 +165,7 @@ impl Survey {
         let end = u64::from(image.header.l1.count);
         let step = image.tables.slice_len() / entry::LEN;
         for index in first..end {
-            if index == first || index.is_multiple_of(step) {
+            if (index - first).is_multiple_of(64 * step) {
                 let places: Vec<HostOffset> = (index..end.min(index + 64 * step))
                     .step_by(step as usize)
                     .map(|index| image.header.l1.offset.plus(index * entry::LEN))
@@ -166,51 +176,20 @@ impl Survey {
                 continue;
             };
             self.stale_l1.push(index);
-            let content = read_table(image, host, table)?;
-            self.release_entries(image, &content, index, 0)?;
+            if self.stale_l1.len() as u64 * geometry.cluster_size() > MAX_STALE_TABLES {
+                return Err(too_much_stale());
+            }
+            let content = image.whole_tables(host, &[table])?;
+            let entries = 0..geometry.l2_entries();
+            for content in &content {
+                image.held_runs(host, content, index, entries.clone(), &mut |_, run| {
+                    self.release(run)
+                })?;
+            }
             self.release(Run {
                 first: table.0 / geometry.cluster_size(),
                 count: 1,
             })?;
-        }
-        Ok(())
-    }
-
-    /// Releases what the entries from `first` on of a table hold.
-    fn release_entries(
-        &mut self,
-        image: &Qcow2,
-        table: &[u8],
-        index: u64,
-        first: u64,
-    ) -> Result<(), Failure> {
-        let geometry = image.header.geometry;
-        if image.header.has_data_file() {
-            return Ok(());
-        }
-        for place in first..geometry.l2_entries() {
-            let at = (place * geometry.l2_entry_len()) as usize;
-            let raw = L2Entry {
-                entry: bytes::be64(table, at)?,
-                bitmap: if geometry.extended_l2() {
-                    bytes::be64(table, at + 8)?
-                } else {
-                    0
-                },
-            };
-            if raw == L2Entry::default() {
-                continue;
-            }
-            let guest = (index * geometry.l2_entries() + place) * geometry.cluster_size();
-            let cluster = image.check_cluster(HostOffset(0), place, GuestOffset(guest), raw)?;
-            if let Some((at, len)) = cluster.host_range(geometry) {
-                let first = at.0 / geometry.cluster_size();
-                let end = geometry.clusters(at.0.saturating_add(len));
-                self.release(Run {
-                    first,
-                    count: end - first,
-                })?;
-            }
         }
         Ok(())
     }
@@ -226,24 +205,17 @@ impl Survey {
             return Ok(());
         }
         if self.released.len() >= MAX_STALE_RUNS {
-            return Err(Failure::new(
-                FailureKind::Unsupported,
-                "the image holds too much data beyond its end (left by an interrupted shrink); copy \
-                 it with `qemu-img convert`",
-            ));
+            return Err(too_much_stale());
         }
         self.released.push(run);
         Ok(())
     }
 }
 
-/// A whole L2 table.
-fn read_table(image: &Qcow2, host: &mut dyn Host, table: HostOffset) -> Result<Vec<u8>, Failure> {
-    let mut content = vec![0; image.header.geometry.cluster_size() as usize];
-    host.read(&mut [Read {
-        file: FileNo::IMAGE,
-        offset: table.0,
-        buf: &mut content,
-    }])?;
-    Ok(content)
+fn too_much_stale() -> Failure {
+    Failure::new(
+        FailureKind::Unsupported,
+        "the image holds too much data beyond its end (left by an interrupted shrink); copy it with \
+         `qemu-img convert`",
+    )
 }

@@ -1,0 +1,360 @@
+//! Growing a dynamic image.
+//!
+//! The table gets as many entries as the new size needs. What is behind it and
+//! in the way goes to the end of the file first: blocks one by one, or the
+//! table itself where something else is there, or too much. A footer is
+//! appended behind all of it before anything overwrites the old one, so that
+//! the file never ends without one. Entries for the added range are behind the
+//! end of the disk, invisible, until the two footers get the new size.
+
+use super::fixed::{Stages, zeroes};
+use super::format::table::{ENTRY_LEN, FREE};
+use super::header::{Header, table_end};
+use super::room::Room;
+use super::settle::write_footer;
+use super::survey::{MAX_MOVES, Survey};
+use super::table::{entry_at, free_entries};
+use super::{Layout, Vhd, create};
+use crate::disk::Disk;
+use crate::engine::Host;
+use crate::error::{Failure, FailureKind};
+use crate::plan::{Plan, Purpose, SECTOR, Stage, Step};
+use crate::proto::{FileNo, Preallocation};
+use crate::resize::Wish;
+use alloc::format;
+use alloc::vec;
+use alloc::vec::Vec;
+use core::ops::Range;
+
+/// Most bytes of table entries in one plan.
+const MAX_TABLE: u64 = 4 << 20;
+/// Most bytes of bitmaps in one part of a plan.
+const MAX_BITMAPS: u64 = 2 << 20;
+
+/// Everything that is known about a grow. Offsets are bytes, ranges of blocks
+/// are indices.
+struct Grow<'a> {
+    vhd: &'a Vhd,
+    header: &'a Header,
+    wish: &'a Wish,
+    survey: &'a Survey,
+    /// Entries that the table gets.
+    entries: u64,
+    /// Where the table goes.
+    table: u64,
+    /// Blocks that move: index, from, to.
+    moves: Vec<(u64, u64, u64)>,
+    /// Blocks that are added.
+    added: Range<u64>,
+    /// Where they go.
+    places: Vec<u64>,
+    /// Where the last footer goes.
+    footer: u64,
+}
+
+impl Vhd {
+    /// The stages of a grow.
+    pub(super) fn grow_dynamic(
+        &mut self,
+        host: &mut dyn Host,
+        wish: &Wish,
+    ) -> Result<Stages, Failure> {
+        let Layout::Dynamic(dynamic) = &self.layout else {
+            return Err(self.refuse("has no blocks"));
+        };
+        let header = &dynamic.header;
+        let entries = header.entries_for(wish.size).max(header.entries);
+        let survey = self.survey(host, table_end(header.table, entries))?;
+        let known = header.entries_for(self.footer.virtual_size());
+        if (entries - known) * ENTRY_LEN > MAX_TABLE {
+            return Err(grow_in_steps(header));
+        }
+        let grow = Grow::place(self, header, wish, &survey, entries)?;
+        let streamed = grow.stream(host)?;
+        grow.stages(streamed)
+    }
+}
+
+impl<'a> Grow<'a> {
+    fn place(
+        vhd: &'a Vhd,
+        header: &'a Header,
+        wish: &'a Wish,
+        survey: &'a Survey,
+        entries: u64,
+    ) -> Result<Self, Failure> {
+        let end = table_end(header.table, entries);
+        let in_the_way = header.at < end && header.table_end() < header.end();
+        let moves_table = in_the_way || survey.overlapping.len() > MAX_MOVES;
+        let start = survey.used_end.max(if moves_table { 0 } else { end });
+        let mut room = Room::new(header, survey, start);
+        let (table, moving): (u64, &[_]) = match moves_table {
+            true => (room.bytes(entries * ENTRY_LEN), &[]),
+            false => (header.table, &survey.overlapping),
+        };
+        let moves = moving
+            .iter()
+            .map(|&(index, from)| (index, from, room.block()));
+        let moves = moves.collect();
+        let added = added_blocks(vhd, header, survey, wish);
+        let places: Vec<u64> = added.clone().map(|_| room.block()).collect();
+        let footer = room.footer().max(vhd.file_len - SECTOR);
+        if footer / SECTOR >= u64::from(FREE) {
+            return Err(create::too_large());
+        }
+        Ok(Self {
+            vhd,
+            header,
+            wish,
+            survey,
+            entries,
+            table,
+            moves,
+            added,
+            places,
+            footer,
+        })
+    }
+
+    fn moves_table(&self) -> bool {
+        self.table != self.header.table
+    }
+
+    fn stages(&self, streamed: bool) -> Result<Stages, Failure> {
+        let footer = self.vhd.footer.resized(self.wish.size)?;
+        let mut first = self.clear_stale();
+        first.extend(self.zero_tail());
+        if !streamed {
+            first.extend(self.lengthen());
+        }
+        let mut fill = Vec::new();
+        if !streamed {
+            fill.extend(self.fill());
+        }
+        let relink = self.moves.iter().map(|&(index, _, to)| {
+            let at = entry_at(self.header, index);
+            write(at, entry_bytes([to].iter()))
+        });
+        Ok(vec![
+            (Purpose::Prepare, first),
+            (Purpose::Prepare, fill),
+            (Purpose::Prepare, self.lay_down(streamed)),
+            (Purpose::Link, relink.collect()),
+            (Purpose::Link, self.link()),
+            (Purpose::Link, self.switch_table()?),
+            (Purpose::Commit, vec![write_footer(&footer, 0)]),
+            (Purpose::Commit, vec![write_footer(&footer, self.footer)]),
+        ])
+    }
+
+    /// Space for what is added, and a footer behind it.
+    fn lengthen(&self) -> Vec<Step> {
+        let old = self.vhd.file_len;
+        let mut steps = Vec::new();
+        if self.footer < old {
+            return steps;
+        }
+        if matches!(
+            self.wish.preallocation,
+            Preallocation::Falloc | Preallocation::Full
+        ) {
+            steps.push(Step::Reserve {
+                file: FileNo::IMAGE,
+                offset: old,
+                len: self.footer + SECTOR - old,
+            });
+        }
+        steps.push(write_footer(&self.vhd.footer, self.footer));
+        steps
+    }
+
+    /// Entries that an interrupted shrink has left behind the end of the disk.
+    fn clear_stale(&self) -> Vec<Step> {
+        let stale = &self.survey.stale;
+        let bytes = free_entries(stale.end - stale.start);
+        match stale.is_empty() || self.moves_table() {
+            true => Vec::new(),
+            false => vec![write(entry_at(self.header, stale.start), bytes)],
+        }
+    }
+
+    /// The rest of the block that the old end cuts.
+    fn zero_tail(&self) -> Option<Step> {
+        let data = self.survey.cut? + self.header.bitmap_len();
+        let kept = self.vhd.footer.virtual_size() % self.header.block_size;
+        zeroes(data + kept, data + self.header.block_size)
+    }
+
+    /// What nothing refers to yet: copies, bitmaps, a table.
+    fn lay_down(&self, streamed: bool) -> Vec<Step> {
+        let stride = self.header.stride();
+        let mut steps: Vec<Step> = self
+            .moves
+            .iter()
+            .map(|&(_, from, to)| copy(from, to, stride))
+            .collect();
+        steps.extend(self.lay_down_table());
+        for &at in &self.places {
+            let data = at + self.header.bitmap_len();
+            // What lies inside the old file is not zero by itself.
+            steps.extend(zeroes(data, (at + stride).min(self.vhd.file_len)));
+            if at < self.vhd.file_len || !streamed {
+                steps.push(self.bitmap(at));
+            }
+        }
+        steps
+    }
+
+    fn bitmap(&self, at: u64) -> Step {
+        write(at, vec![0xff; self.header.bitmap_len() as usize])
+    }
+
+    /// The table at its new place: what it has of the disk, then the rest.
+    fn lay_down_table(&self) -> Vec<Step> {
+        if !self.moves_table() {
+            return Vec::new();
+        }
+        let count = self.header.entries_for(self.vhd.footer.virtual_size());
+        let kept = count.min(self.added.start);
+        let mut steps = Vec::new();
+        if kept > 0 {
+            steps.push(copy(self.header.table, self.table, kept * ENTRY_LEN));
+        }
+        let at = self.table + kept * ENTRY_LEN;
+        steps.push(write(at, self.entries_from(kept)));
+        steps
+    }
+
+    /// The bytes of all entries from `first` on, to the end of the table's last
+    /// sector: those of added blocks, and free ones.
+    fn entries_from(&self, first: u64) -> Vec<u8> {
+        let end = (self.entries * ENTRY_LEN).next_multiple_of(SECTOR) / ENTRY_LEN;
+        let before = free_entries(self.added.start.saturating_sub(first));
+        let skipped = first.saturating_sub(self.added.start) as usize;
+        let mut entries = before;
+        entries.extend(entry_bytes(self.places.iter().skip(skipped)));
+        entries.resize(((end - first) * ENTRY_LEN) as usize, 0xff);
+        entries
+    }
+
+    /// The entries of a table that stays: those that it did not have, and those
+    /// of added blocks.
+    fn link(&self) -> Vec<Step> {
+        if self.moves_table() {
+            return Vec::new();
+        }
+        let mut steps = Vec::new();
+        let known = self.header.entries;
+        if self.added.start < known && !self.added.is_empty() {
+            let count = known.min(self.added.end) - self.added.start;
+            let places = self.places.iter().take(count as usize);
+            let at = entry_at(self.header, self.added.start);
+            steps.push(write(at, entry_bytes(places)));
+        }
+        if self.entries > known {
+            let at = entry_at(self.header, known);
+            steps.push(write(at, self.entries_from(known)));
+        }
+        steps
+    }
+
+    /// The header's first sector, if it changes.
+    fn switch_table(&self) -> Result<Vec<Step>, Failure> {
+        if self.entries == self.header.entries && !self.moves_table() {
+            return Ok(Vec::new());
+        }
+        let sector = self.header.first_sector(self.table, self.entries)?;
+        Ok(vec![write(self.header.at, sector)])
+    }
+
+    /// Zeroes for added blocks behind the old end of the file, written if that
+    /// is wanted.
+    fn fill(&self) -> Option<Step> {
+        let first = self.places.first()?;
+        let start = (*first).max(self.vhd.file_len);
+        let wanted = self.wish.preallocation == Preallocation::Full;
+        (wanted && start < self.footer).then(|| Step::Fill {
+            file: FileNo::IMAGE,
+            offset: start,
+            len: self.footer - start,
+        })
+    }
+
+    /// Hands bitmaps over that are too many for one message, footer and disk
+    /// space first; whether it did.
+    fn stream(&self, host: &mut dyn Host) -> Result<bool, Failure> {
+        let bitmap_len = self.header.bitmap_len();
+        if self.places.len() as u64 * bitmap_len <= MAX_BITMAPS {
+            return Ok(false);
+        }
+        let mut steps = self.lengthen();
+        steps.extend(self.fill());
+        stream(host, steps)?;
+        let fresh = self.places.iter().filter(|&&at| at >= self.vhd.file_len);
+        let fresh: Vec<u64> = fresh.copied().collect();
+        for part in fresh.chunks((MAX_BITMAPS / bitmap_len).max(1) as usize) {
+            stream(host, part.iter().map(|&at| self.bitmap(at)).collect())?;
+        }
+        Ok(true)
+    }
+}
+
+/// The blocks of the added range that get a place at once.
+fn added_blocks(vhd: &Vhd, header: &Header, survey: &Survey, wish: &Wish) -> Range<u64> {
+    let old = header.entries_for(vhd.footer.virtual_size());
+    let end = header.entries_for(wish.size);
+    let is_cut = !vhd.footer.virtual_size().is_multiple_of(header.block_size);
+    let start = match is_cut && survey.cut.is_none() {
+        true => old.saturating_sub(1),
+        false => old,
+    };
+    match wish.preallocation {
+        Preallocation::Off => old..old,
+        Preallocation::Metadata | Preallocation::Falloc | Preallocation::Full => start..end,
+    }
+}
+
+fn stream(host: &mut dyn Host, steps: Vec<Step>) -> Result<(), Failure> {
+    host.stream(Plan {
+        stages: vec![Stage {
+            purpose: Purpose::Prepare,
+            steps,
+        }],
+    })
+}
+
+/// Entries for blocks at these places.
+pub(super) fn entry_bytes<'a>(places: impl Iterator<Item = &'a u64>) -> Vec<u8> {
+    places
+        .flat_map(|at| ((at / SECTOR) as u32).to_be_bytes())
+        .collect()
+}
+
+pub(super) fn write(offset: u64, data: Vec<u8>) -> Step {
+    Step::Write {
+        file: FileNo::IMAGE,
+        offset,
+        data,
+    }
+}
+
+pub(super) fn copy(from: u64, to: u64, len: u64) -> Step {
+    Step::Copy {
+        file: FileNo::IMAGE,
+        from,
+        to,
+        len,
+    }
+}
+
+fn grow_in_steps(header: &Header) -> Failure {
+    let step = MAX_TABLE / ENTRY_LEN * header.block_size;
+    Failure::new(
+        FailureKind::TooLarge,
+        format!(
+            "with blocks of {} bytes the table would become too long at once; grow in steps of at \
+             most {step} bytes",
+            header.block_size
+        ),
+    )
+}

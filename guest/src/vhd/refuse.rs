@@ -1,0 +1,39 @@
+//! Refusals.
+
+use crate::error::{Failure, FailureKind};
+use alloc::format;
+use core::fmt::Display;
+
+/// What the image says cannot be.
+pub fn damaged(what: impl Display) -> Failure {
+    Failure::new(
+        FailureKind::Damaged,
+        format!(
+            "{what}; restore the image from a backup, or save what `qemu-img convert -f vpc` reads"
+        ),
+    )
+}
+
+/// A table entry that cannot be.
+pub fn table(what: impl Display) -> Failure {
+    Failure::new(
+        FailureKind::Damaged,
+        format!("{what}; `instar check` lists all such entries"),
+    )
+}
+
+/// What the image has that is not handled.
+pub fn unsupported(what: impl Display) -> Failure {
+    Failure::new(
+        FailureKind::Unsupported,
+        format!("{what}; convert the image with `qemu-img convert -f vpc`"),
+    )
+}
+
+/// What has to be put in order first.
+pub fn unsettled(what: &str) -> Failure {
+    Failure::new(
+        FailureKind::Damaged,
+        format!("{what}; put it in order with `instar check -r all` first"),
+    )
+}

@@ -1,0 +1,339 @@
+//! Images of several files get another size: the extents that are added or made
+//! longer come first, then a new descriptor takes the old one's name, and only
+//! then what it no longer names is cut off or removed.
+//!
+//! A flat extent is as long as the descriptor says, so that a longer file changes
+//! nothing. A sparse extent has its length in its header, too, and therefore
+//! never changes: sparse images grow by extents and shrink by whole ones.
+
+use super::descriptor::{ExtentLine, ExtentType};
+use super::edit::Edit;
+use super::format::limit;
+use super::fresh::{self, Fresh};
+use super::refuse::{damaged, unsupported};
+use super::{Body, Shape, Vmdk};
+use crate::error::{Failure, FailureKind};
+use crate::plan::{NewName, Plan, Purpose, SECTOR, Stage, Step};
+use crate::proto::{FileNo, Preallocation};
+use crate::resize::{Direction, Wish};
+use alloc::format;
+use alloc::string::String;
+use alloc::vec;
+use alloc::vec::Vec;
+
+/// A change of the files that is being planned.
+struct Job {
+    /// Files that come into being.
+    create: Vec<Step>,
+    /// What is done to the files that are there, before the commit.
+    before: Vec<Step>,
+    /// What is written into new files.
+    fill: Vec<Step>,
+    /// What is done after the commit.
+    after: Vec<Step>,
+    /// The number of the next new file.
+    next: u32,
+    preallocation: Preallocation,
+}
+
+/// What the extents have in common.
+struct Kind {
+    flat: bool,
+    /// Sectors that an extent has at most, where there is a bound.
+    split: Option<u64>,
+    /// Number of the image's other files.
+    files: u32,
+}
+
+impl Vmdk {
+    /// The plan that changes the size of an image of several files.
+    pub fn resize_files(&mut self, wish: &Wish, direction: Direction) -> Result<Plan, Failure> {
+        let kind = self.kind()?;
+        let mut job = Job {
+            create: Vec::new(),
+            before: Vec::new(),
+            fill: Vec::new(),
+            after: Vec::new(),
+            next: kind.files + 1,
+            preallocation: wish.preallocation,
+        };
+        let replacement = job.create(NewName::Replacement);
+        let cid = fresh::content_id(&mut self.chance);
+        let mut edit = Edit::new(&self.descriptor);
+        edit.set_cid(cid);
+        edit.set_geometry(wish.size / SECTOR);
+        match direction {
+            Direction::Same => return self.trim_files(),
+            Direction::Grow => self.grow(&kind, wish.size, &mut job, &mut edit)?,
+            Direction::Shrink => self.shrink(wish.size, &mut job, &mut edit)?,
+        }
+        let text = edit.finish();
+        if text.len() as u64 > limit::MAX_DESCRIPTOR {
+            return Err(Failure::new(
+                FailureKind::TooLarge,
+                "the descriptor would be longer than 1 MiB; use the subformat monolithicFlat",
+            ));
+        }
+        job.fill.push(Step::Write {
+            file: replacement,
+            offset: 0,
+            data: text,
+        });
+        Ok(job.plan(replacement))
+    }
+
+    /// What the extents have in common; refuses those that have not.
+    fn kind(&self) -> Result<Kind, Failure> {
+        let lines = &self.descriptor.extents;
+        let Shape::Descriptor { files, .. } = &self.shape else {
+            return Err(damaged("the image has no descriptor of its own"));
+        };
+        let Some(first) = lines.first() else {
+            return Err(unsupported(
+                "the image has no extents whose kind and names a new one could follow",
+            ));
+        };
+        if lines.iter().any(|line| line.kind != first.kind) || first.kind == ExtentType::Zero {
+            return Err(unsupported("the extents of the image are not of one kind"));
+        }
+        if *files != lines.len() {
+            return Err(unsupported("two extents of the image lie in one file"));
+        }
+        for (line, extent) in lines.iter().zip(&self.extents) {
+            if line.sectors * SECTOR != extent.len {
+                return Err(damaged(format!(
+                    "extent '{}': the descriptor says {} sectors, the extent's header {}",
+                    line.name,
+                    line.sectors,
+                    extent.len / SECTOR
+                )));
+            }
+        }
+        let is_split = self.descriptor.create_type.starts_with("twoGbMaxExtent");
+        let largest = lines.iter().map(|line| line.sectors).max().unwrap_or(0);
+        let split = match lines.len() {
+            1 => limit::SPLIT_SECTORS.max(largest),
+            _ => largest,
+        };
+        Ok(Kind {
+            flat: first.kind != ExtentType::Sparse,
+            split: is_split.then_some(split),
+            files: *files as u32,
+        })
+    }
+
+    fn grow(
+        &self,
+        kind: &Kind,
+        size: u64,
+        job: &mut Job,
+        edit: &mut Edit<'_>,
+    ) -> Result<(), Failure> {
+        let (Some(line), Some(extent)) = (self.descriptor.extents.last(), self.extents.last())
+        else {
+            return Ok(());
+        };
+        let mut rest = (size - self.size()) / SECTOR;
+        if let &Body::Flat {
+            file, at, file_len, ..
+        } = &extent.body
+        {
+            let room = kind.split.map_or(u64::MAX, |split| split - line.sectors);
+            let added = rest.min(room);
+            if added > 0 {
+                let old = at + extent.len;
+                job.lengthen(file, file_len, old, old + added * SECTOR)?;
+                edit.set_sectors(line, line.sectors + added);
+                rest -= added;
+            }
+        }
+        let split = kind.split.unwrap_or(limit::SPLIT_SECTORS);
+        let count = rest.div_ceil(split);
+        if self.extents.len() as u64 + count > limit::MAX_EXTENTS as u64 {
+            return Err(Failure::new(
+                FailureKind::TooLarge,
+                format!(
+                    "the image would have more than {} extents; use the subformat monolithicFlat",
+                    limit::MAX_EXTENTS
+                ),
+            ));
+        }
+        if count > 0 && !kind.flat && job.preallocation != Preallocation::Off {
+            return Err(unsupported(
+                "preallocation is not supported for sparse images of several files",
+            ));
+        }
+        let mut lines = Vec::new();
+        for nth in 1..=count {
+            let name = next_name(line, nth)?;
+            let sectors = rest.min(split);
+            lines.push(fresh::extent_line(line.kind, &name, sectors));
+            let file = job.create(NewName::Plain(name));
+            match kind.flat {
+                true => job.lengthen(file, 0, 0, sectors * SECTOR)?,
+                false => job.fill.extend(self.new_extent(sectors)?.steps(file)?),
+            }
+            rest -= sectors;
+        }
+        edit.append(&lines)
+    }
+
+    /// A sparse extent like the others.
+    fn new_extent(&self, sectors: u64) -> Result<Fresh, Failure> {
+        let zeroed = self.extents.iter().any(|extent| match &extent.body {
+            Body::Sparse(sparse) => sparse.header.version > 1,
+            _ => false,
+        });
+        Fresh::new(sectors, zeroed)
+    }
+
+    fn shrink(&self, size: u64, job: &mut Job, edit: &mut Edit<'_>) -> Result<(), Failure> {
+        for (line, extent) in self.descriptor.extents.iter().zip(&self.extents) {
+            if extent.end() <= size {
+                continue;
+            }
+            let left = size.saturating_sub(extent.start);
+            let file = match &extent.body {
+                Body::Flat { file, .. } => *file,
+                Body::Sparse(sparse) => sparse.file,
+                Body::Zero => continue,
+            };
+            match &extent.body {
+                _ if left == 0 => {
+                    edit.remove(line);
+                    job.after.push(Step::Unlink { file });
+                }
+                Body::Flat { at, file_len, .. } => {
+                    edit.set_sectors(line, left / SECTOR);
+                    let end = at + left;
+                    if *file_len > end {
+                        job.after.push(Step::SetLength { file, len: end });
+                    }
+                }
+                _ => return Err(whole_extents(extent.start, extent.end())),
+            }
+        }
+        Ok(())
+    }
+
+    /// What a finished shrink would still have done: a flat file ends with its
+    /// extent.
+    fn trim_files(&self) -> Result<Plan, Failure> {
+        let Some(extent) = self.extents.last() else {
+            return Ok(Plan::default());
+        };
+        match extent.body {
+            Body::Flat {
+                file, at, file_len, ..
+            } if file_len > at + extent.len => Ok(Plan {
+                stages: vec![stage(
+                    Purpose::Commit,
+                    vec![Step::SetLength {
+                        file,
+                        len: at + extent.len,
+                    }],
+                )],
+            }),
+            _ => Ok(Plan::default()),
+        }
+    }
+}
+
+impl Job {
+    /// A new file; its number.
+    fn create(&mut self, name: NewName) -> FileNo {
+        let file = FileNo(self.next);
+        self.next += 1;
+        self.create.push(Step::Create { file, name });
+        file
+    }
+
+    /// A flat file gets longer, from the end of its extent to another end; what
+    /// lies in between must read as zeroes.
+    fn lengthen(&mut self, file: FileNo, len: u64, old: u64, new: u64) -> Result<(), Failure> {
+        if i64::try_from(new).is_err() {
+            return Err(Failure::new(
+                FailureKind::TooLarge,
+                format!("a file cannot be {new} bytes long"),
+            ));
+        }
+        let steps = match len {
+            0 => &mut self.fill,
+            _ => &mut self.before,
+        };
+        if len > old {
+            steps.push(Step::Zero {
+                file,
+                offset: old,
+                len: len.min(new) - old,
+            });
+        }
+        if len != new {
+            steps.push(Step::SetLength { file, len: new });
+        }
+        let (offset, len) = (old, new - old);
+        if matches!(
+            self.preallocation,
+            Preallocation::Falloc | Preallocation::Full
+        ) {
+            steps.push(Step::Reserve { file, offset, len });
+        }
+        if self.preallocation == Preallocation::Full {
+            self.after.push(Step::Fill { file, offset, len });
+        }
+        Ok(())
+    }
+
+    fn plan(mut self, replacement: FileNo) -> Plan {
+        self.create.append(&mut self.before);
+        let rename = Step::Rename {
+            file: replacement,
+            over: FileNo::IMAGE,
+        };
+        let mut stages = vec![
+            stage(Purpose::Prepare, self.create),
+            stage(Purpose::Prepare, self.fill),
+            stage(Purpose::Commit, vec![rename]),
+        ];
+        if !self.after.is_empty() {
+            stages.push(stage(Purpose::Release, self.after));
+        }
+        Plan { stages }
+    }
+}
+
+fn stage(purpose: Purpose, steps: Vec<Step>) -> Stage {
+    Stage { purpose, steps }
+}
+
+fn whole_extents(below: u64, above: u64) -> Failure {
+    unsupported(format!(
+        "a sparse image of several files shrinks by whole extents: to {below} or {above} bytes"
+    ))
+}
+
+/// The name of the `nth` extent behind the last one, whose name ends with a
+/// number.
+fn next_name(last: &ExtentLine, nth: u64) -> Result<String, Failure> {
+    let name = &last.name;
+    let refuse = || {
+        unsupported(format!(
+            "the name of the last extent, '{name}', does not end with a number that could go on"
+        ))
+    };
+    let (stem, suffix) = match name.rfind('.') {
+        Some(dot) => name.split_at(dot),
+        None => (name.as_str(), ""),
+    };
+    let digits = stem.len() - stem.trim_end_matches(|c: char| c.is_ascii_digit()).len();
+    let (stem, number) = stem
+        .split_at_checked(stem.len() - digits)
+        .ok_or_else(refuse)?;
+    let is_plain = (stem.ends_with("-s") || stem.ends_with("-f"))
+        && !name.contains(['/', '\\', '"', '\u{fffd}']);
+    let value: u64 = number.parse().map_err(|_| refuse())?;
+    match value.checked_add(nth) {
+        Some(value) if is_plain => Ok(format!("{stem}{value:0digits$}{suffix}")),
+        _ => Err(refuse()),
+    }
+}

@@ -1,0 +1,169 @@
+//! One look at every grain table before a change: what is in the way, where the
+//! data ends, which places are taken.
+
+use super::scan::{self, Scan};
+use super::sparse::{Grain, Sparse};
+use super::{refuse, slots::Slots};
+use crate::engine::Host;
+use crate::error::{Failure, FailureKind};
+use crate::plan::SECTOR;
+use alloc::collections::BTreeSet;
+use alloc::format;
+use alloc::vec::Vec;
+
+/// Most grains that one change moves out of the way.
+const MAX_MOVED: usize = 32 << 10;
+/// Most tables that are remembered where they are not in order.
+const MAX_SEEN: usize = 64 << 10;
+
+/// What is to stay.
+#[derive(Clone, Copy, Debug)]
+pub struct Keep {
+    /// How many grains.
+    pub grains: u64,
+    /// The sector before which none of them may lie afterwards.
+    pub front: u64,
+}
+
+/// What was found. Places are sectors.
+#[derive(Debug)]
+pub struct Survey {
+    /// The end of the last grain that stays.
+    pub data_end: u64,
+    /// The end of the last directory, table or descriptor.
+    pub tables_end: u64,
+    /// Grains that stay, but not where they lie: number and sector, in order.
+    pub moved: Vec<(u64, u64)>,
+    /// Where the last of the grains that stay lies.
+    pub last: Option<u64>,
+    /// The places that are taken from the front on.
+    pub slots: Slots,
+}
+
+impl Survey {
+    /// Looks at all tables of an extent.
+    pub fn take(host: &mut dyn Host, sparse: &Sparse, keep: Keep) -> Result<Self, Failure> {
+        let header = &sparse.header;
+        let directory = header.directory_entries() * super::format::entry::LEN;
+        let directory = directory.div_ceil(SECTOR);
+        let ends = [
+            header.overhead,
+            header.directory + directory,
+            header.redundant.unwrap_or(0) + directory,
+            header.descriptor + header.descriptor_size,
+        ];
+        let mut survey = Self {
+            data_end: 0,
+            tables_end: ends.into_iter().max().unwrap_or(0),
+            moved: Vec::new(),
+            last: None,
+            slots: Slots::new(keep.front, header.grain, sparse.file_len.div_ceil(SECTOR)),
+        };
+        let mut order = Order::default();
+        let mut scan = Scan::new(sparse, header.unclean);
+        while let Some(batch) = scan.advance(host)? {
+            for number in batch.first..batch.first + batch.count {
+                let (raw, table) = scan.table(&batch, 0, number)?;
+                if header.unclean && header.redundant.is_some() {
+                    check_equal(number, table, scan.table(&batch, 1, number)?.1)?;
+                }
+                let Some(sector) = sparse.table(number, raw)? else {
+                    continue;
+                };
+                order.check(number, sector)?;
+                let table_end = sector + header.table_len().div_ceil(SECTOR);
+                survey.tables_end = survey.tables_end.max(table_end);
+                if table.iter().any(|&byte| byte != 0) {
+                    survey.table(sparse, keep, number, table)?;
+                }
+            }
+        }
+        Ok(survey)
+    }
+
+    fn table(
+        &mut self,
+        sparse: &Sparse,
+        keep: Keep,
+        number: u64,
+        table: &[u8],
+    ) -> Result<(), Failure> {
+        for (grain, raw) in scan::grains(table, number) {
+            if grain >= keep.grains {
+                break;
+            }
+            let Grain::At(sector) = sparse.grain(grain, raw)? else {
+                continue;
+            };
+            if sector < sparse.header.overhead {
+                return Err(refuse::table(format!(
+                    "grain table entry of grain {grain}: sector {sector} lies in the metadata, \
+                     which ends with sector {}",
+                    sparse.header.overhead
+                )));
+            }
+            if grain + 1 == keep.grains {
+                self.last = Some(sector);
+            }
+            self.data_end = self.data_end.max(sector + sparse.header.grain);
+            if sector >= keep.front {
+                self.slots.take(sector);
+            } else if self.moved.len() < MAX_MOVED {
+                self.moved.push((grain, sector));
+            } else {
+                return Err(Failure::new(
+                    FailureKind::TooLarge,
+                    format!(
+                        "more than {MAX_MOVED} grains lie where the larger grain tables go; \
+                         convert the image into a new one of the size wanted with `qemu-img \
+                         convert`"
+                    ),
+                ));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A writer has not closed the extent: its two sets of tables have to agree.
+fn check_equal(number: u64, table: &[u8], redundant: &[u8]) -> Result<(), Failure> {
+    if table == redundant {
+        return Ok(());
+    }
+    Err(Failure::new(
+        FailureKind::Damaged,
+        format!(
+            "the image was not closed in order (uncleanShutdown), and grain table {number} differs \
+             from its redundant copy; repair it with `instar check -r all` first"
+        ),
+    ))
+}
+
+/// Finds tables that two directory entries lead to.
+#[derive(Default)]
+pub struct Order {
+    last: u64,
+    seen: BTreeSet<u64>,
+}
+
+impl Order {
+    /// Refuses a table's sector that came before.
+    pub fn check(&mut self, number: u64, sector: u64) -> Result<(), Failure> {
+        if sector > self.last && self.seen.is_empty() {
+            self.last = sector;
+            return Ok(());
+        }
+        if self.seen.len() >= MAX_SEEN {
+            return Err(refuse::unsupported(
+                "the grain tables are in no order, and too many",
+            ));
+        }
+        if sector == self.last || !self.seen.insert(sector) {
+            return Err(refuse::table(format!(
+                "grain directory entry {number}: the grain table at sector {sector} is that of \
+                 another entry, too"
+            )));
+        }
+        Ok(())
+    }
+}

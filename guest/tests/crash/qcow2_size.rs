@@ -1,0 +1,166 @@
+//! Shrinks of qcow2 images, and grows with every preallocation mode.
+
+use super::case::{Ask, Case, K, M};
+use super::qcow2::QCOW2;
+use instar_guest::proto::Preallocation::{Full, Metadata};
+
+/// Shrinks: what has to change at the new end, and what lies behind it.
+pub const SHRINKS: &[Case] = &[
+    Case {
+        name: "shrink/whole tables",
+        ask: Ask::Shrink(512 * K),
+        ..QCOW2
+    },
+    Case {
+        name: "shrink/a table across the end",
+        prepare: &["io write -P 1 0 64k", "io write -P 2 100k 60k"],
+        ask: Ask::Shrink(110 * K),
+        ..QCOW2
+    },
+    Case {
+        name: "shrink/a cluster across the end",
+        options: "cluster_size=4096",
+        prepare: &["io write -P 1 0 200k", "io write -P 2 700k 60k"],
+        ask: Ask::Shrink(110 * K + 512),
+        ..QCOW2
+    },
+    Case {
+        name: "shrink/version 2",
+        options: "cluster_size=512,compat=0.10",
+        prepare: &["io write -P 1 0 200k"],
+        ask: Ask::Shrink(110 * K + 512),
+        ..QCOW2
+    },
+    Case {
+        name: "shrink/empty refcount blocks",
+        options: "cluster_size=512,refcount_bits=64",
+        prepare: &["io write -P 1 0 200k"],
+        ask: Ask::Shrink(10 * K),
+        ..QCOW2
+    },
+    Case {
+        name: "shrink/empty refcount blocks that count others",
+        options: "cluster_size=512,refcount_bits=64",
+        size: 200 * K,
+        prepare: &[
+            "io write -P 1 0 20k",
+            "img resize -q --preallocation=falloc @ 400k",
+        ],
+        ask: Ask::Shrink(21 * K),
+        ..QCOW2
+    },
+    Case {
+        name: "shrink/no room in the refcount blocks",
+        options: "cluster_size=512,refcount_bits=64",
+        size: 200 * K,
+        prepare: &["io write -P 1 0 52k"],
+        ask: Ask::Shrink(30 * K),
+        ..QCOW2
+    },
+    Case {
+        name: "shrink/1-bit counts",
+        options: "cluster_size=512,refcount_bits=1",
+        prepare: &["io write -P 1 0 300k"],
+        ask: Ask::Shrink(110 * K),
+        ..QCOW2
+    },
+    Case {
+        name: "shrink/extended L2",
+        options: "cluster_size=16384,extended_l2=on",
+        prepare: &["io write -P 1 0 300k", "io write -z 100k 8k"],
+        ask: Ask::Shrink(105 * K),
+        ..QCOW2
+    },
+    Case {
+        name: "shrink/compressed",
+        options: "cluster_size=4096",
+        prepare: &["io write -c -P 1 0 64k", "io write -c -P 2 64k 64k"],
+        ask: Ask::Shrink(65 * K),
+        ..QCOW2
+    },
+    Case {
+        name: "shrink/snapshot",
+        options: "cluster_size=4096",
+        prepare: &[
+            "io write -P 1 0 200k",
+            "img snapshot -c s1 @",
+            "io write -P 2 100k 100k",
+        ],
+        snapshots: &["s1"],
+        ask: Ask::Shrink(110 * K + 512),
+        ..QCOW2
+    },
+    Case {
+        name: "shrink/snapshot that shares all",
+        options: "cluster_size=4096",
+        prepare: &["io write -P 1 0 200k", "img snapshot -c s1 @"],
+        snapshots: &["s1"],
+        ask: Ask::Shrink(110 * K + 512),
+        ..QCOW2
+    },
+    Case {
+        name: "shrink/snapshot that shares the start",
+        options: "cluster_size=4096",
+        prepare: &[
+            "io write -P 1 0 112k",
+            "img snapshot -c s1 @",
+            "io write -P 2 112k 100k",
+        ],
+        snapshots: &["s1"],
+        ask: Ask::Shrink(110 * K + 512),
+        ..QCOW2
+    },
+    Case {
+        name: "shrink/bitmaps",
+        size: 4 * M,
+        prepare: &[
+            "img bitmap --add -g 512 @ b0",
+            "img bitmap --add -g 1024 @ b1",
+            "io write -P 2 100k 100k",
+            "io write -P 2 3M 100k",
+            "img bitmap --disable @ b0",
+            "img bitmap --disable @ b1",
+        ],
+        bitmaps: true,
+        ask: Ask::Shrink(150 * K),
+        ..QCOW2
+    },
+    Case {
+        name: "shrink/backing",
+        options: "cluster_size=4096",
+        backing: Some((M, &["io write -P 9 0 1M"])),
+        prepare: &["io write -P 1 0 200k", "io write -P 2 700k 60k"],
+        ask: Ask::Shrink(110 * K + 512),
+        ..QCOW2
+    },
+    Case {
+        name: "shrink/data file",
+        options: "cluster_size=4096,data_file=data.raw",
+        prepare: &["io write -P 1 0 200k", "io write -P 2 700k 60k"],
+        ask: Ask::Shrink(108 * K),
+        ..QCOW2
+    },
+];
+
+/// Grows that allocate what they add.
+pub const ALLOCATES: &[Case] = &[
+    Case {
+        name: "allocate/metadata, 512",
+        size: 333 * 512,
+        prepare: &["io write -P 1 0 100k", "io write -P 3 160k 5k"],
+        ask: Ask::Grow(1500 * K, Metadata),
+        ..QCOW2
+    },
+    Case {
+        name: "allocate/full, 4K",
+        options: "cluster_size=4096",
+        ask: Ask::Grow(1200 * K, Full),
+        ..QCOW2
+    },
+    Case {
+        name: "allocate/full, data file",
+        options: "cluster_size=4096,data_file=data.raw",
+        ask: Ask::Grow(1200 * K, Full),
+        ..QCOW2
+    },
+];

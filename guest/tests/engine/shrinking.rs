@@ -1,0 +1,188 @@
+//! Shrinking: what is kept stays, what is cut off is gone for good, and qemu-img
+//! finds nothing wrong.
+
+use crate::lab::{Check, Lab};
+use crate::shrink_cases::{Case, cases};
+use instar_guest::plan::{Plan, Purpose};
+use instar_guest::proto::{PlanReply, Preallocation};
+use instar_guest::testing::Session;
+use instar_guest::{Failure, FileNo, Reply, Request, Step};
+
+/// All checks by name.
+pub fn trials() -> Vec<(String, Check)> {
+    let shrink = cases().into_iter().map(|case| {
+        let name = format!("shrinks::{}", case.name);
+        (name, Box::new(move || check(&case)) as Check)
+    });
+    shrink.collect()
+}
+
+fn make(lab: &Lab, case: &Case) {
+    let backing = match case.backing {
+        None => String::new(),
+        Some(len) => {
+            lab.qemu_img(&format!("create -q -f qcow2 base.qcow2 {len}"));
+            lab.qemu_io("base.qcow2", &[&format!("write -P 0x99 0 {len}")]);
+            "-b base.qcow2 -F qcow2".to_string()
+        }
+    };
+    lab.qemu_img(&format!(
+        "create -q -f qcow2 -o {} {backing} disk.qcow2 {}",
+        case.options, case.old
+    ));
+    (case.then)(lab, case);
+}
+
+fn opened(lab: &Lab) -> Session {
+    let mut session = Session::new(lab.bytes("disk.qcow2"));
+    let data = lab.path("disk.data");
+    let data = data.exists().then(|| Some(lab.bytes("disk.data")));
+    session.host.others = data.into_iter().collect();
+    session.open(None).expect("the image opens");
+    session
+}
+
+fn resize(session: &mut Session, case: &Case, size: u64) -> Result<PlanReply, Failure> {
+    let reply = session.call(Request::Resize {
+        size,
+        preallocation: Preallocation::Off,
+        shrink: true,
+        backing_size: case.backing,
+    })?;
+    match reply {
+        Reply::Plan(reply) => Ok(reply),
+        other => panic!("not an answer to Resize: {other:?}"),
+    }
+}
+
+fn check(case: &Case) {
+    let lab = Lab::new();
+    make(&lab, case);
+    // Sizes that fit into no file of the lab are compared by qemu-img alone.
+    let small = case.old <= 1 << 30;
+    if small {
+        lab.qemu_img("convert -O raw disk.qcow2 expected.raw");
+        for size in [case.new, case.old] {
+            let file = std::fs::File::options()
+                .write(true)
+                .open(lab.path("expected.raw"));
+            file.and_then(|file| file.set_len(size)).unwrap();
+        }
+    }
+    let snapshots = snapshots_of(&lab, "before");
+    let bitmaps = bitmaps_of(&lab);
+    let mut session = opened(&lab);
+    let old_len = session.host.image.len();
+    lab.run("cp", &["--sparse=always", "disk.qcow2", "ours.qcow2"]);
+    let reply = resize(&mut session, case, case.new).expect("a plan");
+    check_shape(&reply.plan, case.commits);
+    session.host.apply(&reply.plan);
+    let facts = session.open(None).expect("the shrunk image opens");
+    assert_eq!(facts.virtual_size, case.new);
+    if session.host.data().is_none() && small {
+        compare_with_qemu(&lab, case, &reply.plan);
+    }
+    save(&lab, &session);
+    lab.qemu_img("check -f qcow2 disk.qcow2");
+    let info = lab.json("info -f qcow2 --output=json disk.qcow2");
+    assert_eq!(info["virtual-size"], case.new);
+    assert_eq!(bitmaps_of(&lab), bitmaps);
+    assert!(session.host.image.len() <= old_len + 3 * (2 << 20));
+    if let Some(data) = session.host.data() {
+        assert_eq!(data.len() as u64, case.new);
+    }
+    assert!(snapshots_of(&lab, "after") == snapshots, "the snapshots");
+    assert!(
+        resize(&mut session, case, case.new)
+            .expect("a plan")
+            .plan
+            .is_empty()
+    );
+    // The disk grows again, by whoever's hand.
+    if case.new > 0 {
+        lab.run("cp", &["--sparse=always", "disk.qcow2", "theirs.qcow2"]);
+        lab.qemu_img(&format!("resize -q -f qcow2 theirs.qcow2 {}", case.old));
+        judge(&lab, "theirs.qcow2", small);
+        if session.host.data().is_some() {
+            lab.write("disk.data", session.host.data().unwrap());
+        }
+    }
+    let back = resize(&mut session, case, case.old).expect("a plan");
+    session.host.apply(&back.plan);
+    save(&lab, &session);
+    judge(&lab, "disk.qcow2", small);
+}
+
+fn save(lab: &Lab, session: &Session) {
+    lab.write("disk.qcow2", &session.host.image);
+    if let Some(data) = session.host.data() {
+        lab.write("disk.data", data);
+    }
+}
+
+fn judge(lab: &Lab, image: &str, small: bool) {
+    lab.qemu_img(&format!("check -f qcow2 {image}"));
+    if small {
+        lab.qemu_img(&format!("compare -f qcow2 -F raw {image} expected.raw"));
+    }
+}
+
+/// The content of the snapshots.
+fn snapshots_of(lab: &Lab, prefix: &str) -> Option<Vec<u8>> {
+    let info = lab.json("info -f qcow2 --output=json disk.qcow2");
+    info["snapshots"].as_array()?;
+    // Where a snapshot is read without going back to it, the disk's present
+    // size cuts it.
+    lab.run("cp", &["--sparse=always", "disk.qcow2", "back.qcow2"]);
+    lab.qemu_img("snapshot -a first back.qcow2");
+    lab.qemu_img("check -f qcow2 back.qcow2");
+    lab.qemu_img(&format!("convert -O raw back.qcow2 {prefix}.raw"));
+    Some(lab.bytes(&format!("{prefix}.raw")))
+}
+
+fn bitmaps_of(lab: &Lab) -> serde_json::Value {
+    let info = lab.json("info -f qcow2 --output=json disk.qcow2");
+    info["format-specific"]["data"]["bitmaps"].clone()
+}
+
+/// Commits are writes inside one sector; nothing is changed before the first
+/// that a reader could see.
+fn check_shape(plan: &Plan, commits: usize) {
+    let found = plan
+        .stages
+        .iter()
+        .filter(|stage| stage.purpose == Purpose::Commit);
+    let found: Vec<_> = found.collect();
+    assert_eq!(found.len(), commits, "commits");
+    for commit in found {
+        assert!(
+            matches!(&commit.steps[..], [Step::Write { file: FileNo::IMAGE, offset, data }]
+                if *offset as usize + data.len() <= 512 && !data.is_empty())
+        );
+    }
+}
+
+/// The file is no longer than qemu-img leaves it, and takes no more disk space,
+/// a cluster excepted.
+fn compare_with_qemu(lab: &Lab, case: &Case, plan: &Plan) {
+    lab.carry_out(std::slice::from_ref(plan), "ours.qcow2");
+    if case.new == 0 {
+        return;
+    }
+    lab.run("cp", &["--sparse=always", "disk.qcow2", "theirs.qcow2"]);
+    lab.qemu_img(&format!(
+        "resize -q -f qcow2 --shrink theirs.qcow2 {}",
+        case.new
+    ));
+    let cluster = lab.json("info --output=json disk.qcow2")["cluster-size"].as_u64();
+    let cluster = cluster.expect("a qcow2 image").max(4096);
+    let (ours, theirs) = (lab.size_of("ours.qcow2"), lab.size_of("theirs.qcow2"));
+    let most = theirs.0.next_multiple_of(cluster) + cluster;
+    assert!(ours.0 <= most, "length {} and QEMU's {}", ours.0, theirs.0);
+    assert!(
+        ours.1 <= theirs.1 + cluster,
+        "{} bytes and QEMU's {}",
+        ours.1,
+        theirs.1
+    );
+}

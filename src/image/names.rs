@@ -1,0 +1,328 @@
+//! The names of an image's files while a plan changes them: in which directory
+//! each is, what a new file gets from the image, what is to be made durable.
+
+use super::error::{ErrorKind, Fault, printable_name};
+use super::handles::{Handle, Id, id_of};
+use super::home::Home;
+use super::lock::LockSet;
+use instar_guest::FileNo;
+use instar_guest::plan::NewName;
+use nix::fcntl::{AtFlags, OFlag, openat, renameat};
+use nix::sys::stat::{Mode, SFlag, fstatat};
+use nix::unistd::{UnlinkatFlags, unlinkat};
+use std::collections::BTreeMap;
+use std::ffi::{OsStr, OsString};
+use std::fs::{File, Permissions};
+use std::io;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, fchown};
+use std::path::Path;
+use std::sync::Arc;
+use xattr::FileExt;
+
+/// What is put behind the image's name for the file that takes its place.
+const REPLACEMENT: &str = ".instar-new";
+/// Extended attributes that a new file gets from the image: what users set, who
+/// else may use the file, and its label. All others describe the old content.
+const ATTRIBUTES: [&str; 3] = ["user.", "system.posix_acl_access", "security.selinux"];
+
+/// A name in an open directory.
+#[derive(Clone, Debug)]
+pub(crate) struct Place {
+    pub dir: Arc<File>,
+    pub name: OsString,
+}
+
+impl Place {
+    /// The place of a file's name.
+    pub fn of(home: &Home) -> io::Result<Self> {
+        let (tree, path) = home.tree()?;
+        let dir = match path.parent() {
+            Some(dir) if dir != Path::new("") => dir,
+            _ => Path::new("."),
+        };
+        let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY;
+        Ok(Self {
+            dir: Arc::new(tree.open_below(dir, flags)?),
+            name: path.file_name().unwrap_or_default().to_owned(),
+        })
+    }
+
+    /// Another name in the same directory.
+    fn beside(&self, name: OsString) -> Self {
+        let dir = Arc::clone(&self.dir);
+        Self { dir, name }
+    }
+
+    /// Refuses a name that cannot be given to another file so that the file
+    /// that has it now is gone.
+    fn check(&self, file: &File) -> Result<(), Fault> {
+        let shown = printable_name(&self.name.to_string_lossy());
+        let stat = fstatat(
+            &*self.dir,
+            self.name.as_os_str(),
+            AtFlags::AT_SYMLINK_NOFOLLOW,
+        )
+        .map_err(|errno| Fault::os(format_args!("Could not look at '{shown}'"), errno.into()))?;
+        if SFlag::from_bits_truncate(stat.st_mode & SFlag::S_IFMT.bits()) == SFlag::S_IFLNK {
+            return Err(unsupported(format!(
+                "'{shown}' is a symbolic link, and the change would replace the link; \
+                 name the file that it leads to"
+            )));
+        }
+        if (stat.st_dev, stat.st_ino) != id_of(file)? {
+            return Err(super::open::replaced());
+        }
+        match stat.st_nlink {
+            0 | 1 => Ok(()),
+            count => Err(unsupported(format!(
+                "'{shown}' has {count} names (hard links), and the change would leave the old \
+                 file under the others; remove those, or change a copy"
+            ))),
+        }
+    }
+}
+
+fn both(name: &str) -> Fault {
+    Fault::new(
+        ErrorKind::InvalidRequest,
+        format!(
+            "'{}' would be both the image and a part of it",
+            printable_name(name)
+        ),
+    )
+}
+
+fn unsupported(message: String) -> Fault {
+    Fault::new(ErrorKind::Unsupported, message)
+}
+
+/// How a new file comes into being.
+#[derive(Debug)]
+enum Birth {
+    /// As a copy of the image's attributes.
+    Like(Arc<Handle>),
+    /// With these permissions, or by emptying a file that is there.
+    New {
+        mode: Mode,
+        there: BTreeMap<OsString, File>,
+    },
+}
+
+/// The names of an image's files.
+#[derive(Debug)]
+pub(crate) struct Names {
+    image: Place,
+    birth: Birth,
+    lock: Option<LockSet>,
+    /// By file number.
+    places: BTreeMap<FileNo, Place>,
+    /// Directories in which names changed since they were durable.
+    changed: Vec<Arc<File>>,
+}
+
+impl Names {
+    /// The names that a plan over an open image changes. `targets` are the
+    /// files, with where they are, whose names it gives to others or removes.
+    pub fn over(
+        home: &Home,
+        image: Arc<Handle>,
+        targets: Vec<(FileNo, Arc<Handle>)>,
+        lock: Option<LockSet>,
+    ) -> Result<Self, Fault> {
+        let mut places = BTreeMap::new();
+        for (number, target) in targets {
+            let place = match (number, target.home.get()) {
+                (FileNo::IMAGE, _) => Place::of(home)?,
+                (_, Some(home)) => Place::of(home)?,
+                (_, None) => return Err(super::open::replaced()),
+            };
+            place.check(&target.file)?;
+            places.insert(number, place);
+        }
+        Ok(Self {
+            image: Place::of(home)?,
+            birth: Birth::Like(image),
+            lock,
+            places,
+            changed: Vec::new(),
+        })
+    }
+
+    /// The names beside a new image. Files that are there already are emptied
+    /// when their turn comes: they are locked from now on.
+    pub fn beside(image: Place, mode: Mode, wanted: &[&str], avoid: &[Id]) -> Result<Self, Fault> {
+        let mut there = BTreeMap::new();
+        for name in wanted {
+            if *image.name == **name {
+                return Err(both(name));
+            }
+            let flags = OFlag::O_RDWR | OFlag::O_NONBLOCK | OFlag::O_NOCTTY;
+            let file = match open_at(&image.dir, OsStr::new(name), flags, Mode::empty()) {
+                Ok(file) => file,
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                Err(error) => {
+                    let shown = printable_name(name);
+                    return Err(Fault::os(format_args!("Could not open '{shown}'"), error));
+                }
+            };
+            super::open::check_regular(&file)?;
+            if avoid.contains(&id_of(&file)?) {
+                return Err(both(name));
+            }
+            LockSet::CREATE.take(&file, Path::new(name))?;
+            there.insert(OsString::from(name), file);
+        }
+        Ok(Self {
+            image,
+            birth: Birth::New { mode, there },
+            lock: Some(LockSet::CREATE),
+            places: BTreeMap::new(),
+            changed: Vec::new(),
+        })
+    }
+
+    /// Makes an empty file, which gets the number; locks it.
+    pub fn create(&mut self, number: FileNo, name: &NewName) -> io::Result<Handle> {
+        let (place, leftover) = match name {
+            NewName::Plain(name) => (self.image.beside(name.into()), false),
+            NewName::Replacement => {
+                let mut name = self.image.name.clone();
+                name.push(REPLACEMENT);
+                (self.image.beside(name), true)
+            }
+        };
+        if let Birth::New { there, .. } = &mut self.birth
+            && let Some(file) = there.remove(&place.name)
+        {
+            file.set_len(0)?;
+            return Handle::made(file);
+        }
+        if leftover {
+            remove(&place).or_else(|error| match error.kind() {
+                io::ErrorKind::NotFound => Ok(()),
+                _ => Err(error),
+            })?;
+        }
+        self.note(&place);
+        let file = self.make(&place)?;
+        self.places.insert(number, place);
+        Handle::made(file)
+    }
+
+    /// Makes the file itself; removes it again where it cannot be made ready.
+    fn make(&self, place: &Place) -> io::Result<File> {
+        let mode = match &self.birth {
+            Birth::Like(_) => Mode::S_IRUSR | Mode::S_IWUSR,
+            Birth::New { mode, .. } => *mode,
+        };
+        let flags = OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_EXCL;
+        let file = open_at(&place.dir, &place.name, flags, mode)?;
+        self.make_ready(&file, place)
+            // The failure at hand is the one to tell.
+            .inspect_err(|_| drop(remove(place)))?;
+        Ok(file)
+    }
+
+    fn make_ready(&self, file: &File, place: &Place) -> io::Result<()> {
+        if let Some(lock) = self.lock {
+            lock.take(file, Path::new(&place.name))
+                .map_err(|fault| io::Error::from_raw_os_error(fault.kind.errno()))?;
+        }
+        match &self.birth {
+            Birth::Like(image) => resemble(file, &image.file),
+            Birth::New { .. } => Ok(()),
+        }
+    }
+
+    /// Gives a file the name of another, which then has none.
+    pub fn rename(&mut self, number: FileNo, over: FileNo) -> io::Result<()> {
+        let (from, to) = (self.place(number)?, self.place(over)?);
+        renameat(
+            &*from.dir,
+            from.name.as_os_str(),
+            &*to.dir,
+            to.name.as_os_str(),
+        )?;
+        self.note(&from);
+        self.note(&to);
+        self.places.remove(&over);
+        self.places.insert(number, to);
+        Ok(())
+    }
+
+    /// Removes a file's name.
+    pub fn unlink(&mut self, number: FileNo) -> io::Result<()> {
+        let place = self.place(number)?;
+        remove(&place)?;
+        self.note(&place);
+        self.places.remove(&number);
+        Ok(())
+    }
+
+    /// Makes the changes of names durable.
+    pub fn sync(&mut self) -> io::Result<()> {
+        for dir in &self.changed {
+            dir.sync_all()?;
+        }
+        self.changed.clear();
+        Ok(())
+    }
+
+    fn place(&self, number: FileNo) -> io::Result<Place> {
+        let place = self.places.get(&number);
+        place.cloned().ok_or(io::ErrorKind::NotFound.into())
+    }
+
+    /// Takes note of a directory in which a name changes.
+    fn note(&mut self, place: &Place) {
+        let known = |dir: &Arc<File>| Arc::ptr_eq(dir, &place.dir);
+        if !self.changed.iter().any(known) {
+            self.changed.push(Arc::clone(&place.dir));
+        }
+    }
+}
+
+fn open_at(dir: &File, name: &OsStr, flags: OFlag, mode: Mode) -> io::Result<File> {
+    let flags = flags | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+    Ok(openat(dir, name, flags, mode)?.into())
+}
+
+fn remove(place: &Place) -> io::Result<()> {
+    let flags = UnlinkatFlags::NoRemoveDir;
+    Ok(unlinkat(&*place.dir, place.name.as_os_str(), flags)?)
+}
+
+/// Gives a file the owner, the permissions and the attributes of another.
+fn resemble(file: &File, model: &File) -> io::Result<()> {
+    let wanted = model.metadata()?;
+    let found = file.metadata()?;
+    if (found.uid(), found.gid()) != (wanted.uid(), wanted.gid()) {
+        fchown(file, Some(wanted.uid()), Some(wanted.gid()))?;
+    }
+    copy_attributes(file, model)?;
+    // Last: a change of owner takes bits away, an access list sets some.
+    file.set_permissions(Permissions::from_mode(wanted.mode() & 0o7777))
+}
+
+fn copy_attributes(file: &File, model: &File) -> io::Result<()> {
+    let names = match model.list_xattr() {
+        Ok(names) => names,
+        Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => return Ok(()),
+        Err(error) => return Err(error),
+    };
+    for name in names {
+        let shown = name.to_string_lossy();
+        if !ATTRIBUTES.iter().any(|kind| shown.starts_with(kind)) {
+            continue;
+        }
+        let Some(value) = model.get_xattr(&name)? else {
+            continue;
+        };
+        match file.set_xattr(&name, &value) {
+            // The label is the kernel's business: it has given the file one.
+            Err(_) if shown.starts_with("security.") => {}
+            done => done?,
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,487 @@
+//! Plans that make files, put them in the place of others, and remove those.
+
+use super::faulty::Faulty;
+use super::{Fixture, Script, facts, lock_elsewhere, told};
+use crate::image::{Access, ErrorKind, Image, OpenOptions, ResizeOptions};
+use crate::sandbox::{CallError, Files};
+use instar_guest::facts::NamedFile;
+use instar_guest::plan::{NewName, Plan, Purpose, Stage, Step};
+use instar_guest::proto::PlanReply;
+use instar_guest::{Extent, ExtentKind, Facts, FileNo, Reply, Request};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
+use std::path::PathBuf;
+use xattr::FileExt;
+
+const PART: u64 = 4096;
+
+/// A made-up format: a file that names its extents, one on a line, each with
+/// a part of the disk.
+fn answer(
+    request: &Request,
+    files: &mut dyn Files,
+    plan: &impl Fn(u64) -> Plan,
+) -> Result<Reply, CallError> {
+    Ok(match *request {
+        Request::Open { .. } | Request::Attach { .. } => Reply::Opened(facts_in(files)),
+        Request::Map { offset, len } => {
+            let extent = |part| Extent {
+                offset: part * PART,
+                len: PART,
+                kind: ExtentKind::Data {
+                    file: FileNo(1 + part as u32),
+                    at: 0,
+                    in_place: true,
+                },
+            };
+            Reply::Extents((offset / PART..(offset + len) / PART).map(extent).collect())
+        }
+        Request::Resize { size, .. } => Reply::Plan(PlanReply {
+            plan: plan(size),
+            ..PlanReply::default()
+        }),
+        ref other => panic!("{other:?}"),
+    })
+}
+
+fn facts_in(files: &mut dyn Files) -> Facts {
+    let mut content = vec![0; files.len(FileNo::IMAGE).unwrap() as usize];
+    files
+        .read_at(
+            FileNo::IMAGE,
+            0,
+            vm_memory::VolatileSlice::from(&mut content[..]),
+        )
+        .unwrap();
+    let text = String::from_utf8(content).unwrap();
+    let named: Vec<NamedFile> = text
+        .lines()
+        .map(|line| NamedFile {
+            name: line.to_string(),
+            format: None,
+        })
+        .collect();
+    Facts {
+        files_first: true,
+        virtual_size: PART * named.len() as u64,
+        files: named,
+        ..facts(0, 512)
+    }
+}
+
+/// `image`, which names `image-1` and `image-2`.
+struct Rig {
+    fixture: Fixture,
+    log: Faulty,
+}
+
+const OLD: &str = "image-1\nimage-2\n";
+
+impl Rig {
+    fn new() -> Self {
+        let fixture = Fixture::new(OLD.as_bytes());
+        for number in [1, 2] {
+            let name = format!("image-{number}");
+            std::fs::write(fixture.path.with_file_name(name), [number; PART as usize]).unwrap();
+        }
+        Self {
+            fixture,
+            log: Faulty::default(),
+        }
+    }
+
+    fn at(&self, name: &str) -> PathBuf {
+        self.fixture.path.with_file_name(name)
+    }
+
+    fn open(&self, plan: fn(u64) -> Plan) -> Image {
+        let mut options = OpenOptions::new(Access::Write);
+        options.effects = self.log.hook();
+        let script =
+            Script(move |request: &Request, files: &mut dyn Files| answer(request, files, &plan));
+        self.fixture.open(&options, script)
+    }
+
+    /// The names in the directory.
+    fn names(&self) -> Vec<String> {
+        let dir = std::fs::read_dir(self.fixture.path.parent().unwrap()).unwrap();
+        let name = |entry: std::io::Result<std::fs::DirEntry>| entry.unwrap().file_name();
+        let mut names: Vec<String> = dir
+            .map(|entry| name(entry).to_string_lossy().into_owned())
+            .collect();
+        names.sort();
+        names
+    }
+
+    fn is_as_it_was(&self) {
+        assert_eq!(self.names(), ["image", "image-1", "image-2"]);
+        assert_eq!(self.fixture.content(), OLD.as_bytes());
+        for number in [1, 2] {
+            let content = std::fs::read(self.at(&format!("image-{number}"))).unwrap();
+            assert!(content == [number; PART as usize]);
+        }
+    }
+}
+
+fn stage(purpose: Purpose, steps: Vec<Step>) -> Stage {
+    Stage { purpose, steps }
+}
+
+fn replace_by(file: u32, content: &str) -> [Step; 2] {
+    let file = FileNo(file);
+    [
+        Step::Create {
+            file,
+            name: NewName::Replacement,
+        },
+        Step::Write {
+            file,
+            offset: 0,
+            data: content.as_bytes().to_vec(),
+        },
+    ]
+}
+
+fn rename(file: u32) -> Stage {
+    let step = Step::Rename {
+        file: FileNo(file),
+        over: FileNo::IMAGE,
+    };
+    stage(Purpose::Commit, vec![step])
+}
+
+/// A third extent, and a descriptor that names it.
+fn growing(_size: u64) -> Plan {
+    let (file, len) = (FileNo(3), PART);
+    let extent = Step::Create {
+        file,
+        name: NewName::Plain("image-3".to_string()),
+    };
+    let mut steps = vec![extent, Step::SetLength { file, len }];
+    steps.extend(replace_by(4, "image-1\nimage-2\nimage-3\n"));
+    Plan {
+        stages: vec![stage(Purpose::Prepare, steps), rename(4)],
+    }
+}
+
+/// A descriptor without the second extent, which goes.
+fn shrinking(_size: u64) -> Plan {
+    let steps = replace_by(3, "image-1\n").to_vec();
+    let unlink = Step::Unlink { file: FileNo(2) };
+    Plan {
+        stages: vec![
+            stage(Purpose::Prepare, steps),
+            rename(3),
+            stage(Purpose::Release, vec![unlink]),
+        ],
+    }
+}
+
+fn grow(image: &Image) -> Result<(), (ErrorKind, String)> {
+    let grown = image.resize(3 * PART, &ResizeOptions::default());
+    grown.map(drop).map_err(|error| told(&error))
+}
+
+fn shrink(image: &Image) -> Result<(), (ErrorKind, String)> {
+    let how = ResizeOptions {
+        shrink: true,
+        ..ResizeOptions::default()
+    };
+    let shrunk = image.resize(PART, &how);
+    shrunk.map(drop).map_err(|error| told(&error))
+}
+
+#[test]
+fn an_extent_and_a_new_descriptor_grow_the_disk() {
+    let rig = Rig::new();
+    let image = rig.open(growing);
+    grow(&image).unwrap();
+    assert_eq!(
+        rig.log.take(),
+        [
+            "create image-3 of 3",
+            "create replacement of 4",
+            "set_len 4096 of 3",
+            "write 0+24 of 4",
+            "sync of 3",
+            "sync of 4",
+            "sync names",
+            "rename over 0 of 4",
+            "sync names",
+        ]
+    );
+    assert_eq!(image.counters().fdatasyncs, 4);
+    assert_eq!(rig.names(), ["image", "image-1", "image-2", "image-3"]);
+    assert_eq!(image.virtual_size(), 3 * PART);
+    assert_eq!(image.facts().files.len(), 3);
+    let mut content = vec![9; 3 * PART as usize];
+    image.read_at(&mut content, 0).unwrap();
+    let expected = [1, 2, 0].map(|byte| [byte; PART as usize]).concat();
+    assert!(content == expected);
+    image.write_at(&[7; 4], 2 * PART).unwrap();
+    image.flush().unwrap();
+    assert_eq!(std::fs::read(rig.at("image-3")).unwrap()[..4], [7; 4]);
+}
+
+#[test]
+fn files_that_a_plan_made_are_the_images_own_and_locked() {
+    let rig = Rig::new();
+    let image = rig.open(growing);
+    grow(&image).unwrap();
+    for name in rig.names() {
+        let error = lock_elsewhere(&rig.at(&name)).unwrap_err();
+        assert_eq!(error, ErrorKind::Locked, "{name}");
+    }
+    image.unlock().unwrap();
+    for name in rig.names() {
+        drop(lock_elsewhere(&rig.at(&name)).unwrap());
+    }
+    image.lock().unwrap();
+    drop(image);
+    for name in rig.names() {
+        drop(lock_elsewhere(&rig.at(&name)).unwrap());
+    }
+}
+
+#[test]
+fn an_extent_that_is_not_named_any_more_goes_after_the_commit() {
+    let rig = Rig::new();
+    let image = rig.open(shrinking);
+    shrink(&image).unwrap();
+    assert_eq!(
+        rig.log.take()[2..],
+        [
+            "sync of 3",
+            "sync names",
+            "rename over 0 of 3",
+            "sync names",
+            "unlink of 2",
+            "sync names",
+        ]
+    );
+    assert_eq!(rig.names(), ["image", "image-1"]);
+    assert_eq!(image.virtual_size(), PART);
+    assert_eq!(image.files.numbers().count(), 2);
+    let mut content = vec![9; PART as usize];
+    image.read_at(&mut content, 0).unwrap();
+    assert!(content == [1; PART as usize]);
+}
+
+#[test]
+fn a_grown_image_shrinks_again() {
+    let rig = Rig::new();
+    let image = rig.open(|size| match size > 2 * PART {
+        true => growing(size),
+        false => {
+            let mut plan = shrinking(size);
+            // Numbers after the growth: three extents.
+            plan.stages[0].steps = replace_by(4, "image-1\n").to_vec();
+            plan.stages[1] = rename(4);
+            let unlink = |file| Step::Unlink { file: FileNo(file) };
+            plan.stages[2].steps = vec![unlink(2), unlink(3)];
+            plan
+        }
+    });
+    grow(&image).unwrap();
+    shrink(&image).unwrap();
+    assert_eq!(rig.names(), ["image", "image-1"]);
+    assert_eq!(image.virtual_size(), PART);
+}
+
+#[test]
+fn a_replacement_looks_like_what_it_replaces() {
+    let rig = Rig::new();
+    let path = &rig.fixture.path;
+    std::fs::set_permissions(path, PermissionsExt::from_mode(0o640)).unwrap();
+    let has_attributes = std::fs::File::open(path)
+        .unwrap()
+        .set_xattr("user.note", b"kept")
+        .is_ok();
+    if nix::unistd::getuid().is_root() {
+        for name in rig.names() {
+            chown(rig.at(&name), Some(4242), Some(4343)).unwrap();
+        }
+    }
+    let before = std::fs::metadata(path).unwrap();
+    let image = rig.open(growing);
+    grow(&image).unwrap();
+    for name in ["image", "image-3"] {
+        let after = std::fs::metadata(rig.at(name)).unwrap();
+        assert_ne!(after.ino(), before.ino());
+        assert_eq!(
+            (after.mode(), after.uid(), after.gid()),
+            (before.mode(), before.uid(), before.gid()),
+            "{name}"
+        );
+        if has_attributes {
+            let file = std::fs::File::open(rig.at(name)).unwrap();
+            assert_eq!(
+                file.get_xattr("user.note").unwrap().as_deref(),
+                Some(&b"kept"[..])
+            );
+        }
+    }
+}
+
+#[test]
+fn a_failure_before_the_commit_leaves_nothing_behind() {
+    // Everything up to the rename itself.
+    for after in 0..8 {
+        let rig = Rig::new();
+        let image = rig.open(growing);
+        rig.log.fail(after, libc::ENOSPC);
+        let (kind, text) = grow(&image).unwrap_err();
+        assert_eq!(kind, ErrorKind::Os(libc::ENOSPC), "{after}");
+        assert!(text.ends_with("; the image is unchanged"), "{text}");
+        rig.is_as_it_was();
+        if !(4..=6).contains(&after) {
+            // No sync has failed: the image is still good.
+            let mut content = vec![9; 2 * PART as usize];
+            image.read_at(&mut content, 0).unwrap();
+            grow(&image).unwrap();
+            assert_eq!(image.virtual_size(), 3 * PART);
+        }
+    }
+}
+
+#[test]
+fn a_commit_whose_durability_is_unknown_is_told_as_such() {
+    let rig = Rig::new();
+    let image = rig.open(growing);
+    rig.log.fail(8, libc::EIO);
+    let (_, text) = grow(&image).unwrap_err();
+    let end = "; the image is either unchanged or holds the new size; check it before using it";
+    assert!(text.ends_with(end), "{text}");
+    // Whatever the name stands for after a crash, its extents are there.
+    assert_eq!(rig.names(), ["image", "image-1", "image-2", "image-3"]);
+    let error = image.read_at(&mut [0; 4], 0).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Lost);
+}
+
+#[test]
+fn what_cannot_be_removed_after_the_commit_changes_nothing_in_it() {
+    let rig = Rig::new();
+    let image = rig.open(shrinking);
+    rig.log.fail(6, libc::EACCES);
+    let (_, text) = shrink(&image).unwrap_err();
+    let end = "; the image holds the new size, but space that it no longer uses is not released";
+    assert!(text.ends_with(end), "{text}");
+    assert_eq!(rig.names(), ["image", "image-1", "image-2"]);
+    // The image goes on with what it is now.
+    assert_eq!(image.virtual_size(), PART);
+    let mut content = vec![9; PART as usize];
+    image.read_at(&mut content, 0).unwrap();
+    assert!(content == [1; PART as usize]);
+}
+
+#[test]
+fn what_an_interrupted_run_left_is_replaced() {
+    let rig = Rig::new();
+    std::fs::write(rig.at("image.instar-new"), "left over").unwrap();
+    let image = rig.open(growing);
+    grow(&image).unwrap();
+    assert_eq!(rig.names(), ["image", "image-1", "image-2", "image-3"]);
+    let expected = b"image-1\nimage-2\nimage-3\n";
+    assert_eq!(rig.fixture.content(), expected);
+    // A link under the name is removed, not followed.
+    let rig = Rig::new();
+    std::fs::write(rig.at("image-4"), "precious").unwrap();
+    symlink("image-4", rig.at("image.instar-new")).unwrap();
+    grow(&rig.open(growing)).unwrap();
+    assert_eq!(std::fs::read(rig.at("image-4")).unwrap(), b"precious");
+    assert_eq!(rig.fixture.content(), expected);
+}
+
+#[test]
+fn a_new_extent_never_takes_the_place_of_a_file() {
+    for link in [false, true] {
+        let rig = Rig::new();
+        match link {
+            false => std::fs::write(rig.at("image-3"), "precious").unwrap(),
+            true => symlink("nowhere", rig.at("image-3")).unwrap(),
+        }
+        let (kind, text) = grow(&rig.open(growing)).unwrap_err();
+        assert_eq!(kind, ErrorKind::Os(libc::EEXIST));
+        assert_eq!(
+            text,
+            "Could not create a file: File exists; the image is unchanged"
+        );
+        assert_eq!(rig.names(), ["image", "image-1", "image-2", "image-3"]);
+        assert_eq!(rig.fixture.content(), OLD.as_bytes());
+        if !link {
+            assert_eq!(std::fs::read(rig.at("image-3")).unwrap(), b"precious");
+        }
+    }
+}
+
+#[test]
+fn a_file_with_other_names_is_not_replaced() {
+    for (plan, name) in [
+        (growing as fn(u64) -> Plan, "image"),
+        (shrinking as fn(u64) -> Plan, "image-2"),
+    ] {
+        let rig = Rig::new();
+        std::fs::hard_link(rig.at(name), rig.at("other")).unwrap();
+        let image = rig.open(plan);
+        let refusal = match name {
+            "image" => grow(&image),
+            _ => shrink(&image),
+        };
+        let text = format!(
+            "'{name}' has 2 names (hard links), and the change would leave the old file under \
+             the others; remove those, or change a copy"
+        );
+        assert_eq!(refusal, Err((ErrorKind::Unsupported, text)));
+        std::fs::remove_file(rig.at("other")).unwrap();
+        rig.is_as_it_was();
+        assert_eq!(rig.log.take(), [] as [&str; 0]);
+    }
+}
+
+#[test]
+fn a_link_is_not_replaced_by_a_file() {
+    let rig = Rig::new();
+    std::fs::rename(rig.at("image"), rig.at("real")).unwrap();
+    symlink("real", rig.at("image")).unwrap();
+    let text = "'image' is a symbolic link, and the change would replace the link; name the \
+                file that it leads to";
+    assert_eq!(
+        grow(&rig.open(growing)),
+        Err((ErrorKind::Unsupported, text.to_string()))
+    );
+    assert_eq!(rig.names(), ["image", "image-1", "image-2", "real"]);
+}
+
+#[test]
+fn an_image_that_was_replaced_meanwhile_is_not_replaced_again() {
+    let rig = Rig::new();
+    let image = rig.open(growing);
+    std::fs::rename(rig.at("image-1"), rig.at("image")).unwrap();
+    assert_eq!(grow(&image).unwrap_err().0, ErrorKind::Stale);
+    assert_eq!(rig.names(), ["image", "image-2"]);
+}
+
+#[test]
+fn two_copies_of_the_metadata_are_two_commits() {
+    let plan = |_| {
+        let write = |offset| Step::Write {
+            file: FileNo::IMAGE,
+            offset,
+            data: b"i".to_vec(),
+        };
+        let commit = |offset| stage(Purpose::Commit, vec![write(offset)]);
+        Plan {
+            stages: vec![commit(0), commit(8)],
+        }
+    };
+    let unknown = "the image is either unchanged or holds the new size; check it before using it";
+    let halfway = "the image holds the new size in one copy of its metadata and not yet in all; \
+                   the same request again finishes it";
+    // Each commit is a write and a sync; a write that fails may have happened.
+    for (after, text) in [unknown, unknown, halfway, halfway].into_iter().enumerate() {
+        let rig = Rig::new();
+        let image = rig.open(plan);
+        rig.log.fail(after, libc::EIO);
+        let (_, found) = grow(&image).unwrap_err();
+        assert!(found.ends_with(text), "{after}: {found}");
+    }
+}

@@ -1,0 +1,41 @@
+//! The resize matrix: every kind of image, every change of its size, every way
+//! of preallocation, asked for on the command line and through a mount.
+//!
+//! The cells are generated from tables: [`kinds`] are the images, [`cells`]
+//! what is done to them. Images are made and filled by qemu's programs, which
+//! judge the result as well.
+
+mod cells;
+mod judge;
+mod kinds;
+#[allow(dead_code)] // Shared: not every test binary needs all of it.
+#[path = "../support/machine.rs"]
+mod machine;
+#[path = "../support/random.rs"]
+mod random;
+mod stage;
+#[allow(dead_code)] // Shared: not every test binary needs all of it.
+#[path = "../support/transcript.rs"]
+mod transcript;
+
+use cells::{Cell, Surface};
+use libtest_mimic::{Arguments, Trial};
+use machine::{missing_for_mounts, missing_program, trial};
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let arguments = Arguments::from_args();
+    let no_tools = missing_program(&["qemu-img", "qemu-io"]);
+    let no_mounts = no_tools.clone().or_else(missing_for_mounts);
+    let trials: Vec<Trial> = Cell::all(kinds::KINDS)
+        .into_iter()
+        .map(|cell| {
+            let missing = match cell.surface {
+                Surface::Command => no_tools.clone(),
+                Surface::Truncate | Surface::Fallocate => no_mounts.clone(),
+            };
+            trial(cell.name(), missing, move || judge::cell(cell))
+        })
+        .collect();
+    libtest_mimic::run(&arguments, trials).exit_code()
+}
