@@ -106,7 +106,14 @@ pub trait Disk: Debug {
         _offset: u64,
         _len: u64,
     ) -> Result<Reply, Failure> {
-        Err(self.refuse("takes no new data"))
+        Err(Failure::new(
+            FailureKind::Unsupported,
+            format!(
+                "data is not written to new places in {} images; convert the image with `qemu-img \
+                 convert -O qcow2`, and write to that",
+                self.format().name()
+            ),
+        ))
     }
 
     /// See [`Request::Undo`](crate::Request::Undo).

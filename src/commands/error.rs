@@ -119,6 +119,9 @@ fn write_image(f: &mut fmt::Formatter<'_>, error: &image::Error) -> fmt::Result 
     match error.operation() {
         Operation::Resize => f.write_str(error.message())?,
         Operation::Check if has_no_checks(error) => f.write_str(error.message())?,
+        Operation::Check if error.message().starts_with(messages::CHECK_FAILED) => {
+            f.write_str(error.message())?;
+        }
         Operation::Check => write!(f, "{}: {}", messages::CHECK_FAILED, error.message())?,
         Operation::Create if is_bare(error) => {
             let path = error.path().display();

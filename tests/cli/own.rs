@@ -5,6 +5,7 @@ use crate::machine::Outcome;
 use crate::transcript::{Step, words};
 use crate::{folder, instar};
 use std::fs;
+use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 
 /// Name and body; the body gets the sandbox.
@@ -19,6 +20,11 @@ pub const CASES: &[(&str, Body)] = &[
     (
         "a dry run of an equal size has nothing to do",
         dry_run_of_nothing,
+    ),
+    ("a rebuild of all counts leaves a sound image", rebuild),
+    (
+        "warnings count only where they are asked to",
+        strict_warnings,
     ),
     ("options that name more than a file are refused", elsewhere),
     (
@@ -126,6 +132,63 @@ fn dry_run_of_nothing(sandbox: &'static str) -> Outcome {
         "base.qcow2: qcow2, 1 MiB to 1 MiB (1048576 to 1048576 bytes)\nNothing has to change.\n",
         text.as_str(),
     )
+}
+
+/// Writes bytes into a file.
+fn damage(folder: &Path, file: &str, offset: u64, bytes: &[u8]) -> Outcome {
+    fs::File::options()
+        .write(true)
+        .open(folder.join(file))
+        .and_then(|file| file.write_all_at(bytes, offset))
+        .map_err(|error| format!("{file}: {error}"))
+}
+
+fn rebuild(sandbox: &'static str) -> Outcome {
+    let folder = folder(&[])?;
+    let path = folder.path();
+    succeed(path, sandbox, "create -q -f qcow2 disk 1M")?;
+    // The counts of the clusters 1 to 3, which are in cluster 2.
+    damage(path, "disk", 0x2_0002, &[0; 6])?;
+    let found = run(path, sandbox, "check disk")?;
+    equal("exit status", 2, found.code)?;
+    let repaired = run(path, sandbox, "check -r all disk")?;
+    equal("exit status after the repair", 0, repaired.code)?;
+    let told = "The following inconsistencies were found and repaired:\n\n    0 leaked clusters\n";
+    match repaired.stdout.starts_with(told) {
+        true => {}
+        false => return Err(repaired.stdout),
+    }
+    let clean = succeed(path, sandbox, "check disk")?;
+    equal("first line", Some(NO_ERRORS), clean.lines().next())
+}
+
+const NO_ERRORS: &str = "No errors were found on the image.";
+
+fn strict_warnings(sandbox: &'static str) -> Outcome {
+    let folder = folder(&[])?;
+    let path = folder.path();
+    succeed(path, sandbox, "create -q -f vhdx disk 64M")?;
+    // The copy of the region table, at which qemu-img does not look.
+    damage(path, "disk", 256 << 10, b"gone")?;
+    for (line, code) in [
+        ("check disk", 0),
+        ("check --strict disk", 2),
+        ("check -q --strict disk", 2),
+    ] {
+        let step = run(path, sandbox, line)?;
+        equal(line, code, step.code)?;
+        match step.stderr.starts_with("instar: warning: ") {
+            true => {}
+            false => return Err(step.stderr),
+        }
+    }
+    let json = run(path, sandbox, "check --output=json disk")?.stdout;
+    let json: serde_json::Value =
+        serde_json::from_str(&json).map_err(|error| format!("{error}: {json}"))?;
+    match json["warnings"].as_array() {
+        Some(warnings) if !warnings.is_empty() => Ok(()),
+        _ => Err(json.to_string()),
+    }
 }
 
 fn elsewhere(sandbox: &'static str) -> Outcome {

@@ -14,6 +14,39 @@ fn shrinking() -> Options {
 }
 
 #[test]
+fn a_write_past_the_end_grows_to_a_whole_sector() {
+    let stage = Stage::new(&[("a.qcow2", "size=512")]);
+    let handle = stage.open("a.qcow2", true).unwrap();
+    stage.fs.write(handle, 1000, b"end").unwrap();
+    let mut content = vec![9; 4096];
+    assert_eq!(stage.fs.read(handle, 0, &mut content).unwrap(), 1024);
+    assert_eq!(&content[1000..1003], b"end");
+    assert!(content[..1000].iter().all(|&byte| byte == 0));
+    assert_eq!(stage.lookup("a.qcow2").unwrap().size, 1024);
+}
+
+#[test]
+fn a_smaller_or_odd_size_is_refused_and_nothing_changes() {
+    let stage = Stage::new(&[("a.qcow2", "size=1048576")]);
+    assert_eq!(errno(stage.truncate("a.qcow2", 512)), Errno::EPERM);
+    assert_eq!(errno(stage.truncate("a.qcow2", 0)), Errno::EPERM);
+    assert_eq!(errno(stage.truncate("a.qcow2", 2 * MIB + 1)), Errno::EINVAL);
+    let handle = stage.open("a.qcow2", true).unwrap();
+    let changes = Changes {
+        size: Some(512),
+        perm: Some(0o600),
+        ..Changes::default()
+    };
+    let before = stage.lookup("a.qcow2").unwrap();
+    assert_eq!(
+        errno(stage.fs.setattr(before.id, Some(handle), &changes)),
+        Errno::EPERM
+    );
+    assert_eq!(stage.lookup("a.qcow2").unwrap(), before);
+    assert!(stage.truncate("a.qcow2", MIB).is_ok());
+}
+
+#[test]
 fn a_disk_shrinks_by_name_and_by_handle_where_that_is_allowed() {
     let stage = Stage::with(&[("a.qcow2", "size=1048576")], shrinking());
     stage.truncate("a.qcow2", MIB / 2).unwrap();
