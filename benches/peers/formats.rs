@@ -59,14 +59,23 @@ fn grow(dir: &Path, format: &str, file: &str, with_check: bool) -> io::Result<()
             timed(command.args([what, "-f", format]).arg(&template))
         };
         let info = look("info")?;
-        Ok(info + if with_check { look("check")? } else { Duration::ZERO })
+        Ok(info
+            + if with_check {
+                look("check")?
+            } else {
+                Duration::ZERO
+            })
     };
     let [ours, theirs] = interleave(ROUNDS, [&ours, &theirs])?;
     let against = match with_check {
         true => "`info` and `check`",
         false => "`info`",
     };
-    row(&format!("{format}: `resize` against {against}"), ours, theirs);
+    row(
+        &format!("{format}: `resize` against {against}"),
+        ours,
+        theirs,
+    );
     fs::remove_file(&template)?;
     fs::remove_file(&image)
 }
@@ -95,7 +104,14 @@ fn copy(from: &Path, to: &Path) -> io::Result<()> {
 fn check(dir: &Path) -> io::Result<()> {
     let image = dir.join("full.qcow2");
     run(Command::new("qemu-img")
-        .args(["create", "-q", "-f", "qcow2", "-o", "preallocation=metadata"])
+        .args([
+            "create",
+            "-q",
+            "-f",
+            "qcow2",
+            "-o",
+            "preallocation=metadata",
+        ])
         .arg(&image)
         .arg("64G"))?;
     let time = |program: &str| {

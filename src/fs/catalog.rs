@@ -97,7 +97,7 @@ impl Catalog {
         match self.formats.rule_for(path) {
             NameRule::Raw => Some(Format::Raw),
             NameRule::Must(format) => Some(format),
-            NameRule::Unsupported(_) | NameRule::Probe => None,
+            NameRule::Probe => None,
         }
     }
 
@@ -112,10 +112,6 @@ impl Catalog {
         }
         let face = match rule {
             NameRule::Raw => Face::Image(raw_portrait(stat)),
-            NameRule::Unsupported(format) => Face::Unusable(Error::new(
-                Errno::EIO,
-                format!("{format} images are not supported: use a copy in qcow2 or raw"),
-            )),
             NameRule::Must(format) => self.described(source, path, stat, Some(format)),
             NameRule::Probe => self.described(source, path, stat, None),
         };
@@ -159,7 +155,7 @@ impl Catalog {
                 }
                 (Kind::File, NameRule::Must(format)) => Some(format),
                 (Kind::File, NameRule::Probe) => None,
-                (Kind::File, NameRule::Raw | NameRule::Unsupported(_)) => continue,
+                (Kind::File, NameRule::Raw) => continue,
             };
             if let Ok(stat) = source.stat(&path) {
                 self.described(source, &path, &stat, format);

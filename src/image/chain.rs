@@ -24,8 +24,11 @@ use std::sync::{Arc, Mutex, RwLock};
 const MAX_DEPTH: usize = 32;
 /// The most names of one backing file that are tried.
 const MAX_NAMES: usize = 8;
-/// The greatest allocation unit or cluster that a guest may claim, in bytes.
+/// The greatest allocation unit that a guest may claim, in bytes.
 pub(super) const MAX_UNIT: u64 = 64 << 20;
+/// The greatest cluster or block that a guest may claim, in bytes: no format has
+/// greater ones.
+const MAX_CLUSTER: u64 = 2 << 30;
 /// The smallest cluster that a guest may claim, in bytes: what is kept for each
 /// cluster must stay small beside the cluster.
 const MIN_CLUSTER: u64 = 512;
@@ -234,7 +237,6 @@ fn format_by_name(path: &Path, named: &Backing) -> Result<Option<Format>, Fault>
     match format_of_name(path.file_name().unwrap_or_default()) {
         NameRule::Raw => Ok(Some(Format::Raw)),
         NameRule::Must(format) => Ok(Some(format)),
-        NameRule::Unsupported(name) => Err(unsupported_backing(named, name)),
         NameRule::Probe => Ok(None),
     }
 }
@@ -275,7 +277,8 @@ pub(super) fn attached(
 /// Facts that the rest of this module can rely on.
 fn checked_facts(facts: Facts) -> Result<Facts, Fault> {
     let sound_unit = |unit: u64| unit.is_power_of_two() && unit <= MAX_UNIT;
-    let sound_cluster = |size: u64| sound_unit(size) && size >= MIN_CLUSTER;
+    let clusters = MIN_CLUSTER..=MAX_CLUSTER;
+    let sound_cluster = |size: u64| size.is_power_of_two() && clusters.contains(&size);
     let sound = sound_unit(facts.write_unit)
         && sound_unit(facts.size_unit)
         && facts.cluster_size.is_none_or(sound_cluster)

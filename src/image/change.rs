@@ -138,14 +138,15 @@ impl Image {
         if facts.files.is_empty() {
             return None;
         }
-        let file_name = |path: &Path| Some(path.file_name()?.to_string_lossy().into_owned());
-        let own = file_name(&self.path);
-        let others = facts.files.iter();
-        let others = others.filter_map(|named| file_name(Path::new(&named.name)));
+        let own = self.home.name().to_string_lossy().into_owned();
+        let others = facts.files.iter().filter_map(|named| {
+            let name = Path::new(&named.name).file_name()?;
+            Some(name.to_string_lossy().into_owned())
+        });
         Some(NameLimits {
             most: spare_files(facts.files.len() + 1),
             cap,
-            has: Some(own.into_iter().chain(others).collect()),
+            has: Some(std::iter::once(own).chain(others).collect()),
         })
     }
 

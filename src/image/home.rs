@@ -3,6 +3,7 @@
 use super::gate::Tree;
 use super::handles::id_of;
 use nix::fcntl::OFlag;
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -33,14 +34,20 @@ impl Home {
         }
     }
 
+    /// The name itself, without directories.
+    pub fn name(&self) -> &OsStr {
+        let (Self::Path(path) | Self::Below(_, path)) = self;
+        path.file_name().unwrap_or_default()
+    }
+
     /// The tree that the file lies in, and its path there. The directory of a
     /// path that the user gave is a tree.
     pub fn tree(&self) -> io::Result<(Arc<Tree>, PathBuf)> {
         match self {
             Self::Below(tree, path) => Ok((Arc::clone(tree), path.clone())),
             Self::Path(path) => {
-                let name = path.file_name().unwrap_or_default();
-                Ok((Arc::new(Tree::open(directory(path))?), name.into()))
+                let dir = Arc::new(Tree::open(directory(path))?);
+                Ok((dir, self.name().into()))
             }
         }
     }

@@ -81,6 +81,6 @@ pub struct Counters {
     pub reads: u64,
     /// Writes to the image's files, all kinds.
     pub writes: u64,
-    /// Calls of fdatasync.
+    /// Calls of fdatasync, those that make names durable included.
     pub fdatasyncs: u64,
 }

@@ -14,8 +14,6 @@ pub enum NameRule {
     Raw,
     /// An image of this format, or unusable.
     Must(Format),
-    /// An image of a format that instar knows by name only.
-    Unsupported(&'static str),
     /// Nothing: an image only if a header is found, and never raw.
     Probe,
 }

@@ -15,6 +15,10 @@ use instar_guest::{ExtentKind, Plan, Reply, Request};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+/// How many blocks a resize may move or allocate besides what it adds, and how
+/// many bytes they are at most.
+const BLOCKS: u64 = 3;
+const MAX_BLOCKS: u64 = BLOCKS * (256 << 20);
 /// The most memory that the plan of a dry run takes, in bytes.
 const SHOWN: usize = 64 << 20;
 
@@ -35,8 +39,9 @@ impl Image {
     /// Changes the disk's size, durably; answers warnings for the user. The
     /// error's text says whether the image is unchanged or holds the new size.
     pub fn resize(&self, size: u64, how: &ResizeOptions) -> Result<Vec<String>, Error> {
-        self.put_in_order()
-            .and_then(|()| self.own_last_unit(size))
+        self.may_resize()
+            .and_then(|()| self.put_in_order())
+            .and_then(|_| self.own_last_unit(size))
             .and_then(|()| self.resize_to(size, how))
             .map_err(|fault| fault.at(Operation::Resize, &self.path))
     }
@@ -147,7 +152,7 @@ impl Image {
     }
 
     fn plan_only(&self, size: u64, how: &ResizeOptions) -> Result<PlanReply, Fault> {
-        self.writable()?;
+        self.may_resize()?;
         let _flushing = hold(&self.flushing);
         let mut link = hold(&self.session);
         self.flush_held(&mut link)?;
@@ -192,7 +197,6 @@ impl Image {
     }
 
     fn resize_to(&self, size: u64, how: &ResizeOptions) -> Result<Vec<String>, Fault> {
-        self.writable()?;
         let _flushing = hold(&self.flushing);
         let mut link = hold(&self.session);
         self.flush_held(&mut link)?;
@@ -230,13 +234,20 @@ impl Image {
         hold(&self.inflated).clear();
     }
 
-    fn resize_request(&self, size: u64, how: &ResizeOptions) -> Result<Request, Fault> {
+    /// Refuses what no resize of the image can be.
+    fn may_resize(&self) -> Result<(), Fault> {
+        self.writable()?;
         if self.backing.is_none() {
             self.no_backing_named()?;
         }
-        if let Some(failure) = &shared(&self.facts).no_resize {
-            return Err(Fault::from(failure));
+        match &shared(&self.facts).no_resize {
+            None => Ok(()),
+            Some(failure) => Err(Fault::from(failure)),
         }
+    }
+
+    fn resize_request(&self, size: u64, how: &ResizeOptions) -> Result<Request, Fault> {
+        self.may_resize()?;
         Ok(Request::Resize {
             size,
             preallocation: how.preallocation,
@@ -245,12 +256,19 @@ impl Image {
         })
     }
 
+    /// Room for a few whole blocks: those that are moved out of a table's way,
+    /// and what rounds the end of the disk up. In bytes.
+    fn blocks(&self) -> u64 {
+        let block = shared(&self.facts).cluster_size.unwrap_or(0);
+        MAX_BLOCKS.min(BLOCKS * block)
+    }
+
     /// What the plan of a resize may do.
     fn growth(&self, size: u64, how: &ResizeOptions) -> Limits {
         let old = self.virtual_size();
         let added = size.saturating_sub(old);
         // Counts of what a shrink releases are written anew.
-        let metadata = SLACK + size.abs_diff(old) / 8;
+        let metadata = SLACK + self.blocks() + size.abs_diff(old) / 8;
         let fill = match how.preallocation {
             Preallocation::Off => metadata,
             Preallocation::Metadata | Preallocation::Falloc => metadata.saturating_add(added),

@@ -9,16 +9,16 @@ use super::resize::plan_in;
 use instar_guest::Request;
 
 impl Image {
-    /// Puts the image in order where it must be before a change. The caller
-    /// holds none of the locks.
-    pub(super) fn put_in_order(&self) -> Result<(), Fault> {
+    /// Puts the image in order where it must be before a change; answers whether
+    /// it had to be. The caller holds none of the locks.
+    pub(super) fn put_in_order(&self) -> Result<bool, Fault> {
         if !self.is_unsettled() || self.access != Access::Write {
-            return Ok(());
+            return Ok(false);
         }
         let _flushing = hold(&self.flushing);
         let mut link = hold(&self.session);
         let _traffic = exclusive(&self.traffic);
-        self.settle_held(&mut link).map(drop)
+        self.settle_held(&mut link).map(|why| why.is_some())
     }
 
     fn is_unsettled(&self) -> bool {

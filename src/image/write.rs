@@ -146,8 +146,17 @@ impl Image {
     fn may_write(&self, offset: u64, len: u64) -> Result<(), Fault> {
         self.alive()?;
         self.writable()?;
-        self.put_in_order()?;
         self.inside(offset, len)?;
+        self.content_may_change()?;
+        if self.put_in_order()? {
+            // What was found meanwhile decides.
+            self.inside(offset, len)?;
+            self.content_may_change()?;
+        }
+        Ok(())
+    }
+
+    fn content_may_change(&self) -> Result<(), Fault> {
         match &shared(&self.facts).no_write {
             None => Ok(()),
             Some(failure) => Err(Fault::from(failure)),

@@ -257,9 +257,6 @@ pub const HEADER: &[Damage] = &[
             put64(i, field::INCOMPATIBLE, 1 << 1);
         },
     ),
-    damage("the dirty bit", "plain", Refused::Resizing, "dirty", |i| {
-        put64(i, field::INCOMPATIBLE, 1 << 0);
-    }),
 ];
 
 /// Snapshot table and bitmap directory.

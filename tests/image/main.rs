@@ -1,6 +1,6 @@
 //! Open images through the whole stack - host, sandbox, engine - over images
 //! that qemu-img makes, judged by qemu-img: content, locks, named files,
-//! creation, resizing, writing.
+//! creation, resizing, writing, repairs.
 
 mod create;
 mod lab;
@@ -10,6 +10,7 @@ mod locks;
 mod machine;
 mod named;
 mod resize;
+mod several;
 mod write;
 
 use instar::sandbox::{Config, Isolation, Pool};
@@ -38,6 +39,7 @@ fn main() -> ExitCode {
             named::CASES,
             create::CASES,
             resize::CASES,
+            several::CASES,
             write::CASES,
         ];
         let as_root = [named::AS_ROOT, write::AS_ROOT].concat();

@@ -44,7 +44,11 @@ fn is_resized(stage: &Stage) -> Outcome {
         return Err(format!("{size} bytes were asked for, there are {theirs}"));
     }
     if kind.is_checked_by_qemu() {
-        must_line(folder, "qemu-img", &format!("check -f {} {image}", kind.format))?;
+        must_line(
+            folder,
+            "qemu-img",
+            &format!("check -f {} {image}", kind.format),
+        )?;
     }
     if kind.format != "raw" {
         let checked = instar(folder, &format!("check -f {} {image}", kind.format))?;

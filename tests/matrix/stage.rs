@@ -195,10 +195,7 @@ fn make(kind: &Kind) -> Result<tempfile::TempDir, String> {
     for piece in pieces {
         let at = piece * PIECE + 512 * random.below(40) as u64;
         let len = (512 * (1 + random.below(160)) as u64).min(DATA_END - at);
-        arguments.extend([
-            "-c".to_owned(),
-            format!("write -q -s ../noise {at} {len}"),
-        ]);
+        arguments.extend(["-c".to_owned(), format!("write -q -s ../noise {at} {len}")]);
     }
     arguments.push((*file).to_owned());
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();

@@ -112,13 +112,6 @@ pub const REFUSALS: &[Refusal] = &[
         "snapshots.qcow2 1T",
         "instar: Failed to grow the L1 table: File too large\n",
     ),
-    refusal(
-        "the dirty flag",
-        "dirty.qcow2",
-        "dirty.qcow2 1M",
-        "instar: the image was not closed cleanly (the dirty bit is set) and its reference counts \
-         may be wrong; run `qemu-img check -r all` on it first\n",
-    ),
 ];
 
 /// Runs one of [`REFUSALS`].

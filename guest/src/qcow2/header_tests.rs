@@ -473,22 +473,33 @@ fn the_encryption_header_belongs_to_luks() {
     );
 }
 
+fn facts_with(incompatible: u64) -> crate::facts::Facts {
+    let blank = Blank {
+        incompatible,
+        ..Blank::default()
+    };
+    Session::new(blank.build()).open(None).unwrap()
+}
+
 #[test]
-fn corrupt_and_dirty_images_open_but_do_not_change() {
-    for (bit, name) in [(1u64, "dirty"), (2, "corrupt")] {
-        let blank = Blank {
-            incompatible: bit,
-            ..Blank::default()
-        };
-        let facts = Session::new(blank.build()).open(None).unwrap();
-        assert_eq!(facts.dirty, bit == 1);
-        assert_eq!(facts.corrupt, bit == 2);
-        for refusal in [facts.no_write, facts.no_resize] {
-            let refusal = refusal.expect(name);
-            assert_eq!(refusal.kind, FailureKind::Damaged);
-            assert!(refusal.message.contains("`qemu-img check -r all`"));
-        }
+fn a_corrupt_image_opens_but_does_not_change() {
+    let facts = facts_with(2);
+    assert!(facts.corrupt && !facts.dirty);
+    for refusal in [facts.no_write, facts.no_resize] {
+        let refusal = refusal.expect("corrupt");
+        assert_eq!(refusal.kind, FailureKind::Damaged);
+        assert!(refusal.message.contains("`qemu-img check -r all`"));
     }
+}
+
+#[test]
+fn a_dirty_image_is_put_in_order_before_it_changes() {
+    let facts = facts_with(1);
+    assert!(facts.dirty && !facts.corrupt);
+    assert_eq!((facts.no_write, facts.no_resize), (None, None));
+    let why = facts.unsettled.expect("dirty");
+    assert!(why.contains("the dirty bit is set"), "{why}");
+    assert_eq!(facts_with(0).unsettled, None);
 }
 
 #[test]

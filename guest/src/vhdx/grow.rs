@@ -48,7 +48,7 @@ impl Vhdx {
     /// The plan that makes the disk larger.
     pub(super) fn plan_grow(&mut self, host: &mut dyn Host, wish: &Wish) -> Result<Plan, Failure> {
         let growth = self.growth(host, wish)?;
-        let (tail, tail_end) = self.clear_tail(host)?;
+        let (tail, tail_end) = self.clear_tail(host, self.metadata.size)?;
         let old_len = self.source.file_len;
         let file_len = old_len.max(growth.end).max(tail_end);
         let mut headers = HeaderWriter::new(&self.headers, &mut self.chance);
@@ -168,15 +168,20 @@ impl Vhdx {
         Ok(end)
     }
 
-    /// The step that clears what the last block holds behind the old end, and
-    /// where that block ends: with a larger size a guest would see it.
-    fn clear_tail(&mut self, host: &mut dyn Host) -> Result<(Option<Step>, u64), Failure> {
-        let (geometry, old) = (self.metadata.geometry, self.metadata.size);
-        let inside = old % geometry.block_size;
+    /// The step that clears what the last block of a disk of that size holds
+    /// behind the end, and where that block ends in the file: with a larger size
+    /// a guest would see it.
+    pub(super) fn clear_tail(
+        &mut self,
+        host: &mut dyn Host,
+        size: u64,
+    ) -> Result<(Option<Step>, u64), Failure> {
+        let geometry = self.metadata.geometry;
+        let inside = size % geometry.block_size;
         if inside == 0 {
             return Ok((None, 0));
         }
-        let Place::Full(at) = self.place(host, old / geometry.block_size)? else {
+        let Place::Full(at) = self.place(host, size / geometry.block_size)? else {
             return Ok((None, 0));
         };
         let end = at + geometry.block_size;

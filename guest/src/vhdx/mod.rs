@@ -7,6 +7,7 @@
 //! everything that is read ([`source`]).
 
 mod bat;
+mod check;
 mod checksum;
 mod create;
 mod extents;
@@ -31,6 +32,13 @@ mod source;
 mod space;
 mod update;
 
+#[cfg(test)]
+mod damage_tests;
+#[cfg(test)]
+mod locator_tests;
+#[cfg(test)]
+mod log_tests;
+
 pub use create::create;
 pub use open::open;
 
@@ -38,6 +46,7 @@ use crate::chance::Chance;
 use crate::disk::Disk;
 use crate::engine::Host;
 use crate::error::Failure;
+use crate::findings::{Repair, Report};
 use crate::proto::{Extent, Format, PlanReply};
 use crate::resize::Wish;
 use alloc::string::String;
@@ -79,8 +88,16 @@ impl Disk for Vhdx {
         self.extents(host, offset, len)
     }
 
-    fn settle(&mut self, _host: &mut dyn Host) -> Result<PlanReply, Failure> {
-        self.plan_settle()
+    fn settle(&mut self, host: &mut dyn Host) -> Result<PlanReply, Failure> {
+        self.plan_settle(host)
+    }
+
+    fn check(
+        &mut self,
+        host: &mut dyn Host,
+        repair: Option<Repair>,
+    ) -> Result<(Report, PlanReply), Failure> {
+        self.check_all(host, repair)
     }
 
     fn resize(&mut self, host: &mut dyn Host, wish: &Wish) -> Result<PlanReply, Failure> {

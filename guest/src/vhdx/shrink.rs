@@ -7,10 +7,9 @@
 //! gaps, and the file gets shorter.
 
 use super::Vhdx;
-use super::bat::Place;
 use super::format::{MIB, PAGE, bat as on_disk};
 use super::space::{Space, Used, UsedFor};
-use super::update::{Flips, HeaderWriter, fresh_guid, stage, write};
+use super::update::{Flips, HeaderWriter, Logged, fresh_guid, stage, write};
 use crate::engine::Host;
 use crate::error::Failure;
 use crate::plan::{Plan, Purpose, Stage, Step};
@@ -41,7 +40,7 @@ impl Vhdx {
         let mut highest = Highest::default();
         let mut space = self.space(host, entries, |used| highest.add(used))?;
         let moves = self.moves(highest, &mut space);
-        let tail = self.cut_tail(host, size)?;
+        let (tail, _) = self.clear_tail(host, size)?;
 
         let mut headers = HeaderWriter::new(&self.headers, &mut self.chance);
         let data_write = fresh_guid(&mut self.chance);
@@ -49,11 +48,7 @@ impl Vhdx {
             stage(Purpose::Prepare, headers.write(Some(data_write), None)?),
             stage(Purpose::Prepare, headers.write(None, None)?),
         ];
-        stages.extend(self.cut(host, &mut headers, size)?);
-        stages.push(Stage {
-            purpose: Purpose::Release,
-            steps: Vec::from_iter(tail),
-        });
+        stages.extend(self.cut(host, &mut headers, size, tail)?);
         stages.push(Stage {
             purpose: Purpose::Release,
             steps: moves.iter().flat_map(|step| self.copy(*step)).collect(),
@@ -84,13 +79,14 @@ impl Vhdx {
         Ok(Plan { stages })
     }
 
-    /// The stages up to the smaller disk: the size, and nothing in the entries
-    /// behind the new end.
+    /// The stages up to the smaller disk: the size, nothing in the entries behind
+    /// the new end, and nothing behind it in the last block.
     fn cut(
         &mut self,
         host: &mut dyn Host,
         headers: &mut HeaderWriter,
         size: u64,
+        tail: Option<Step>,
     ) -> Result<Vec<Stage>, Failure> {
         let geometry = self.metadata.geometry;
         let from = self.bat.entry_at(geometry.entries(size));
@@ -99,24 +95,13 @@ impl Vhdx {
         let mut changes = Flips::default();
         changes.add(self.metadata.size_at, size.to_le_bytes().to_vec());
         changes.add(from, vec![0; (first_page - from) as usize]);
-        let pages = changes.pages(host, self)?;
-        let zeroes = (first_page, (end - first_page).next_multiple_of(PAGE));
-        self.log_stages(headers, pages, zeroes, self.source.file_len)
-    }
-
-    /// The step that clears what the last block holds behind the new end.
-    fn cut_tail(&mut self, host: &mut dyn Host, size: u64) -> Result<Option<Step>, Failure> {
-        let geometry = self.metadata.geometry;
-        let inside = size % geometry.block_size;
-        if inside == 0 {
-            return Ok(None);
-        }
-        let Place::Full(at) = self.place(host, size / geometry.block_size)? else {
-            return Ok(None);
+        let change = Logged {
+            pages: changes.pages(host, self)?,
+            zeroes: (first_page, (end - first_page).next_multiple_of(PAGE)),
+            file_len: self.source.file_len,
+            besides: tail,
         };
-        let end = self.source.file_len.min(at + geometry.block_size);
-        let len = end.saturating_sub(at + inside);
-        Ok((len > 0).then(|| self.clear(at + inside, len)))
+        self.log_stages(headers, change)
     }
 
     /// Where blocks at the end of the file go, as far as there are gaps before

@@ -157,18 +157,35 @@ impl Flips {
     }
 }
 
+/// What one entry of the log carries.
+#[derive(Debug)]
+pub struct Logged {
+    /// Whole pages by host offset.
+    pub pages: Vec<(u64, Vec<u8>)>,
+    /// Host offset and length of a range of pages that become zero.
+    pub zeroes: (u64, u64),
+    /// The length that the file has by then, durably.
+    pub file_len: u64,
+    /// What no log may carry, and what is done before the log is given up: who
+    /// replays it here does that, too.
+    pub besides: Option<Step>,
+}
+
 impl Vhdx {
-    /// The stages that change pages together, and zero others, by way of the
-    /// log: the entry, the header that makes it count, which commits, the pages
-    /// themselves, and the headers without a log. `file_len` is the length that
-    /// the file has by then, durably.
+    /// The stages that change pages together by way of the log: the entry, the
+    /// header that makes it count, which commits, the pages themselves, and the
+    /// headers without a log.
     pub(super) fn log_stages(
         &mut self,
         headers: &mut HeaderWriter,
-        pages: Vec<(u64, Vec<u8>)>,
-        zeroes: (u64, u64),
-        file_len: u64,
+        change: Logged,
     ) -> Result<Vec<Stage>, Failure> {
+        let Logged {
+            pages,
+            zeroes,
+            file_len,
+            besides,
+        } = change;
         let current = &self.headers.current;
         let guid = fresh_guid(&mut self.chance);
         let entry = log::encode(&pages, zeroes, guid, file_len, current.log_len)?;
@@ -190,6 +207,7 @@ impl Vhdx {
                 len: zeroes.1,
             });
         }
+        apply.extend(besides);
         Ok(vec![
             stage(Purpose::Prepare, entry),
             stage(Purpose::Commit, headers.write(None, Some(guid))?),
@@ -214,8 +232,13 @@ impl Vhdx {
         if flips.are_atomic() {
             return Ok(flips.stages());
         }
-        let pages = flips.pages(host, self)?;
-        self.log_stages(headers, pages, (0, 0), file_len)
+        let change = Logged {
+            pages: flips.pages(host, self)?,
+            zeroes: (0, 0),
+            file_len,
+            besides: None,
+        };
+        self.log_stages(headers, change)
     }
 
     /// The changes of both region tables that move the BAT.

@@ -18,6 +18,7 @@ pub mod setup;
 pub mod tools;
 
 pub mod qcow2;
+pub mod qcow2_repair;
 pub mod qcow2_shrink;
 pub mod qcow2_size;
 pub mod raw;
@@ -43,7 +44,8 @@ pub fn cases() -> impl Iterator<Item = &'static Case> {
         qcow2_size::ALLOCATES,
     ];
     let others = [raw::CASES, vhd::CASES, vhdx::CASES, vmdk::CASES];
-    qcow2.into_iter().chain(others).flatten()
+    let repairs = [qcow2_repair::CASES];
+    qcow2.into_iter().chain(repairs).chain(others).flatten()
 }
 
 /// What the random subsets are drawn from; `INSTAR_CRASH_SEED` repeats those of

@@ -11,7 +11,7 @@ use super::disk::Files;
 use super::engine::{Change, Session};
 use super::setup::{Setup, wants_replay};
 use super::tools::qemu_img;
-use instar_guest::findings::{Repair, Severity};
+use instar_guest::findings::{Finding, Repair, Severity};
 use instar_guest::proto::Preallocation;
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
@@ -21,7 +21,8 @@ use std::path::Path;
 /// one that cannot be.
 const MAX_SETTLES: usize = 3;
 
-/// One of so many states before a grow is also grown by qemu-img.
+/// One of so many states before a grow is also grown by qemu-img, and one of so
+/// many after the same request again is looked at.
 const SAMPLED: u64 = 4;
 
 /// Which disk a state holds.
@@ -65,6 +66,9 @@ enum When {
     Between,
     /// After the whole change.
     Finished,
+    /// After the same request again. There are as many of these as of states, so
+    /// that qemu-img looks at one in a few.
+    Again,
 }
 
 /// What readers find in some files.
@@ -202,9 +206,13 @@ impl<'a> Judge<'a> {
         for (name, reader) in judges.readers {
             hear(&mut seen, name, reader(files, image));
         }
-        if seen.faults.is_empty() && (judges.check || judges.convert) {
+        if when != When::Between {
+            self.check_by_engine(files, &mut seen);
+        }
+        let by_qemu = when != When::Again || files.digest() % SAMPLED == 0;
+        if by_qemu && seen.faults.is_empty() && (judges.check || judges.convert) {
             self.setup.store(files, self.dir.path())?;
-            if judges.check && (when == When::Finished || self.starts_sound()) {
+            if judges.check && (when != When::Between || self.starts_sound()) {
                 self.check_by_qemu(&mut seen)?;
             }
             if judges.convert {
@@ -340,13 +348,13 @@ impl<'a> Judge<'a> {
 
     fn judge_finished(&self, finished: &Files) -> Result<Vec<String>, String> {
         let mut finished = finished.clone();
-        if self.look_at(&finished, When::Finished)?.leaks {
+        if self.look_at(&finished, When::Again)?.leaks {
             match self.repaired(&finished)? {
                 Ok(repaired) => finished = repaired,
                 Err(text) => return Ok(vec![text]),
             }
         }
-        let seen = self.look_at(&finished, When::Finished)?;
+        let seen = self.look_at(&finished, When::Again)?;
         let mut faults = seen.faults;
         if seen.leaks {
             faults.push("leaks stay".to_owned());
@@ -355,28 +363,29 @@ impl<'a> Judge<'a> {
             faults.push(format!("ends in {:?}", seen.content));
         }
         if faults.is_empty() {
-            faults.extend(self.check_by_engine(&finished));
             faults.extend(self.stale(&finished)?);
         }
         Ok(faults)
     }
 
-    /// The engine's own check finds nothing wrong.
-    fn check_by_engine(&self, files: &Files) -> Option<String> {
+    /// The engine's own check finds nothing wrong but leaks.
+    fn check_by_engine(&self, files: &Files, seen: &mut Seen) {
         let checked = Session::open(files, self.setup.image_name(), self.case.format)
             .and_then(|mut session| session.check());
         match checked {
-            Err(text) => Some(text),
-            Ok(None) => None,
+            Err(text) => seen.faults.push(text),
+            Ok(None) => {}
             Ok(Some((report, findings))) => {
-                let bad = report.corruptions + report.leaks + report.check_errors;
-                let counts = |severity| severity != Severity::Warning;
-                let mut texts = findings
-                    .iter()
-                    .filter(|finding| counts(finding.severity))
-                    .map(|finding| finding.text.as_str());
-                let first = texts.next().unwrap_or_default();
-                (bad > 0).then(|| format!("instar check: {report:?}: {first}"))
+                seen.leaks |= report.leaks > 0;
+                if report.corruptions + report.check_errors > 0 {
+                    let counts = |finding: &&Finding| {
+                        matches!(finding.severity, Severity::Corruption | Severity::Error)
+                    };
+                    let text = findings.iter().find(counts).map(|finding| &*finding.text);
+                    let text = text.unwrap_or_default();
+                    seen.faults
+                        .push(format!("instar check: {report:?}: {text}"));
+                }
             }
         }
     }

@@ -12,6 +12,7 @@ mod lab;
 mod placing;
 mod reading;
 mod repairing;
+mod repairing;
 mod shrink_cases;
 mod shrinking;
 mod vhd;

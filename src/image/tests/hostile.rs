@@ -54,11 +54,13 @@ fn bad(text: &str) -> (ErrorKind, String) {
 
 #[test]
 fn facts_out_of_range_are_refused() {
-    let lies: [fn(&mut Facts); 7] = [
+    let lies: [fn(&mut Facts); 9] = [
         |facts| facts.write_unit = 0,
         |facts| facts.write_unit = 3,
         |facts| facts.size_unit = 0,
         |facts| facts.cluster_size = Some(1 << 40),
+        |facts| facts.cluster_size = Some(4 << 30),
+        |facts| facts.cluster_size = Some(3 << 20),
         |facts| facts.cluster_size = Some(0),
         |facts| facts.cluster_size = Some(256),
         |facts| facts.virtual_size = u64::MAX,
@@ -122,7 +124,7 @@ fn a_plan_that_breaks_the_rules_has_no_effect() {
         (
             vec![stage(Purpose::Prepare, write(FILE, far, 1)), commit()],
             format!(
-                "a step reaches up to {:#x}, the file may grow to 0x8004122000",
+                "a step reaches up to {:#x}, the file may grow to 0x8004125000",
                 far + 1
             ),
         ),

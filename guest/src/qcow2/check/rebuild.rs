@@ -24,6 +24,9 @@ use core::ops::Range;
 /// Clusters whose counts are made at once.
 const PIECE: u64 = 2 * PAGE;
 
+/// Bytes of collected steps that do not have to be streamed.
+const STREAM_AT: usize = 1 << 20;
+
 /// Where the new structure goes.
 #[derive(Debug, PartialEq, Eq)]
 struct Layout {
@@ -63,17 +66,11 @@ impl Check<'_> {
             })?;
         }
         self.emit_table(&layout, &mut rest)?;
-        let entries = self.entries.take();
-        Ok(vec![
-            Stage {
-                purpose: Purpose::Prepare,
-                steps: rest,
-            },
-            Stage {
-                purpose: Purpose::Link,
-                steps: entries,
-            },
-        ])
+        rest.extend(self.entries.take());
+        Ok(vec![Stage {
+            purpose: Purpose::Prepare,
+            steps: rest,
+        }])
     }
 
     /// What was wrong with counts and blocks is repaired, all of it.
@@ -165,9 +162,13 @@ impl Check<'_> {
         Ok(())
     }
 
-    /// Streams what has been collected so far: more follows.
+    /// Streams what has been collected so far, where it is much: more follows.
     fn stream(&mut self, rest: &mut Vec<Step>) -> Result<(), Failure> {
-        if rest.is_empty() {
+        let len = rest.iter().map(|step| match step {
+            Step::Write { data, .. } => data.len(),
+            _ => 0,
+        });
+        if len.sum::<usize>() < STREAM_AT {
             return Ok(());
         }
         self.host.stream(Plan {

@@ -2,9 +2,8 @@
 //!
 //! Counts are changed where they are, unless the refcount structure itself is
 //! broken: then a new one is made behind the end of the file. Counts that are
-//! too low go up before anything else, those that are too high go down last, so
-//! that no state in between is worse than the one before. Clearing the header's
-//! dirty and corrupt bits commits.
+//! too low go up before anything else, so that no state in between is worse than
+//! the one before. Clearing the header's dirty and corrupt bits commits.
 
 use super::super::Qcow2;
 use super::super::format::{autoclear, header, incompatible};
@@ -64,7 +63,9 @@ impl Check<'_> {
         self.complete(before, rebuild)
     }
 
-    /// Repairs counts and flags where they are.
+    /// Repairs counts and flags where they are. A flag that is cleared says that
+    /// a cluster is shared, and whoever changes such a one lowers its count: the
+    /// count has to be high enough before.
     fn fix_in_place(&mut self, repair: Repair) -> Result<Vec<Stage>, Failure> {
         let sound = self.tell.report.corruptions == 0 && self.tell.report.check_errors == 0;
         core::mem::take(&mut self.compared).forget(&mut self.tell.report);
@@ -77,20 +78,23 @@ impl Check<'_> {
             self.warnings
                 .push("there is more to repair than fits into one go: repair again".into());
         }
-        Ok(vec![
-            Stage {
-                purpose: Purpose::Count,
-                steps: self.raised.take(),
-            },
-            Stage {
-                purpose: Purpose::Link,
-                steps: self.entries.take(),
-            },
-            Stage {
-                purpose: Purpose::Release,
-                steps: self.lowered.take(),
-            },
-        ])
+        // Flags that are set and counts that go down need no order: what is
+        // counted too often may be changed in place.
+        let mut rest = self.entries.take();
+        let purpose = match rest.is_empty() {
+            true => Purpose::Release,
+            false => Purpose::Link,
+        };
+        rest.extend(self.lowered.take());
+        let raised = Stage {
+            purpose: Purpose::Count,
+            steps: self.raised.take(),
+        };
+        let rest = Stage {
+            purpose,
+            steps: rest,
+        };
+        Ok(vec![raised, rest])
     }
 
     /// Does something for each range of clusters once more. The counters are

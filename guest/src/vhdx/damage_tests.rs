@@ -1,0 +1,559 @@
+//! One damaged image for each field that is checked: each is refused with its
+//! own words, and nothing is changed.
+
+use super::checksum::seal;
+use super::format::{MIB, bat, header, metadata, region};
+use crate::error::FailureKind::{self, Damaged, NotThisFormat, Unsupported};
+use crate::proto::{Create, Preallocation, Reply, Request};
+use crate::testing::{FRESH, Session};
+use crate::{Failure, Format};
+use alloc::string::String;
+use alloc::vec;
+use alloc::vec::Vec;
+
+const HEADER: usize = 64 << 10;
+const OTHER_HEADER: usize = 128 << 10;
+const TABLE: usize = 192 << 10;
+const OTHER_TABLE: usize = 256 << 10;
+const BAT: usize = 2 << 20;
+const METADATA: usize = 3 << 20;
+const ITEMS: usize = METADATA + (64 << 10);
+/// Offset of an item's entry in the metadata table.
+const fn item(nth: usize) -> usize {
+    METADATA + metadata::ENTRIES + nth * metadata::ENTRY_LEN
+}
+/// Offset of a region's entry in the region table.
+const fn entry(nth: usize) -> usize {
+    region::ENTRIES + nth * region::ENTRY_LEN
+}
+
+/// An image of three blocks of 1 MiB, of which the first has data.
+pub(super) fn image() -> Vec<u8> {
+    let mut session = Session::default();
+    let create = Create {
+        format: Format::Vhdx,
+        size: 3 << 20,
+        options: vec![("block_size".into(), "1M".into())],
+        backing: None,
+        backing_size: None,
+        backing_identity: None,
+    };
+    let reply = session.call(Request::Create {
+        create,
+        name: "disk.vhdx".into(),
+        fresh: FRESH,
+    });
+    let Ok(Reply::Plan(reply)) = reply else {
+        panic!("no plan: {reply:?}");
+    };
+    session.host.apply(&reply.plan);
+    let mut image = session.host.image;
+    put(&mut image, BAT, (8 << 20) | bat::FULLY_PRESENT);
+    image.resize(9 << 20, 0x11);
+    image
+}
+
+fn put(image: &mut [u8], at: usize, value: u64) {
+    image[at..at + 8].copy_from_slice(&value.to_le_bytes());
+}
+
+fn put32(image: &mut [u8], at: usize, value: u32) {
+    image[at..at + 4].copy_from_slice(&value.to_le_bytes());
+}
+
+/// Changes both headers alike.
+fn headers(image: &mut [u8], change: impl Fn(&mut [u8])) {
+    for at in [HEADER, OTHER_HEADER] {
+        let header = &mut image[at..at + header::LEN];
+        change(header);
+        seal(header, header::CHECKSUM);
+    }
+}
+
+/// Changes both region tables alike.
+fn tables(image: &mut [u8], change: impl Fn(&mut [u8])) {
+    for at in [TABLE, OTHER_TABLE] {
+        let table = &mut image[at..at + region::LEN];
+        change(table);
+        seal(table, region::CHECKSUM);
+    }
+}
+
+/// What the damage is, what it does, how it is refused.
+type Case = (&'static str, fn(&mut Vec<u8>), FailureKind, &'static str);
+
+/// Damage that keeps the image from being opened.
+const CLOSED: &[Case] = &[
+    (
+        "file identifier",
+        |image| image[0] = b'V',
+        NotThisFormat,
+        "the image is not in VHDX format",
+    ),
+    (
+        "file length",
+        |image| image.truncate(MIB as usize - 1),
+        Damaged,
+        "the file is 1048575 bytes long",
+    ),
+    (
+        "header signature",
+        |image| headers(image, |header| header[0] = b'H'),
+        Damaged,
+        "no valid header: the first does not begin with 'head'",
+    ),
+    (
+        "header checksum",
+        |image| {
+            image[HEADER + 16] ^= 1;
+            image[OTHER_HEADER + 16] ^= 1;
+        },
+        Damaged,
+        "no valid header: the first has the checksum",
+    ),
+    (
+        "header version",
+        |image| headers(image, |header| header[header::VERSION] = 2),
+        Damaged,
+        "no valid header: the first has version 2 instead of 1",
+    ),
+    (
+        "header sequence",
+        |image| {
+            headers(image, |header| put(header, header::SEQUENCE, 7));
+            image[HEADER + header::DATA_WRITE] ^= 1;
+            seal(&mut image[HEADER..HEADER + header::LEN], header::CHECKSUM);
+        },
+        Damaged,
+        "both headers have the sequence number 7 and differ",
+    ),
+    (
+        "log length",
+        |image| headers(image, |header| put32(header, header::LOG_LEN, 4096)),
+        Damaged,
+        "the log's length of 4096 bytes is no multiple of 1 MiB",
+    ),
+    (
+        "log offset",
+        |image| headers(image, |header| put(header, header::LOG_OFFSET, 4096)),
+        Damaged,
+        "the log's offset 0x1000 is not a multiple of 1 MiB",
+    ),
+    (
+        "log place",
+        |image| headers(image, |header| put(header, header::LOG_OFFSET, 2 << 20)),
+        Damaged,
+        "the block allocation table at 0x200000 (1048576 bytes) overlaps the log",
+    ),
+    (
+        "log past the end",
+        |image| headers(image, |header| put(header, header::LOG_OFFSET, 20 << 20)),
+        Damaged,
+        "the log at 0x1400000 (1048576 bytes) reaches past the end of the file",
+    ),
+    (
+        "log version",
+        |image| {
+            headers(image, |header| {
+                header[header::LOG] = 1;
+                header[header::LOG_VERSION] = 1;
+            });
+        },
+        Unsupported,
+        "the log has version 1, which is not known",
+    ),
+    (
+        "log too long to replay",
+        |image| {
+            headers(image, |header| {
+                header[header::LOG] = 1;
+                put32(header, header::LOG_LEN, 65 << 20);
+            });
+        },
+        Unsupported,
+        "the log is 68157440 bytes long and has to be replayed",
+    ),
+    (
+        "log without entries",
+        |image| headers(image, |header| header[header::LOG] = 1),
+        Damaged,
+        "the log is in use, but holds no valid sequence of entries",
+    ),
+    (
+        "region table signature",
+        |image| tables(image, |table| table[0] = b'R'),
+        Damaged,
+        "no valid region table: the first does not begin with 'regi'",
+    ),
+    (
+        "region table checksum",
+        |image| {
+            image[TABLE + 4] ^= 1;
+            image[OTHER_TABLE + 4] ^= 1;
+        },
+        Damaged,
+        "no valid region table: the first has the checksum",
+    ),
+    (
+        "region table count",
+        |image| tables(image, |table| put32(table, region::COUNT, 2048)),
+        Damaged,
+        "the region table has 2048 entries, more than 2047",
+    ),
+    (
+        "region missing",
+        |image| tables(image, |table| put32(table, region::COUNT, 1)),
+        Damaged,
+        "the region table has no entry for the metadata region",
+    ),
+    (
+        "region twice",
+        |image| {
+            tables(image, |table| {
+                table.copy_within(entry(0)..entry(1), entry(2));
+                put32(table, region::COUNT, 3);
+            });
+        },
+        Damaged,
+        "the region table has two entries for the block allocation table",
+    ),
+    (
+        "region unknown and required",
+        |image| {
+            tables(image, |table| {
+                put(table, entry(2) + region::ENTRY_OFFSET, 5 << 20);
+                put32(table, entry(2) + region::ENTRY_LENGTH, 1 << 20);
+                put32(table, entry(2) + region::ENTRY_FLAGS, 1);
+                put32(table, region::COUNT, 3);
+            });
+        },
+        Unsupported,
+        "the image needs the region 00000000-0000-0000-0000-000000000000",
+    ),
+    (
+        "region offset",
+        |image| {
+            tables(image, |table| {
+                put(table, entry(0) + region::ENTRY_OFFSET, 12345)
+            })
+        },
+        Damaged,
+        "region table, entry 0 (the block allocation table): the offset 0x3039 is not a multiple",
+    ),
+    (
+        "region length",
+        |image| {
+            tables(image, |table| {
+                put32(table, entry(1) + region::ENTRY_LENGTH, 0)
+            })
+        },
+        Damaged,
+        "region table, entry 1 (the metadata region): the length 0x0 is not a multiple",
+    ),
+    (
+        "region overlap",
+        |image| {
+            tables(image, |table| {
+                put(table, entry(1) + region::ENTRY_OFFSET, 2 << 20)
+            })
+        },
+        Damaged,
+        "the metadata region at 0x200000 (1048576 bytes) overlaps the block allocation table",
+    ),
+    (
+        "region past the end",
+        |image| {
+            tables(image, |table| {
+                put(table, entry(0) + region::ENTRY_OFFSET, 9 << 20)
+            })
+        },
+        Damaged,
+        "the block allocation table at 0x900000 (1048576 bytes) reaches past the end of the file",
+    ),
+    (
+        "metadata signature",
+        |image| image[METADATA] = b'M',
+        Damaged,
+        "the metadata table does not begin with 'metadata'",
+    ),
+    (
+        "metadata count",
+        |image| image[METADATA + metadata::COUNT..][..2].fill(0xff),
+        Damaged,
+        "the metadata table has 65535 entries, more than 2047",
+    ),
+    (
+        "metadata item missing",
+        |image| image[METADATA + metadata::COUNT] = 4,
+        Damaged,
+        "the metadata table has no entry for the physical sector size",
+    ),
+    (
+        "metadata item twice",
+        |image| image.copy_within(item(0)..item(1), item(1)),
+        Damaged,
+        "the metadata table has two entries for the file parameters",
+    ),
+    (
+        "metadata item unknown and required",
+        |image| image[item(2)] ^= 0xff,
+        Unsupported,
+        "the image needs the metadata item beca1254-b2e6-4523-93ef-c309e000c746",
+    ),
+    (
+        "metadata item in the table",
+        |image| put32(image, item(1) + metadata::ENTRY_OFFSET, 4096),
+        Damaged,
+        "the virtual disk size at 0x1000 overlaps the metadata table",
+    ),
+    (
+        "metadata item past the end",
+        |image| put32(image, item(1) + metadata::ENTRY_OFFSET, u32::MAX),
+        Damaged,
+        "the virtual disk size at 0xffffffff (8 bytes) reaches past the end of the metadata region",
+    ),
+    (
+        "metadata item length",
+        |image| put32(image, item(1) + metadata::ENTRY_LENGTH, 4),
+        Damaged,
+        "the virtual disk size is 4 bytes long instead of 8",
+    ),
+    (
+        "metadata item overlap",
+        |image| put32(image, item(1) + metadata::ENTRY_OFFSET, (64 << 10) + 4),
+        Damaged,
+        "the metadata items at 0x10000 and 0x10004 overlap",
+    ),
+    (
+        "block size",
+        |image| put32(image, ITEMS, 3 << 20),
+        Damaged,
+        "the block size of 3145728 bytes is not a power of two",
+    ),
+    (
+        "block size too small",
+        |image| put32(image, ITEMS, 1 << 19),
+        Damaged,
+        "the block size of 524288 bytes is not a power of two between 1 MiB and 256 MiB",
+    ),
+    (
+        "file flags",
+        |image| image[ITEMS + 4] = 4,
+        Unsupported,
+        "the file parameters have the flags 0x4, which are not known",
+    ),
+    (
+        "parent without a locator",
+        |image| image[ITEMS + 4] = 2,
+        Damaged,
+        "the image has a parent, and no parent locator",
+    ),
+    (
+        "disk size between sectors",
+        |image| put(image, ITEMS + 8, 1000),
+        Damaged,
+        "the virtual disk size of 1000 bytes is not a multiple of the sector size of 512",
+    ),
+    (
+        "disk size too large",
+        |image| put(image, ITEMS + 8, (64 << 40) + 512),
+        Damaged,
+        "the virtual disk size of 70368744178176 bytes is more than 64 TiB",
+    ),
+    (
+        "disk size past the BAT",
+        |image| put(image, ITEMS + 8, 1 << 40),
+        Damaged,
+        "the block allocation table is 1048576 bytes long, a disk of 1099511627776 bytes needs",
+    ),
+    (
+        "logical sector size",
+        |image| put32(image, ITEMS + 32, 1024),
+        Damaged,
+        "the logical sector size of 1024 bytes is neither 512 nor 4096",
+    ),
+    (
+        "physical sector size",
+        |image| put32(image, ITEMS + 36, 0),
+        Damaged,
+        "the physical sector size of 0 bytes is neither 512 nor 4096",
+    ),
+];
+
+/// Damage in the first entry of the BAT, found when it is used.
+const ENTRIES: &[(&str, u64, &str)] = &[
+    ("state", 4, "the state 4 is not known"),
+    ("reserved bits", 2 | 1 << 3, "reserved bits are set"),
+    (
+        "no parent",
+        (8 << 20) | 7,
+        "partially present, but the image has no parent",
+    ),
+    ("headers", 6, "the block at 0x0 overlaps the headers"),
+    (
+        "tables",
+        (3 << 20) | 6,
+        "the block at 0x300000 overlaps the metadata region",
+    ),
+    (
+        "past the end",
+        (9 << 20) | 6,
+        "the block at 0x900000 lies past the end of the file",
+    ),
+    (
+        "far past the end",
+        !0xf_ffff | 6,
+        "the block at 0xfffffffffff00000 lies past the end",
+    ),
+];
+
+#[test]
+fn the_image_is_sound_before_it_is_damaged() {
+    let mut session = Session::new(image());
+    let facts = session.open(None).unwrap();
+    assert_eq!((facts.virtual_size, facts.unsettled), (3 << 20, None));
+    let content = session.read(0, 3 << 20).unwrap();
+    assert!(content[..1 << 20].iter().all(|&byte| byte == 0x11));
+    assert!(content[1 << 20..].iter().all(|&byte| byte == 0));
+}
+
+#[test]
+fn every_field_has_its_own_refusal() {
+    for (name, damage, kind, words) in CLOSED {
+        let mut damaged = image();
+        damage(&mut damaged);
+        let mut session = Session::new(damaged.clone());
+        let refused = session.open(Some(Format::Vhdx));
+        let failure = refused.expect_err(name);
+        assert_eq!(failure.kind, *kind, "{name}: {failure}");
+        assert!(failure.message.starts_with(words), "{name}: {failure}");
+        assert!(session.host.image == damaged, "{name}");
+    }
+}
+
+fn grow(session: &mut Session, size: u64) -> Result<Reply, Failure> {
+    session.call(Request::Resize {
+        size,
+        preallocation: Preallocation::Metadata,
+        shrink: true,
+        backing_size: None,
+    })
+}
+
+#[test]
+fn every_entry_of_the_table_is_checked_where_it_is_used() {
+    for (name, raw, words) in ENTRIES {
+        let mut damaged = image();
+        put(&mut damaged, BAT, *raw);
+        let mut session = Session::new(damaged.clone());
+        session.open(None).unwrap();
+        let mapped = session.map(0, 1 << 20).expect_err(name);
+        let place = alloc::format!("BAT entry 0 (guest offset 0x0): {words}");
+        assert!(mapped.message.starts_with(&place), "{name}: {mapped}");
+        assert_eq!(mapped.kind, Damaged);
+        let grown = grow(&mut session, 8 << 20).expect_err(name);
+        assert!(grown.message.contains(words), "{name}: {grown}");
+        let (corruptions, _) = check(&mut session);
+        assert_eq!(corruptions, 1, "{name}");
+        assert!(session.host.image == damaged, "{name}");
+    }
+}
+
+/// Corruptions, and what was said.
+fn check(session: &mut Session) -> (u64, Vec<String>) {
+    session.host.findings.clear();
+    let reply = session.call(Request::Check { repair: None });
+    let Ok(Reply::Checked { report, .. }) = reply else {
+        panic!("not checked: {reply:?}");
+    };
+    let texts = session.host.findings.drain(..).map(|finding| finding.text);
+    (report.corruptions, texts.collect())
+}
+
+#[test]
+fn blocks_that_share_their_place_are_found() {
+    let mut damaged = image();
+    put(&mut damaged, BAT + 8, (8 << 20) | bat::FULLY_PRESENT);
+    let mut session = Session::new(damaged);
+    session.open(None).unwrap();
+    let found = check(&mut session);
+    let text = "VHDX BAT entry 1 is invalid: the block at 0x800000 overlaps another block";
+    assert_eq!(found, (1, vec![text.into()]));
+    let shrunk = session.call(Request::Resize {
+        size: 2 << 20,
+        preallocation: Preallocation::Off,
+        shrink: true,
+        backing_size: None,
+    });
+    assert_eq!(shrunk.unwrap_err().kind, Damaged);
+}
+
+#[test]
+fn entries_behind_the_end_are_worth_a_warning_and_cleared_by_a_grow() {
+    let mut stale = image();
+    put(&mut stale, BAT + 3 * 8, (8 << 20) | bat::FULLY_PRESENT);
+    let mut session = Session::new(stale);
+    session.open(None).unwrap();
+    let text = "1 BAT entries behind the end of the disk are not empty";
+    assert_eq!(check(&mut session), (0, vec![text.into()]));
+    let Ok(Reply::Plan(reply)) = grow(&mut session, 5 << 20) else {
+        panic!("no plan");
+    };
+    session.host.apply(&reply.plan);
+    session.open(None).unwrap();
+    let content = session.read(3 << 20, 2 << 20).unwrap();
+    assert!(content.iter().all(|&byte| byte == 0));
+}
+
+#[test]
+fn one_valid_copy_is_enough_and_the_other_is_repaired() {
+    let cases: [(usize, Option<&str>); 4] = [
+        (HEADER, None),
+        (OTHER_HEADER, None),
+        (TABLE, Some("its first region table has the checksum")),
+        (
+            OTHER_TABLE,
+            Some("its second region table has the checksum"),
+        ),
+    ];
+    for (at, unsettled) in cases {
+        let mut damaged = image();
+        damaged[at + 20] ^= 0xff;
+        let mut session = Session::new(damaged);
+        let facts = session.open(None).unwrap();
+        match (facts.unsettled, unsettled) {
+            (Some(why), Some(words)) => assert!(why.starts_with(words), "{why}"),
+            (why, words) => assert_eq!(why.as_deref(), words),
+        }
+        assert_eq!(check(&mut session).0, 0);
+        let reply = session.call(Request::Check {
+            repair: Some(crate::findings::Repair::All),
+        });
+        let Ok(Reply::Checked { report, repair }) = reply else {
+            panic!("not checked: {reply:?}");
+        };
+        assert_eq!(report.corruptions_fixed, 1);
+        session.host.apply(&repair.plan);
+        assert_eq!(session.open(None).unwrap().unsettled, None);
+        assert_eq!(check(&mut session), (0, vec![]));
+    }
+}
+
+#[test]
+fn tables_that_differ_are_made_equal_by_the_first() {
+    let mut differs = image();
+    let table = &mut differs[OTHER_TABLE..OTHER_TABLE + region::LEN];
+    put(table, entry(0) + region::ENTRY_OFFSET, 5 << 20);
+    seal(table, region::CHECKSUM);
+    let mut session = Session::new(differs);
+    let facts = session.open(None).unwrap();
+    let why = "its second region table differs from the first";
+    assert_eq!(facts.unsettled.as_deref(), Some(why));
+    let Ok(Reply::Plan(reply)) = session.call(Request::Settle) else {
+        panic!("no plan");
+    };
+    session.host.apply(&reply.plan);
+    let image = &session.host.image;
+    assert!(image[TABLE..TABLE + region::LEN] == image[OTHER_TABLE..OTHER_TABLE + region::LEN]);
+    assert_eq!(session.open(None).unwrap().unsettled, None);
+}
