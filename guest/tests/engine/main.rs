@@ -12,7 +12,6 @@ mod lab;
 mod placing;
 mod reading;
 mod repairing;
-mod repairing;
 mod shrink_cases;
 mod shrinking;
 mod vhd;
@@ -23,6 +22,7 @@ mod vhdx_grow;
 mod vhdx_lab;
 mod vhdx_shrink;
 mod vmdk;
+mod vmdk_check;
 mod vmdk_lab;
 mod vmdk_resize;
 mod writing;
@@ -49,6 +49,7 @@ fn main() {
         .chain(vhdx_shrink::trials())
         .chain(vmdk::trials())
         .chain(vmdk_resize::trials())
+        .chain(vmdk_check::trials())
         .map(|(name, check)| {
             let trial = Trial::test(name, move || {
                 check();
