@@ -126,7 +126,7 @@ impl Vmdk {
         };
         let sparse = sparse.clone();
         let length = sparse.header.grain_len();
-        let (table, _) = self.entry_places(host, &sparse, number)?;
+        let (table, redundant) = self.entry_places(host, &sparse, number)?;
         let raw = match self.pending.sector(index, number) {
             Some(sector) => sector,
             None => self.tables.entry(host, sparse.file, table)?,
@@ -137,7 +137,15 @@ impl Vmdk {
                     "grain table entry of grain {number}: sector {sector} lies in the metadata"
                 )));
             }
-            Grain::At(sector) => (sector, false),
+            Grain::At(sector) => {
+                // After an interrupted flush the other copy may be behind.
+                if let Some(at) = redundant
+                    && self.tables.entry(host, sparse.file, at)? != raw
+                {
+                    self.pending.placed.insert((index, number), raw);
+                }
+                (sector, false)
+            }
             Grain::None | Grain::Zeroed => {
                 let grain = sparse.header.grain;
                 let end = sparse.file_len.div_ceil(SECTOR);

@@ -26,6 +26,7 @@ mod vhdx_lab;
 mod vhdx_shrink;
 mod vhdx_write;
 mod vmdk;
+mod vmdk_check;
 mod vmdk_lab;
 mod vmdk_resize;
 mod writing;
@@ -56,6 +57,7 @@ fn main() {
         .chain(vhdx_write::trials())
         .chain(vmdk::trials())
         .chain(vmdk_resize::trials())
+        .chain(vmdk_check::trials())
         .map(|(name, check)| {
             let trial = Trial::test(name, move || {
                 check();
