@@ -3,9 +3,10 @@
 use crate::lab::{Check, Lab};
 use crate::vmdk_lab::{DISK, content, create, make, map, opened, plan_create, qemu_io, tree};
 use instar_guest::facts::NamedFile;
+use instar_guest::findings::Report;
 use instar_guest::plan::{NewName, Purpose};
 use instar_guest::testing::Session;
-use instar_guest::{FailureKind, Step};
+use instar_guest::{FailureKind, Reply, Request, Step};
 use serde_json::{Value, json};
 
 const M: u64 = 1 << 20;
@@ -95,6 +96,13 @@ fn reads(options: &str, size: u64) {
     }
 }
 
+/// Every table and every compressed grain is sound.
+fn checks_clean(session: &mut Session) {
+    let reply = session.call(Request::Check { repair: None });
+    assert_eq!(session.host.findings, []);
+    assert!(matches!(reply, Ok(Reply::Checked { report, .. }) if report == Report::default()));
+}
+
 /// The content of an image that qemu-img compressed.
 fn stream() {
     let lab = Lab::new();
@@ -108,6 +116,7 @@ fn stream() {
     let theirs = lab.json(&format!("map -f vmdk --output=json {DISK}"));
     assert_eq!(json!(map(&mut session, facts.virtual_size)), theirs);
     assert!(session.read(0, facts.virtual_size).unwrap() == content(&lab));
+    checks_clean(&mut session);
     let refusal = facts.no_resize.expect("a stream is not resized");
     assert_eq!(refusal.kind, FailureKind::Unsupported);
     assert!(refusal.message.contains("qemu-img convert"), "{refusal}");
@@ -132,6 +141,7 @@ fn version_3() {
     ));
     let expected = lab.bytes("start.raw");
     assert!(session.read(0, expected.len() as u64).unwrap() == expected);
+    checks_clean(&mut session);
     assert!(facts.no_resize.is_some() && facts.no_write.is_some());
 }
 
