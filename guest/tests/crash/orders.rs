@@ -45,9 +45,10 @@ pub fn each_part_is_needed(case: &'static Case, seed: u64) -> Result<(), String>
     }
 }
 
-/// The case's files with garbage in all places that the plan makes zero and
-/// that are zero by chance, where that makes no difference to the disk or to
-/// the plan. What zeroing is for shows only there.
+/// The case's files with garbage in all places that the plan writes before its
+/// end and that already hold by chance what is written, where that makes no
+/// difference to the disk or to the plan. What such steps are for shows only
+/// there.
 fn with_garbage(
     case: &'static Case,
     setup: &Setup,
@@ -58,8 +59,7 @@ fn with_garbage(
         |plan: &Plan| -> Vec<usize> { plan.stages.iter().map(|stage| stage.steps.len()).collect() };
     let mut found = None;
     let mut dirty = setup.files.clone();
-    for (stage, step) in zeroing(&planned.plan) {
-        let step = &planned.plan.stages[stage].steps[step];
+    for step in planned.plan.stages.iter().flat_map(|stage| &stage.steps) {
         let mut tried = dirty.clone();
         if !spoil(&mut tried, planned, step)? {
             continue;
@@ -79,30 +79,27 @@ fn with_garbage(
     Ok(found)
 }
 
-/// Puts garbage where a step writes zeroes, inside the file. Answers whether
-/// there was room for any.
+/// Puts garbage where a step writes what is there already, inside the file.
+/// Answers whether there was room for any.
 fn spoil(files: &mut Files, planned: &Planned, step: &Step) -> Result<bool, String> {
-    let (offset, len) = match *step {
-        Step::Zero { offset, len, .. } | Step::Fill { offset, len, .. } => (offset, len),
+    let (offset, data) = match *step {
+        Step::Zero { offset, len, .. } => (offset, vec![0; len as usize]),
         Step::Write {
             offset, ref data, ..
-        } => (offset, data.len() as u64),
+        } => (offset, data.clone()),
         _ => return Ok(false),
     };
-    let file = planned.numbers.file(step.file())?;
-    if file >= files.count() {
-        return Ok(false);
-    }
-    let end = (offset + len).min(files.bytes(file).len());
-    let Some(len) = end.checked_sub(offset).filter(|&len| len > 0) else {
+    let file = planned.numbers.file(step.file());
+    let Some(file) = file.ok().filter(|&file| file < files.count()) else {
         return Ok(false);
     };
-    let zero = files.bytes(file).read(offset, len) == vec![0; len as usize];
-    if zero {
-        let garbage = vec![GARBAGE; len as usize];
-        files.bytes_mut(file).write(offset, &garbage);
+    let bytes = files.bytes_mut(file);
+    let len = bytes.len().saturating_sub(offset).min(data.len() as u64);
+    let same = len > 0 && bytes.read(offset, len) == data[..len as usize];
+    if same {
+        bytes.write(offset, &vec![GARBAGE; len as usize]);
     }
-    Ok(zero)
+    Ok(same)
 }
 
 /// Whether a bad state is left without a part of a plan. Only states that the

@@ -10,6 +10,7 @@ pub const JUDGES: Judges = Judges {
     check: true,
     convert: true,
     foreign_grow: true,
+    counts: true,
     ..Judges::NONE
 };
 
