@@ -115,7 +115,8 @@ pub struct Snapshot {
 /// One line of a flattened tree: `depth` counts the objects and lists around
 /// it. A line with an [`Object`](FactValue::Object) or
 /// [`List`](FactValue::List) owns the deeper lines that follow. Elements of a
-/// list have an empty key.
+/// list have an empty key. An empty text under `filename` stands for the image's
+/// own file, whose name the host fills in.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Fact {
     /// 0 for the top level of `format-specific`'s `data`.

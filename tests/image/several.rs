@@ -2,7 +2,7 @@
 
 use crate::lab::{Case, equal, run, same, text};
 use crate::machine::Outcome;
-use instar::image::{Access, CheckEvent, ErrorKind, Image, OpenOptions, create};
+use instar::image::{Access, CheckEvent, ErrorKind, Image, OpenOptions, ResizeOptions, create};
 use instar::sandbox::Pool;
 use instar_guest::Format;
 use instar_guest::findings::{Repair, Report};
@@ -19,6 +19,8 @@ pub const CASES: &[Case] = &[
     ("an extent that is gone is told by its name", gone),
     ("a new image of several files is whole", made),
     ("extents that are there are made anew in place", made_anew),
+    ("files come and go with the size", resized),
+    ("a descriptor with a second name stays", second_name),
     ("leaks are repaired to qemu's satisfaction", repaired),
 ];
 
@@ -194,6 +196,63 @@ fn made_anew(pool: &Arc<Pool>) -> Outcome {
     create_vmdk(pool, &path, "twoGbMaxExtentSparse")?;
     equal(extents(dir.path())?, before, "extents")?;
     judge(&path, "twoGbMaxExtentSparse")
+}
+
+/// Grows by a few extents, and shrinks to fewer than there were.
+fn resized(pool: &Arc<Pool>) -> Outcome {
+    for (subformat, grown, shrunk) in [
+        ("monolithicFlat", 1, 1),
+        ("twoGbMaxExtentFlat", 5, 1),
+        ("twoGbMaxExtentSparse", 5, 1),
+    ] {
+        let (dir, path) = image(subformat)?;
+        let image = open(pool, &path, Access::Write).map_err(text)?;
+        let how = ResizeOptions {
+            shrink: true,
+            ..ResizeOptions::default()
+        };
+        for (size, count) in [(9 * GIB, grown), (2 * GIB, shrunk)] {
+            image.resize(size, &how).map_err(text)?;
+            equal(extents(dir.path())?.len(), count, subformat)?;
+            equal(image.virtual_size(), size, "size")?;
+            let mut piece = vec![0; PIECE / 2];
+            image.read_at(&mut piece, WRITTEN[1]).map_err(text)?;
+            same(&piece, &vec![2; PIECE / 2], subformat)?;
+        }
+        let mut start = 1;
+        if image.facts().no_write.is_none() {
+            start = 9;
+            image.write_at(&[start; 512], 4096).map_err(text)?;
+        }
+        drop(image);
+        let name = path.to_string_lossy();
+        let start = format!("read -P {start} 4096 512");
+        let end = format!("read -P 2 {} 64k", WRITTEN[1]);
+        let reads = ["-c", &start, "-c", &end];
+        run(
+            "qemu-io",
+            &[&["-f", "vmdk", "-r"], &reads[..], &[&name]].concat(),
+        )?;
+        let info = run("qemu-img", &["info", "-f", "vmdk", &name])?;
+        equal(info.contains("virtual size: 2 GiB"), true, &info)?;
+    }
+    Ok(())
+}
+
+fn second_name(pool: &Arc<Pool>) -> Outcome {
+    let (dir, path) = image("twoGbMaxExtentFlat")?;
+    fs::hard_link(&path, dir.path().join("other.vmdk")).map_err(text)?;
+    let before = (fs::read(&path).map_err(text)?, extents(dir.path())?);
+    let image = open(pool, &path, Access::Write).map_err(text)?;
+    let error = image.resize(9 * GIB, &ResizeOptions::default());
+    let error = error.err().ok_or("it was resized")?;
+    equal(error.kind(), ErrorKind::Unsupported, &error.to_string())?;
+    let names = error
+        .message()
+        .contains("'disk.vmdk' has 2 names (hard links)");
+    equal(names, true, error.message())?;
+    let after = (fs::read(&path).map_err(text)?, extents(dir.path())?);
+    equal(after == before, true, "the files")
 }
 
 /// Counts one cluster of a qcow2 image as used that is not.

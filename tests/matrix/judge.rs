@@ -8,18 +8,25 @@ use std::fs::File;
 /// Plays a cell and judges what came of it.
 pub fn cell(cell: Cell) -> Outcome {
     let stage = Stage::set(cell)?;
+    match cell.outlook() {
+        Outlook::Done => match stage.play()? {
+            Ok(()) => is_resized(&stage),
+            Err(text) => Err(format!("refused: {text}")),
+        },
+        Outlook::Refused(why) => is_refused(&stage, why),
+    }
+}
+
+/// The error says why, and no byte has changed.
+fn is_refused(stage: &Stage, why: &str) -> Outcome {
     let before = stage.bytes()?;
-    match (cell.outlook(), stage.play()?) {
-        (Outlook::Done, Ok(())) => is_resized(&stage),
-        (Outlook::Done, Err(text)) => Err(format!("refused: {text}")),
-        (Outlook::Refused(_), Ok(())) => Err("it was not refused".to_owned()),
-        (Outlook::Refused(why), Err(text)) if !text.contains(why) => {
-            Err(format!("refused with another text: {text}"))
-        }
-        (Outlook::Refused(_), Err(_)) if before != stage.bytes()? => {
+    match stage.play()? {
+        Ok(()) => Err("it was not refused".to_owned()),
+        Err(text) if !text.contains(why) => Err(format!("refused with another text: {text}")),
+        Err(_) if before != stage.bytes()? => {
             Err("it was refused and the image has changed".to_owned())
         }
-        (Outlook::Refused(_), Err(_)) => Ok(()),
+        Err(_) => Ok(()),
     }
 }
 

@@ -1,15 +1,16 @@
 //! Where a cell happens: a folder with an image that qemu made and filled, and
 //! what is done to it.
 
-use crate::cells::{Cell, Change, Mode, Surface};
+use crate::cells::{Cell, Surface};
 use crate::kinds::{DATA_END, Kind};
 use crate::machine::Outcome;
 use crate::random::Random;
 use crate::transcript::{self, Step};
 use nix::fcntl::{FallocateFlags, fallocate};
+use nix::unistd::{Whence, lseek};
 use std::collections::HashMap;
 use std::fs::{self, File};
-use std::os::unix::fs::MetadataExt as _;
+use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock};
 
@@ -61,11 +62,13 @@ impl Stage {
         sizes.sum()
     }
 
-    /// The names and bytes of all files of the image.
-    pub fn bytes(&self) -> Result<Vec<(PathBuf, Vec<u8>)>, String> {
+    /// The names, lengths and bytes of all files of the image; holes take no
+    /// part.
+    pub fn bytes(&self) -> Result<Vec<(PathBuf, u64, Segments)>, String> {
         let read = |path: PathBuf| {
-            let bytes = fs::read(&path).map_err(|error| format!("{path:?}: {error}"))?;
-            Ok((path, bytes))
+            let (len, segments) =
+                read_segments(&path).map_err(|error| format!("{path:?}: {error}"))?;
+            Ok((path, len, segments))
         };
         self.files()?.into_iter().map(read).collect()
     }
@@ -151,6 +154,23 @@ impl Stage {
             answer => Err(format!("{answer:?}, and the file has {size} bytes")),
         }
     }
+}
+
+/// Pieces of a file that are not holes: where each begins, and its bytes.
+pub type Segments = Vec<(u64, Vec<u8>)>;
+
+fn read_segments(path: &Path) -> std::io::Result<(u64, Segments)> {
+    let file = File::open(path)?;
+    let len = file.metadata()?.len();
+    let mut segments = Vec::new();
+    let mut at = 0;
+    while let Ok(start) = lseek(&file, at, Whence::SeekData) {
+        at = lseek(&file, start, Whence::SeekHole)?;
+        let mut bytes = vec![0; (at - start) as usize];
+        file.read_exact_at(&mut bytes, start as u64)?;
+        segments.push((start as u64, bytes));
+    }
+    Ok((len, segments))
 }
 
 /// An image of a kind, and the raw file of what it holds: made once.

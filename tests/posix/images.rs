@@ -75,11 +75,6 @@ pub const OTHERS: &[Variant] = &[
         &["-O", "vmdk", "-o", "subformat=monolithicFlat"],
     ),
     other(
-        "vmdk-split",
-        "disk.vmdk",
-        &["-O", "vmdk", "-o", "subformat=twoGbMaxExtentSparse"],
-    ),
-    other(
         "vmdk-split-flat",
         "disk.vmdk",
         &["-O", "vmdk", "-o", "subformat=twoGbMaxExtentFlat"],
@@ -97,6 +92,13 @@ pub const OTHERS: &[Variant] = &[
         &["-O", "vhdx", "-o", "subformat=fixed"],
     ),
 ];
+
+/// An image that consists of sparse files, whose disk can have few sizes.
+pub const SPLIT: Variant = other(
+    "vmdk-split",
+    "disk.vmdk",
+    &["-O", "vmdk", "-o", "subformat=twoGbMaxExtentSparse"],
+);
 
 /// An image that is read and not resized.
 pub const STREAM: Variant = other(

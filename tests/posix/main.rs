@@ -69,6 +69,9 @@ fn main() -> ExitCode {
                 trials.push(make(sandbox, variant, claim, &missing, &originals));
             }
         }
+        for claim in SPLIT.iter().copied().flatten() {
+            trials.push(make(sandbox, &images::SPLIT, claim, &missing, &originals));
+        }
         for claim in formats::READ_ONLY {
             trials.push(make(sandbox, &images::STREAM, claim, &missing, &originals));
         }
@@ -86,13 +89,22 @@ fn main() -> ExitCode {
 const EVERY: &[&[Claim]] = &[
     content::CLAIMS,
     grow::SIZES,
+    grow::SPACE,
     grow::CLAIMS,
     shrink::CLAIMS,
     shrink::EMPTIED,
 ];
 
 /// For the other formats, whose disks are read and resized.
-const RESIZED: &[&[Claim]] = &[formats::CLAIMS, grow::SIZES, shrink::CLAIMS];
+const RESIZED: &[&[Claim]] = &[
+    formats::CLAIMS,
+    formats::SPACE,
+    grow::SIZES,
+    grow::SPACE,
+    shrink::CLAIMS,
+];
+/// For an image that consists of sparse files.
+const SPLIT: &[&[Claim]] = &[formats::CLAIMS, formats::SPLIT, grow::SIZES];
 
 /// What concerns the mount more than the image.
 const PLAIN: &[&[Claim]] = &[

@@ -35,28 +35,14 @@ impl Vhd {
             dirty: false,
             corrupt: false,
             unsettled: self.unsettled.map(|unsettled| unsettled.text().into()),
-            no_write: self.no_write().filter(|_| write),
+            no_write: self.no_resize().filter(|_| write),
             no_resize: self.no_resize().filter(|_| write),
             snapshots: Vec::new(),
             specific: Vec::new(),
         })
     }
 
-    /// Why the content may not be written, if so.
-    fn no_write(&self) -> Option<Failure> {
-        let Layout::Dynamic(_) = &self.layout else {
-            return self.no_change();
-        };
-        self.no_resize().or_else(|| {
-            Some(refuse(
-                "blocks of dynamic VHD images are not written in place; convert the image with \
-                 `qemu-img convert -f vpc -O qcow2`, or `-O vpc -o subformat=fixed`, and write to \
-                 that",
-            ))
-        })
-    }
-
-    /// Why the image may not be resized, if so.
+    /// Why the image may not be changed, if so.
     pub fn no_resize(&self) -> Option<Failure> {
         self.no_change().or_else(|| {
             (self.footer.kind == Kind::Differencing).then(|| {

@@ -135,23 +135,42 @@ impl<'a> Grow<'a> {
             let at = entry_at(self.header, index);
             write(at, entry_bytes([to].iter()))
         });
+        let (mut lay_down, mut link) = (self.lay_down(streamed), self.link());
+        // Entries behind the end are invisible: they wait for a block to go out
+        // of their way, or the footer, and not for the blocks that they name.
+        let shows_block = self.added.start < self.old_count() && !self.added.is_empty();
+        if self.moves.is_empty() && !shows_block {
+            let waits = !lay_down.is_empty() || self.lengthens();
+            let stage = if waits { &mut lay_down } else { &mut first };
+            stage.append(&mut link);
+        }
         Ok(vec![
             (Purpose::Prepare, first),
             (Purpose::Prepare, fill),
-            (Purpose::Prepare, self.lay_down(streamed)),
+            (Purpose::Prepare, lay_down),
             (Purpose::Link, relink.collect()),
-            (Purpose::Link, self.link()),
+            (Purpose::Link, link),
             (Purpose::Link, self.switch_table()?),
             (Purpose::Commit, vec![write_footer(&footer, 0)]),
             (Purpose::Commit, vec![write_footer(&footer, self.footer)]),
         ])
     }
 
+    /// Whether the file gets longer.
+    fn lengthens(&self) -> bool {
+        self.footer >= self.vhd.file_len
+    }
+
+    /// Entries that the disk of the old size needs.
+    fn old_count(&self) -> u64 {
+        self.header.entries_for(self.vhd.footer.virtual_size())
+    }
+
     /// Space for what is added, and a footer behind it.
     fn lengthen(&self) -> Vec<Step> {
         let old = self.vhd.file_len;
         let mut steps = Vec::new();
-        if self.footer < old {
+        if !self.lengthens() {
             return steps;
         }
         if matches!(
@@ -214,8 +233,7 @@ impl<'a> Grow<'a> {
         if !self.moves_table() {
             return Vec::new();
         }
-        let count = self.header.entries_for(self.vhd.footer.virtual_size());
-        let kept = count.min(self.added.start);
+        let kept = self.old_count().min(self.added.start);
         let mut steps = Vec::new();
         if kept > 0 {
             steps.push(copy(self.header.table, self.table, kept * ENTRY_LEN));

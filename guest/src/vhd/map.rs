@@ -6,6 +6,7 @@
 //! the parent.
 
 use super::footer::Kind;
+use super::format::table::FREE;
 use super::table::{self, block_at};
 use super::{Dynamic, Layout, Vhd};
 use crate::engine::{Host, Read};
@@ -51,24 +52,25 @@ impl Dynamic {
         file_len: u64,
         list: &mut List,
     ) -> Result<(), Failure> {
-        let header = &self.header;
         while list.wants_more() {
-            let first = list.next / header.block_size;
-            let entries = self.table.from(host, first)?;
-            if entries.is_empty() {
-                return Ok(());
+            let first = list.next / self.header.block_size;
+            let blocks = self.blocks_ahead(host, file_len, list, self.write)?;
+            if self.write {
+                let places: Vec<u64> = blocks.iter().flatten().copied().collect();
+                self.learn_bitmaps(host, &places)?;
             }
-            for (index, &entry) in (first..).zip(entries) {
-                let end = (index + 1) * header.block_size;
-                let kind = match entry {
-                    super::format::table::FREE => ExtentKind::Zero { at: None },
-                    entry => {
-                        let block = block_at(header, file_len, index, entry)?;
-                        let inside = list.next - index * header.block_size;
-                        data_at(block + header.bitmap_len() + inside, false)
+            let header = &self.header;
+            for (index, block) in (first..).zip(blocks) {
+                let inside = list.next - index * header.block_size;
+                let kind = match block {
+                    None => ExtentKind::Zero { at: None },
+                    Some(at) => {
+                        let data = at + header.bitmap_len() + inside;
+                        // What is written in place changes no bitmap.
+                        data_at(data, self.pending.is_full(at))
                     }
                 };
-                list.add(end, kind);
+                list.add((index + 1) * header.block_size, kind);
                 if !list.wants_more() {
                     break;
                 }
@@ -86,7 +88,7 @@ impl Dynamic {
         list: &mut List,
     ) -> Result<(), Failure> {
         let header = self.header.clone();
-        let blocks = self.blocks_ahead(host, file_len, list)?;
+        let blocks = self.blocks_ahead(host, file_len, list, true)?;
         let len = header.bitmap_len() as usize;
         let mut bitmaps = vec![0; len * blocks.iter().flatten().count()];
         let places = blocks.iter().flatten();
@@ -116,15 +118,20 @@ impl Dynamic {
         Ok(())
     }
 
-    /// Where the next blocks of a list start.
+    /// Where the next blocks of a list start: as many as bitmaps are read for.
     fn blocks_ahead(
         &mut self,
         host: &mut dyn Host,
         file_len: u64,
         list: &List,
+        with_bitmaps: bool,
     ) -> Result<Vec<Option<u64>>, Failure> {
         let header = &self.header;
-        let most = (MAX_BITMAP_BYTES / header.bitmap_len()).clamp(1, MAX_BITMAPS as u64);
+        let most = match with_bitmaps {
+            true => (MAX_BITMAP_BYTES / header.bitmap_len()).clamp(1, MAX_BITMAPS as u64),
+            false => MAX_EXTENTS as u64,
+        };
+        let pending = &self.pending;
         let first = list.next / header.block_size;
         let end = list.end.div_ceil(header.block_size);
         let entries = self.table.from(host, first)?;
@@ -134,13 +141,13 @@ impl Dynamic {
             if present == most || blocks.len() == MAX_EXTENTS {
                 break;
             }
-            blocks.push(match entry {
-                super::format::table::FREE => None,
-                entry => {
-                    present += 1;
-                    Some(block_at(header, file_len, index, entry)?)
-                }
-            });
+            let block = match (pending.block(index), entry) {
+                (Some(at), _) => Some(at),
+                (None, FREE) => None,
+                (None, entry) => Some(block_at(header, file_len, index, entry)?),
+            };
+            present += u64::from(block.is_some());
+            blocks.push(block);
         }
         Ok(blocks)
     }

@@ -26,15 +26,25 @@ mod room;
 mod settle;
 mod shrink;
 mod survey;
+mod write;
 
 pub use create::create;
+
+#[cfg(test)]
+mod damage_tests;
+#[cfg(test)]
+mod parent_tests;
+#[cfg(test)]
+mod settle_tests;
+#[cfg(test)]
+mod test_images;
 
 use crate::disk::{Disk, Opened, Opening};
 use crate::engine::Host;
 use crate::error::Failure;
 use crate::findings::{Repair, Report};
 use crate::plan::{Plan, Purpose, Stage, Step};
-use crate::proto::{Content, Extent, FileNo, Format, Place, PlanReply, Reply};
+use crate::proto::{Extent, Format, PlanReply, Reply};
 use crate::resize::{Direction, Wish};
 use alloc::boxed::Box;
 use alloc::vec::Vec;
@@ -42,6 +52,7 @@ use footer::Footer;
 use header::Header;
 use settle::Unsettled;
 use table::Table;
+use write::Pending;
 
 /// An open image.
 #[derive(Debug)]
@@ -70,6 +81,9 @@ enum Layout {
 struct Dynamic {
     header: Header,
     table: Table,
+    pending: Pending,
+    /// Whether the image was opened for changes.
+    write: bool,
     /// Whether a bitmap of XenServer follows the table; looked at for writers.
     has_batmap: bool,
     /// Whether the last footer is the short one of old programs.
@@ -158,19 +172,15 @@ impl Disk for Vhd {
         self.plan_resize(host, wish)
     }
 
-    fn allocate(&mut self, _: &mut dyn Host, offset: u64, len: u64) -> Result<Reply, Failure> {
-        match self.layout {
-            Layout::Fixed => {
-                let place = Place {
-                    offset,
-                    len,
-                    file: FileNo::IMAGE,
-                    at: offset,
-                    content: Content::Current,
-                };
-                Ok(Reply::Placed(Vec::from_iter((len > 0).then_some(place))))
-            }
-            Layout::Dynamic(_) => Err(self.refuse("takes no new data")),
-        }
+    fn allocate(&mut self, host: &mut dyn Host, offset: u64, len: u64) -> Result<Reply, Failure> {
+        self.place_range(host, offset, len)
+    }
+
+    fn undo(&mut self) -> Result<(), Failure> {
+        self.take_back()
+    }
+
+    fn flush(&mut self, _: &mut dyn Host) -> Result<PlanReply, Failure> {
+        self.plan_flush()
     }
 }

@@ -12,6 +12,7 @@ use super::header::Header;
 use super::refuse::damaged;
 use super::settle::{self, Unsettled};
 use super::table::Table;
+use super::write::Pending;
 use super::{Dynamic, Layout, Vhd};
 use crate::disk::Opening;
 use crate::engine::{Host, Read};
@@ -100,6 +101,8 @@ impl Vhd {
             layout: Layout::Dynamic(Dynamic {
                 table: Table::new(&header),
                 header,
+                pending: Pending::default(),
+                write: opening.write,
                 has_batmap: false,
                 has_old_footer,
             }),

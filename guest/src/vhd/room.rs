@@ -24,6 +24,11 @@ impl Room {
         }
     }
 
+    /// The same from another start on.
+    pub fn from(self, next: u64) -> Self {
+        Self { next, ..self }
+    }
+
     /// Place of a block.
     pub fn block(&mut self) -> u64 {
         let at = self.place(self.bitmap_len);

@@ -89,17 +89,23 @@ impl Vhd {
         if blocks.len() > MAX_BLOCKS {
             blocks.clear();
         }
-        let mut release = clear_stale(header, &survey);
+        let mut tail = Vec::new();
         if let Some(block) = survey.cut {
             let (at, len) = tail_at(header, block, size);
             if zero_tail || !reads_zero(host, at, len)? {
-                release.extend(zeroes(at, at + len));
+                tail.extend(zeroes(at, at + len));
             }
         }
         let entries = header.entries_for(size).min(header.entries);
         let tidy = Tidy::new(self.file_len, header, entries, &survey, (&blocks, most));
-        let mut stages = vec![(Purpose::Release, release)];
-        stages.extend(tidy.stages(header, entries)?);
+        let mut lay_down = clear_stale(header, &survey);
+        lay_down.extend(tidy.lay_down(header, entries)?);
+        // The block with the tail may move: it is zeroed before it is copied.
+        let mut stages = vec![
+            (Purpose::Release, tail),
+            (Purpose::Release, lay_down),
+            (Purpose::Release, tidy.relink(header)),
+        ];
         stages.extend(cut(footer, self.file_len, tidy.footer));
         Ok(stages)
     }
@@ -162,27 +168,24 @@ fn cut(footer: &Footer, file_len: u64, at: u64) -> Stages {
 }
 
 impl Tidy {
-    /// The header gets as many entries as the disk needs, blocks their places.
-    fn stages(&self, header: &Header, entries: u64) -> Result<Stages, Failure> {
-        let mut lay_down = Vec::new();
+    /// The header gets as many entries as the disk needs, blocks are copied.
+    fn lay_down(&self, header: &Header, entries: u64) -> Result<Vec<Step>, Failure> {
+        let mut steps = Vec::new();
         if entries < header.entries {
             let sector = header.first_sector(header.table, entries)?;
-            lay_down.push(write(header.at, sector));
+            steps.push(write(header.at, sector));
         }
-        let stride = header.stride();
-        lay_down.extend(
-            self.moves
-                .iter()
-                .map(|&(_, from, to)| copy(from, to, stride)),
-        );
-        let relink = self
-            .moves
-            .iter()
-            .map(|&(index, _, to)| write(entry_at(header, index), entry_bytes([to].iter())));
-        Ok(vec![
-            (Purpose::Release, lay_down),
-            (Purpose::Release, relink.collect()),
-        ])
+        let copies = self.moves.iter();
+        steps.extend(copies.map(|&(_, from, to)| copy(from, to, header.stride())));
+        Ok(steps)
+    }
+
+    /// Entries of copied blocks.
+    fn relink(&self, header: &Header) -> Vec<Step> {
+        let moves = self.moves.iter();
+        moves
+            .map(|&(index, _, to)| write(entry_at(header, index), entry_bytes([to].iter())))
+            .collect()
     }
 
     /// Moves the highest blocks to the lowest holes, as long as that brings

@@ -138,12 +138,13 @@ impl Options {
 
 fn default_block_size(size: u64) -> u64 {
     const GIB: u64 = 1 << 30;
-    match size {
-        0..=GIB => 8 * MIB,
-        ..=107_374_182_400 => 16 * MIB,
-        ..=35_184_372_088_832 => 32 * MIB,
-        _ => 64 * MIB,
-    }
+    let bounds = [
+        (GIB, 8 * MIB),
+        (100 * GIB, 16 * MIB),
+        (32 * 1024 * GIB, 32 * MIB),
+    ];
+    let found = bounds.into_iter().find(|&(most, _)| size <= most);
+    found.map_or(64 * MIB, |(_, block)| block)
 }
 
 /// Where the parts of a new image lie, and what they say.
@@ -217,7 +218,7 @@ impl<'a> Layout<'a> {
         match self.geometry.block_at(index) {
             None => on_disk::NOT_PRESENT,
             Some(_) if self.options.state_zero => on_disk::ZERO,
-            Some(block) => self.data + block * self.options.block_size | on_disk::FULLY_PRESENT,
+            Some(block) => (self.data + block * self.options.block_size) | on_disk::FULLY_PRESENT,
         }
     }
 

@@ -158,7 +158,7 @@ impl Vhdx {
     }
 
     /// Host offset behind everything that is in use.
-    fn used_end(&self, host: &mut dyn Host) -> Result<u64, Failure> {
+    pub(super) fn used_end(&self, host: &mut dyn Host) -> Result<u64, Failure> {
         let regions = self.table.regions.iter().map(|region| region.end());
         let mut end = regions.max().unwrap_or(MIB);
         self.each_used(host, self.bat.entries, |used| {
@@ -211,7 +211,7 @@ impl Vhdx {
             (Some(_), None) => on_disk::ZERO,
             (Some(block), Some(data)) => {
                 let nth = block - growth.first_block;
-                data + nth * geometry.block_size | on_disk::FULLY_PRESENT
+                (data + nth * geometry.block_size) | on_disk::FULLY_PRESENT
             }
         }
     }

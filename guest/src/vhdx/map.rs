@@ -146,11 +146,6 @@ impl Vhdx {
         extents.push(offset + present, len - present, zero);
     }
 
-    /// Whether data may be overwritten without asking.
-    fn may_write_in_place(&self) -> bool {
-        false
-    }
-
     /// Adds a range of a block whose sectors are partly in the file, as far as
     /// there is room.
     fn push_partial(

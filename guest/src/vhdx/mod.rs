@@ -31,9 +31,12 @@ mod shrink;
 mod source;
 mod space;
 mod update;
+mod write;
 
 #[cfg(test)]
 mod damage_tests;
+#[cfg(test)]
+mod grow_tests;
 #[cfg(test)]
 mod locator_tests;
 #[cfg(test)]
@@ -47,7 +50,7 @@ use crate::disk::Disk;
 use crate::engine::Host;
 use crate::error::Failure;
 use crate::findings::{Repair, Report};
-use crate::proto::{Extent, Format, PlanReply};
+use crate::proto::{Extent, Format, PlanReply, Reply};
 use crate::resize::Wish;
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -56,6 +59,7 @@ use header::Headers;
 use metadata::Metadata;
 use region::RegionTable;
 use source::Source;
+use write::Pending;
 
 /// An open image.
 #[derive(Debug)]
@@ -73,6 +77,8 @@ pub struct Vhdx {
     bitmap: Option<(u64, Vec<u8>)>,
     /// Where new identifiers come from.
     chance: Chance,
+    /// What waits for a flush.
+    pending: Pending,
 }
 
 impl Disk for Vhdx {
@@ -102,5 +108,17 @@ impl Disk for Vhdx {
 
     fn resize(&mut self, host: &mut dyn Host, wish: &Wish) -> Result<PlanReply, Failure> {
         self.plan_resize(host, wish)
+    }
+
+    fn allocate(&mut self, host: &mut dyn Host, offset: u64, len: u64) -> Result<Reply, Failure> {
+        self.place_range(host, offset, len).map(Reply::Placed)
+    }
+
+    fn undo(&mut self) -> Result<(), Failure> {
+        self.take_back()
+    }
+
+    fn flush(&mut self, _host: &mut dyn Host) -> Result<PlanReply, Failure> {
+        self.plan_flush()
     }
 }

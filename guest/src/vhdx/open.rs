@@ -10,6 +10,7 @@ use super::overlay::Overlay;
 use super::refuse::damaged;
 use super::region::{Owner, Region, Tables};
 use super::source::Source;
+use super::write::Pending;
 use crate::disk::{Opened, Opening};
 use crate::engine::{Host, Read};
 use crate::error::Failure;
@@ -82,6 +83,7 @@ pub fn open(host: &mut dyn Host, opening: Opening<'_>) -> Result<Opened, Failure
         metadata,
         bitmap: None,
         chance: opening.chance.clone(),
+        pending: Pending::default(),
     };
     let facts = vhdx.facts(&opening)?;
     Ok((Box::new(vhdx), facts))

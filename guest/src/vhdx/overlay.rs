@@ -22,11 +22,6 @@ struct Piece {
 }
 
 impl Overlay {
-    /// Whether nothing is changed.
-    pub fn is_empty(&self) -> bool {
-        self.pieces.is_empty()
-    }
-
     /// How many ranges are changed.
     pub fn ranges(&self) -> usize {
         self.pieces.len()

@@ -38,7 +38,11 @@ impl Vhdx {
         let file_len = self.source.file_len;
         let entries = self.metadata.geometry.entries(size);
         let mut highest = Highest::default();
-        let mut space = self.space(host, entries, |used| highest.add(used))?;
+        let mut present = 0;
+        let mut space = self.space(host, entries, |used| {
+            present += u64::from(used.content == UsedFor::Data);
+            highest.add(used);
+        })?;
         let moves = self.moves(highest, &mut space);
         let (tail, _) = self.clear_tail(host, size)?;
 
@@ -57,7 +61,8 @@ impl Vhdx {
             purpose: Purpose::Release,
             steps: moves.iter().map(|step| self.repoint(*step)).collect(),
         });
-        let end = self.new_end(&space, size);
+        let absent = self.metadata.geometry.blocks(size).saturating_sub(present);
+        let end = self.new_end(&space, absent);
         let mut steps = Vec::new();
         if end < file_len {
             steps.push(Step::SetLength {
@@ -153,17 +158,11 @@ impl Vhdx {
         write(self.bat.entry_at(step.index), raw.to_le_bytes().to_vec())
     }
 
-    /// Where the file ends afterwards. A fixed image keeps the space of blocks
-    /// that it has not got.
-    fn new_end(&self, space: &Space, size: u64) -> u64 {
-        let geometry = self.metadata.geometry;
-        let removed = geometry.blocks(self.metadata.size) - geometry.blocks(size);
-        let kept = self
-            .source
-            .file_len
-            .saturating_sub(removed * geometry.block_size);
+    /// Where the file ends afterwards. A fixed image keeps space for the blocks
+    /// that it has not got yet.
+    fn new_end(&self, space: &Space, absent: u64) -> u64 {
         match self.metadata.fixed {
-            true => space.end().max(kept.next_multiple_of(MIB)),
+            true => space.end() + absent * self.metadata.geometry.block_size,
             false => space.end(),
         }
     }

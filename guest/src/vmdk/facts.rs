@@ -1,6 +1,5 @@
 //! What an open image says about itself, in qemu-img's words and order.
 
-use super::descriptor::ExtentType;
 use super::format::{flag, fresh};
 use super::refuse::unsupported;
 use super::{Body, DiskExtent, Shape, Vmdk};
@@ -15,7 +14,7 @@ use alloc::vec::Vec;
 
 impl Vmdk {
     /// The facts. What forbids changes is filled in for writers only.
-    pub fn facts(&self, probed: bool, write: bool) -> Facts {
+    pub fn facts(&self, probed: bool) -> Facts {
         let files: Vec<NamedFile> = self
             .file_names()
             .into_iter()
@@ -39,12 +38,9 @@ impl Vmdk {
             encrypted: false,
             dirty: false,
             corrupt: false,
-            unsettled: match write {
-                true => self.unsettled().map(ToString::to_string),
-                false => None,
-            },
-            no_write: if write { self.no_write() } else { None },
-            no_resize: if write { self.no_resize() } else { None },
+            unsettled: None,
+            no_write: None,
+            no_resize: None,
             snapshots: Vec::new(),
             specific: Vec::new(),
         };
@@ -64,6 +60,11 @@ impl Vmdk {
         facts.cluster_size = self.cluster_size();
         facts.write_unit = self.grains().max().unwrap_or(1);
         facts.specific = self.specific();
+        if self.write {
+            facts.unsettled = self.unsettled().map(ToString::to_string);
+            facts.no_write = self.no_write();
+            facts.no_resize = self.no_resize();
+        }
     }
 
     /// The grain sizes of the sparse extents, in bytes.
@@ -137,16 +138,18 @@ impl Vmdk {
     /// Why the content may not be written, if so.
     pub fn no_write(&self) -> Option<Failure> {
         self.no_change().or_else(|| {
-            let lines = self.descriptor.extents.iter();
-            let has_tables = matches!(self.shape, Shape::Embedded { .. })
-                || lines
-                    .into_iter()
-                    .any(|line| line.kind == ExtentType::Sparse);
-            has_tables.then(|| {
-                Failure::new(
-                    FailureKind::Unsupported,
-                    "writing into sparse VMDK extents is not supported; convert the image with \
-                     `qemu-img convert -O qcow2`, or with `-O vmdk -o subformat=monolithicFlat`",
+            let unit = self.grains().max().unwrap_or(1);
+            let odd = self.extents.iter().any(|extent| match &extent.body {
+                Body::Sparse(sparse) => {
+                    sparse.header.grain_len() != unit || !extent.start.is_multiple_of(unit)
+                }
+                Body::Flat { .. } => false,
+                Body::Zero => true,
+            });
+            odd.then(|| {
+                unsupported(
+                    "writing into extents that differ in their grains, or do not begin with one, \
+                     is not supported",
                 )
             })
         })

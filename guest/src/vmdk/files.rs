@@ -284,17 +284,22 @@ impl Job {
         Ok(())
     }
 
+    /// The new descriptor's file comes first: whoever finds it knows that the
+    /// others may be there, too, and belong to nothing.
     fn plan(mut self, replacement: FileNo) -> Plan {
-        self.create.append(&mut self.before);
+        let mut others = self.create.split_off(1);
+        others.append(&mut self.before);
         let rename = Step::Rename {
             file: replacement,
             over: FileNo::IMAGE,
         };
         let mut stages = vec![
             stage(Purpose::Prepare, self.create),
+            stage(Purpose::Prepare, others),
             stage(Purpose::Prepare, self.fill),
             stage(Purpose::Commit, vec![rename]),
         ];
+        stages.retain(|stage| !stage.steps.is_empty());
         if !self.after.is_empty() {
             stages.push(stage(Purpose::Release, self.after));
         }

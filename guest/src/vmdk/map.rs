@@ -56,7 +56,8 @@ impl Vmdk {
                     let sparse = sparse.clone();
                     let batch = self.prefetch(host, &sparse, start, at, stop)?;
                     tables += batch.tables;
-                    at = self.map_tables(host, &sparse, start, at, batch.end, &mut found)?;
+                    at =
+                        self.map_tables(host, &sparse, (index, start), at, batch.end, &mut found)?;
                 }
             }
         }
@@ -109,7 +110,7 @@ impl Vmdk {
         &mut self,
         host: &mut dyn Host,
         sparse: &Sparse,
-        start: u64,
+        (extent, start): (usize, u64),
         mut at: u64,
         end: u64,
         found: &mut Extents,
@@ -127,7 +128,7 @@ impl Vmdk {
             };
             self.tables
                 .copy(host, sparse.file, table * SECTOR, &mut entries)?;
-            if entries.iter().all(|&byte| byte == 0) {
+            if self.pending.is_empty() && entries.iter().all(|&byte| byte == 0) {
                 found.push(at, stop - at, ExtentKind::Unallocated);
                 at = stop;
                 continue;
@@ -136,7 +137,10 @@ impl Vmdk {
                 let number = (at - start) / grain;
                 let next = stop.min(start + (number + 1) * grain);
                 let place = number % u64::from(header.table_entries) * entry::LEN;
-                let raw = le32(&entries, place as usize)?;
+                let raw = match self.pending.sector(extent, number) {
+                    Some(sector) => sector,
+                    None => le32(&entries, place as usize)?,
+                };
                 let inside = (at - start) % grain;
                 match sparse.grain(number, raw)? {
                     Grain::None => found.push(at, next - at, ExtentKind::Unallocated),

@@ -30,6 +30,9 @@ mod slots;
 mod survey;
 mod write;
 
+#[cfg(test)]
+mod damage_tests;
+
 pub use create::create;
 pub use open::open;
 
@@ -45,6 +48,7 @@ use alloc::vec::Vec;
 use descriptor::Descriptor;
 use sparse::Sparse;
 use tables::Tables;
+use write::Pending;
 
 /// An open image.
 #[derive(Debug)]
@@ -56,10 +60,16 @@ pub struct Vmdk {
     /// The extents, in the order of the disk; none while their files are not
     /// attached.
     pub extents: Vec<DiskExtent>,
+    /// Whether the session may be asked for changes.
+    write: bool,
     /// Whether the format forbids changes of content in place.
     pub read_only: bool,
     /// Cached pieces of tables.
     pub tables: Tables,
+    /// Whether the host has been given a plan, which changes the tables.
+    planned: bool,
+    /// What waits for a flush.
+    pending: Pending,
     /// Where new identifiers come from.
     pub chance: Chance,
 }
@@ -143,7 +153,9 @@ impl Disk for Vmdk {
     }
 
     fn executed(&mut self) {
-        self.tables.clear();
+        if core::mem::take(&mut self.planned) {
+            self.tables.clear();
+        }
     }
 
     fn attach(
@@ -166,6 +178,7 @@ impl Disk for Vmdk {
     }
 
     fn settle(&mut self, host: &mut dyn Host) -> Result<PlanReply, Failure> {
+        self.planned = true;
         self.plan_settle(host)
     }
 
@@ -174,14 +187,25 @@ impl Disk for Vmdk {
         host: &mut dyn Host,
         repair: Option<Repair>,
     ) -> Result<(Report, PlanReply), Failure> {
+        self.planned = true;
         self.plan_check(host, repair)
     }
 
     fn resize(&mut self, host: &mut dyn Host, wish: &Wish) -> Result<PlanReply, Failure> {
+        self.planned = true;
         self.plan_resize(host, wish)
     }
 
-    fn allocate(&mut self, _: &mut dyn Host, offset: u64, len: u64) -> Result<Reply, Failure> {
-        self.places(offset, len)
+    fn allocate(&mut self, host: &mut dyn Host, offset: u64, len: u64) -> Result<Reply, Failure> {
+        self.places(host, offset, len)
+    }
+
+    fn undo(&mut self) -> Result<(), Failure> {
+        self.take_back();
+        Ok(())
+    }
+
+    fn flush(&mut self, host: &mut dyn Host) -> Result<PlanReply, Failure> {
+        self.plan_flush(host)
     }
 }

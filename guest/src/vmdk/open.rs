@@ -5,6 +5,7 @@ use super::format::{fresh, header, limit};
 use super::refuse::{damaged, unsupported};
 use super::sparse::Sparse;
 use super::tables::Tables;
+use super::write::Pending;
 use super::{Body, DiskExtent, Shape, Vmdk};
 use crate::bytes::{le32, slice};
 use crate::disk::{Opened, Opening};
@@ -38,7 +39,7 @@ pub fn open(host: &mut dyn Host, opening: Opening<'_>) -> Result<Opened, Failure
         Ok(header::MAGIC_VALUE) => Vmdk::open_embedded(host, &opening)?,
         _ => Vmdk::open_descriptor(host, &opening)?,
     };
-    let facts = vmdk.facts(opening.probed, opening.write);
+    let facts = vmdk.facts(opening.probed);
     Ok((Box::new(vmdk), facts))
 }
 
@@ -74,6 +75,9 @@ impl Vmdk {
                 body: Body::Sparse(sparse),
             }],
             tables: Tables::default(),
+            write: opening.write,
+            planned: false,
+            pending: Pending::default(),
             chance: opening.chance.clone(),
         })
     }
@@ -109,6 +113,9 @@ impl Vmdk {
             descriptor,
             extents: Vec::new(),
             tables: Tables::default(),
+            write: opening.write,
+            planned: false,
+            pending: Pending::default(),
             chance: opening.chance.clone(),
         };
         if vmdk.file_names().is_empty() {

@@ -39,7 +39,8 @@ pub fn cases() -> impl Iterator<Item = &'static Case> {
         qcow2::ENDS,
         qcow2::WRITES,
         qcow2_shrink::SHRINKS,
-        qcow2_size::SHRINKS,
+        qcow2_shrink::REPAIRS,
+        qcow2_size::COUNTED,
         qcow2_size::ALLOCATES,
     ];
     let others = [raw::CASES, vhd::CASES, vhdx::CASES, vmdk::CASES];

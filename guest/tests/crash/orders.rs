@@ -9,7 +9,7 @@ use crate::explorer::engine::{Planned, Session};
 use crate::explorer::judge::{Content, Depth, Judge};
 use crate::explorer::report::{Exploration, Until};
 use crate::explorer::setup::Setup;
-use instar_guest::plan::{Plan, Stage, Step};
+use instar_guest::plan::{Plan, Purpose, Stage, Step};
 use std::collections::BTreeSet;
 
 /// What lies where nothing is in use.
@@ -33,7 +33,13 @@ pub fn each_part_is_needed(case: &'static Case, seed: u64) -> Result<(), String>
     for part in parts(&planned) {
         let needed = is_needed(&judge, &planned, part, seed)?;
         let declared = case.harmless.iter().any(|harmless| harmless.part == part);
+        let releases = only_releases(&planned.plan, part);
+        let release = case
+            .harmless
+            .iter()
+            .any(|harmless| harmless.part == Part::Release);
         match (needed, declared) {
+            (false, false) if releases && release => {}
             (true, true) => wrong.push(format!("{part:?} is declared harmless and is not")),
             (false, false) => wrong.push(format!("{part:?} can go without a bad state")),
             _ => {}
@@ -42,6 +48,17 @@ pub fn each_part_is_needed(case: &'static Case, seed: u64) -> Result<(), String>
     match wrong.len() {
         0 => Ok(()),
         _ => Err(format!("{}\n{}", wrong.join("\n"), outline(&planned.plan))),
+    }
+}
+
+/// Whether a part is one of releasing: a barrier between stages that release, or
+/// zeroing in one.
+fn only_releases(plan: &Plan, part: Part) -> bool {
+    let releases = |stage: usize| plan.stages[stage].purpose == Purpose::Release;
+    match part {
+        Part::Barrier(at) => releases(at) && releases(at + 1),
+        Part::Zero(stage, _) => releases(stage),
+        Part::Release => true,
     }
 }
 
@@ -59,14 +76,16 @@ fn with_garbage(
         |plan: &Plan| -> Vec<usize> { plan.stages.iter().map(|stage| stage.steps.len()).collect() };
     let mut found = None;
     let mut dirty = setup.files.clone();
-    for step in planned.plan.stages.iter().flat_map(|stage| &stage.steps) {
+    let stages = planned.plan.stages.iter();
+    let before = stages.filter(|stage| stage.purpose != Purpose::Commit);
+    for step in before.flat_map(|stage| &stage.steps) {
         let mut tried = dirty.clone();
         if !spoil(&mut tried, planned, step)? {
             continue;
         }
         let verdict = judge.verdict(&tried, Depth::Present)?;
-        let mut session = Session::open(&tried, setup.image_name(), case.format)?;
-        let replanned = session.plan(&setup.change, &setup.old_disk);
+        let replanned = Session::open(&tried, setup.image_name(), case.format)
+            .and_then(|mut session| session.plan(&setup.change, &setup.old_disk));
         if let Ok(replanned) = replanned
             && verdict.faults.is_empty()
             && matches!(verdict.content, Some(Content::Old | Content::New))
@@ -115,6 +134,7 @@ fn is_needed(judge: &Judge<'_>, planned: &Planned, part: Part, seed: u64) -> Res
             let epochs = planned.epochs_of(&plan, files)?;
             (stage, vec![epochs[stage..].to_vec()])
         }
+        Part::Release => return Err("not a part of a plan by itself".to_owned()),
     };
     let mut start = files.clone();
     start.apply_all(&planned.epochs[..first]);
@@ -129,7 +149,7 @@ fn is_needed(judge: &Judge<'_>, planned: &Planned, part: Part, seed: u64) -> Res
         };
         let row = match part {
             Part::Barrier(_) => exploration.run(),
-            Part::Zero(..) => exploration.run_to_end(),
+            Part::Zero(..) | Part::Release => exploration.run_to_end(),
         };
         row.bad > 0
     };

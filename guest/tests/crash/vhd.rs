@@ -1,7 +1,7 @@
 //! The changes of vhd images that are explored.
 
 use super::bytes::Bytes;
-use super::case::{Ask, BASIC, Case, Judges, K, M};
+use super::case::{Ask, BASIC, Case, Harmless, Judges, K, M, Part, patch};
 use super::disk::Files;
 use super::readers::vhd;
 use instar_guest::Format;
@@ -20,6 +20,13 @@ const JUDGES: Judges = Judges {
 
 /// Who judges what begins with a footer that is not as it should be.
 const JUDGES_OF_DAMAGE: Judges = Judges {
+    convert: true,
+    ..Judges::NONE
+};
+
+/// Who judges guest writes: before the flush the file ends in data, where the
+/// footer was. Readers then take the copy at the start, as qemu-img does.
+const JUDGES_OF_WRITES: Judges = Judges {
     check: false,
     convert: true,
     ..Judges::NONE
@@ -51,15 +58,25 @@ const FIXED: Case = Case {
     ..VHD
 };
 
+/// Why parts of plans stay that these images do not need.
+const ALONE: &str = "a commit stands alone: readers of either footer see one disk";
+const FREE: &str = "what is behind this table is 0xff already: free entries";
+const COPIED: &str = "a block that is copied may be the one whose tail is zeroed";
+const HOLE: &str = "the new end of this file is in a hole; in others it is in a moved block";
+const SPACE: &str = "it is for disk space: the range reads as zeroes without";
+const NAIVE: &str = "other programs may grow the image and not zero the tail";
+
 /// All of them.
 pub const CASES: &[Case] = &[
     Case {
         name: "grow/inside the tables",
+        harmless: &[Harmless::barrier(0, FREE), Harmless::barrier(2, ALONE)],
         ask: Ask::Grow(5 * M, Off),
         ..VHD
     },
     Case {
         name: "grow/inside the last block",
+        harmless: &[Harmless::barrier(1, ALONE)],
         ask: Ask::Grow(3 * M + 512, Off),
         prepare: &["io write -P 1 0 64k", "io write -P 2 2100k 60k"],
         tamper: Some(dirty_tail),
@@ -67,6 +84,7 @@ pub const CASES: &[Case] = &[
     },
     Case {
         name: "grow/a size by geometry",
+        harmless: &[Harmless::barrier(0, FREE), Harmless::barrier(2, ALONE)],
         options: "force_size=off",
         prepare: &["io write -P 1 0 64k", "io write -P 2 2100k 60k"],
         ask: Ask::Grow(5 * M, Off),
@@ -74,50 +92,63 @@ pub const CASES: &[Case] = &[
     },
     Case {
         name: "grow/blocks out of the table's way",
+        harmless: &[Harmless::barrier(5, ALONE)],
         ask: Ask::Grow(9 * M, Off),
         ..SMALL
     },
     Case {
         name: "grow/a block of 2 MiB out of the table's way",
+        harmless: &[
+            Harmless::barrier(2, FREE),
+            Harmless::barrier(3, FREE),
+            Harmless::barrier(5, ALONE),
+        ],
         ask: Ask::Grow(260 * M, Off),
         ..VHD
     },
     Case {
         name: "grow/the footer out of the table's way",
+        harmless: &[Harmless::barrier(3, ALONE)],
         prepare: &[],
         ask: Ask::Grow(260 * M, Off),
         ..VHD
     },
     Case {
         name: "grow/the table moves",
+        harmless: &[Harmless::barrier(3, ALONE)],
         tamper: Some(table_first),
         ask: Ask::Grow(9 * M, Off),
         ..SMALL
     },
     Case {
-        name: "grow/entries of an interrupted shrink",
+        name: "grow/entries behind the end",
         tamper: Some(stale_entries),
-        ask: Ask::Grow(M, Off),
+        judges: &JUDGES_OF_DAMAGE,
+        ask: Ask::Grow(M + 300 * K, Off),
         ..SMALL
     },
     Case {
         name: "grow/metadata",
+        harmless: &[Harmless::barrier(1, FREE), Harmless::barrier(3, ALONE)],
         ask: Ask::Grow(M + 80 * K, Metadata),
         ..SMALL
     },
     Case {
         name: "grow/falloc, blocks move",
+        harmless: &[Harmless::barrier(3, FREE), Harmless::barrier(5, ALONE)],
         ask: Ask::Grow(2 * M + 64 * K, Falloc),
         ..SMALL
     },
     Case {
         name: "grow/full, a larger file than needed",
+        harmless: &[Harmless::barrier(0, FREE), Harmless::barrier(2, ALONE)],
         tamper: Some(longer),
         ask: Ask::Grow(M + 40 * K, Full),
         ..SMALL
     },
     Case {
         name: "grow/metadata, the table moves",
+        harmless: &[Harmless::barrier(3, ALONE)],
         tamper: Some(table_first),
         ask: Ask::Grow(2 * M + 64 * K, Metadata),
         ..SMALL
@@ -134,13 +165,11 @@ pub const CASES: &[Case] = &[
     },
     Case {
         name: "grow/fixed, full",
+        harmless: &[Harmless {
+            part: Part::Zero(1, 1),
+            why: SPACE,
+        }],
         ask: Ask::Grow(80 * K, Full),
-        ..FIXED
-    },
-    Case {
-        name: "grow/fixed, a larger file than needed",
-        tamper: Some(longer_fixed),
-        ask: Ask::Grow(72 * K, Falloc),
         ..FIXED
     },
     Case {
@@ -154,28 +183,43 @@ pub const CASES: &[Case] = &[
         ..FIXED
     },
     Case {
+        name: "shrink/fixed, a larger file than needed",
+        tamper: Some(longer_fixed),
+        ask: Ask::Shrink(40 * K),
+        ..FIXED
+    },
+    Case {
         name: "shrink/through data, blocks move down",
+        harmless: &[Harmless::barrier(0, ALONE), Harmless::barrier(2, COPIED)],
         ask: Ask::Shrink(600 * K),
         ..SMALL
     },
     Case {
         name: "shrink/inside a block",
+        harmless: &[
+            Harmless::barrier(0, ALONE),
+            Harmless::barrier(2, COPIED),
+            Harmless::barrier(4, HOLE),
+        ],
         ask: Ask::Shrink(500 * K + 512),
         ..SMALL
     },
     Case {
         name: "shrink/by a sector",
+        harmless: &[Harmless::barrier(0, ALONE)],
         ask: Ask::Shrink(M - 512),
         ..SMALL
     },
     Case {
         name: "shrink/a table in the middle",
+        harmless: &[Harmless::barrier(0, ALONE), Harmless::barrier(3, HOLE)],
         tamper: Some(table_first),
         ask: Ask::Shrink(300 * K),
         ..SMALL
     },
     Case {
         name: "shrink/blocks of 2 MiB",
+        harmless: &[Harmless::barrier(0, ALONE)],
         size: 7 * M,
         prepare: &["io write -P 1 6M 64k", "io write -P 2 100k 2k"],
         ask: Ask::Shrink(3 * M),
@@ -183,10 +227,29 @@ pub const CASES: &[Case] = &[
     },
     Case {
         name: "shrink/empty",
+        harmless: &[Harmless::barrier(0, ALONE)],
         size: 600 * M,
         prepare: &[],
         ask: Ask::Shrink(3 * M),
         ..VHD
+    },
+    Case {
+        name: "write/new blocks",
+        judges: &JUDGES_OF_WRITES,
+        ask: Ask::Write(&[patch(2 * M, 4 * K, 9), patch(5 * M - K, 2 * K, 8)]),
+        size: 7 * M,
+        ..VHD
+    },
+    Case {
+        name: "write/new and old blocks",
+        judges: &JUDGES_OF_WRITES,
+        ask: Ask::Write(&[
+            patch(0, 2 * K, 9),
+            patch(16 * K, K, 8),
+            patch(31 * K, 40 * K, 7),
+            patch(M - 512, 512, 6),
+        ]),
+        ..SMALL
     },
     Case {
         name: "settle/an interrupted grow",
@@ -214,6 +277,25 @@ pub const CASES: &[Case] = &[
         tamper: Some(longer),
         ask: Ask::Repair(Repair::Leaks),
         ..SMALL
+    },
+    Case {
+        name: "repair/leaks of an interrupted shrink",
+        harmless: &[
+            Harmless::barrier(0, COPIED),
+            Harmless {
+                part: Part::Zero(0, 0),
+                why: NAIVE,
+            },
+        ],
+        tamper: Some(interrupted_shrink),
+        ask: Ask::Repair(Repair::Leaks),
+        ..SMALL
+    },
+    Case {
+        name: "repair/leaks, fixed",
+        tamper: Some(longer_fixed),
+        ask: Ask::Repair(Repair::Leaks),
+        ..FIXED
     },
 ];
 
@@ -257,7 +339,7 @@ fn build(files: &mut Files, header: u64, table: u64) -> Result<(), String> {
     for number in 0..blocks {
         // 5 and the number of blocks have no common divisor.
         let block = (number * 5 + 3) % blocks;
-        if block % 2 == 0 && block % 7 != 0 {
+        if block.is_multiple_of(2) && !block.is_multiple_of(7) {
             continue;
         }
         file.write(table + block * 4, &((at / 512) as u32).to_be_bytes());
@@ -290,8 +372,22 @@ fn dirty_tail(files: &mut Files) -> Result<(), String> {
     Ok(())
 }
 
-/// Sizes of both footers, as a shrink leaves them that was cut short.
+/// Entries behind the end of the disk that refer to a block before it.
 fn stale_entries(files: &mut Files) -> Result<(), String> {
+    small_blocks(files)?;
+    let file = image(files)?;
+    let count = M / BLOCK;
+    let block = file.read(TABLE + 4, 4);
+    for entry in count..count + 20 {
+        file.write(TABLE + 4 * entry, &block);
+    }
+    file.write(512 + 28, &(count as u32 + 20).to_be_bytes());
+    seal(file, 512, 1024, 36);
+    Ok(())
+}
+
+/// Sizes of both footers, as a shrink leaves them that was cut short.
+fn interrupted_shrink(files: &mut Files) -> Result<(), String> {
     small_blocks(files)?;
     let file = image(files)?;
     for footer in [0, file.len() - 512] {

@@ -1,6 +1,6 @@
 //! The changes of vhdx images that are explored.
 
-use super::case::{Ask, BASIC, Case, Judges, K, M};
+use super::case::{Ask, BASIC, Case, Harmless, Judges, K, M, Part, patch};
 use super::disk::Files;
 use super::engine::{Change, Session};
 use super::readers::vhdx;
@@ -37,6 +37,27 @@ const IMAGE: &str = "image.vhdx";
 /// Where the BAT is that QEMU makes.
 const BAT: u64 = 2 * M;
 
+/// Identifiers are new before anything else changes: programs that remember an
+/// image by them are not explored.
+const IDENTIFIERS: Harmless = Harmless::barrier(0, "no reader looks at identifiers");
+/// The case with entries behind the end shows what this barrier is for.
+const ENTRIES: Harmless = Harmless::barrier(1, "new blocks are zero without their entries, too");
+/// The barriers between copies of what does not change the disk.
+const fn copies(stage: usize) -> Harmless {
+    Harmless::barrier(stage, "one of two copies is as good as both")
+}
+/// Between the header that makes a log entry count, the page that it changes,
+/// and the header without it.
+const ONE_SECTOR: [Harmless; 2] = [
+    Harmless::barrier(3, "these sizes differ in one sector, which is old or new"),
+    Harmless::barrier(4, "these sizes differ in one sector, which is old or new"),
+];
+/// A table is written as a whole.
+const REST: Harmless = Harmless {
+    part: Part::Zero(2, 0),
+    why: "what is damaged lies in the first sector",
+};
+
 /// What the cases of this page have in common.
 const VHDX: Case = Case {
     format: Format::Vhdx,
@@ -51,11 +72,13 @@ const VHDX: Case = Case {
 pub const CASES: &[Case] = &[
     Case {
         name: "grow/inside the tables",
+        harmless: &[IDENTIFIERS, ENTRIES],
         ask: Ask::Grow(5 * M, Off),
         ..VHDX
     },
     Case {
         name: "grow/in a block that holds old bytes behind the end",
+        harmless: &[IDENTIFIERS],
         size: 3 * M - 512,
         prepare: &["io write -P 1 0 64k", "io write -P 2 2560k 500k"],
         tamper: Some(old_bytes_behind_the_end),
@@ -63,28 +86,65 @@ pub const CASES: &[Case] = &[
         ..VHDX
     },
     Case {
+        name: "grow/over entries that a shrink left",
+        harmless: &[IDENTIFIERS],
+        tamper: Some(entries_behind_the_end),
+        ask: Ask::Grow(5 * M, Off),
+        ..VHDX
+    },
+    Case {
+        name: "grow/by way of the log",
+        harmless: &[
+            IDENTIFIERS,
+            ENTRIES,
+            ONE_SECTOR[0],
+            ONE_SECTOR[1],
+            copies(5),
+        ],
+        tamper: Some(size_across_sectors),
+        ask: Ask::Grow(5 * M, Off),
+        ..VHDX
+    },
+    Case {
         name: "grow/with a table that moves",
+        harmless: &[
+            IDENTIFIERS,
+            ENTRIES,
+            copies(2),
+            Harmless::barrier(4, "neither region table leads to the old place by then"),
+        ],
         judges: &LARGE,
         ask: Ask::Grow(LARGE_SIZE, Off),
         ..VHDX
     },
     Case {
         name: "grow/metadata",
+        harmless: &[IDENTIFIERS, ENTRIES],
         ask: Ask::Grow(5 * M + 512, Metadata),
         ..VHDX
     },
     Case {
         name: "grow/falloc",
+        harmless: &[IDENTIFIERS, ENTRIES],
         ask: Ask::Grow(5 * M, Falloc),
         ..VHDX
     },
     Case {
         name: "grow/full",
+        harmless: &[
+            IDENTIFIERS,
+            ENTRIES,
+            Harmless {
+                part: Part::Zero(0, 1),
+                why: "disk space is taken: the content is the same",
+            },
+        ],
         ask: Ask::Grow(4 * M, Full),
         ..VHDX
     },
     Case {
         name: "grow/fixed",
+        harmless: &[IDENTIFIERS, ENTRIES],
         options: "subformat=fixed,block_state_zero=off,block_size=1M",
         size: 5 * M / 2,
         ask: Ask::Grow(4 * M, Off),
@@ -92,6 +152,7 @@ pub const CASES: &[Case] = &[
     },
     Case {
         name: "shrink/through data",
+        harmless: &[IDENTIFIERS, copies(1), copies(5), copies(6)],
         size: 5 * M,
         prepare: &[
             "io write -P 3 4M 1M",
@@ -103,13 +164,20 @@ pub const CASES: &[Case] = &[
     },
     Case {
         name: "shrink/fixed",
+        harmless: &[IDENTIFIERS, copies(1), copies(5), copies(6)],
         options: "subformat=fixed,block_state_zero=off,block_size=1M",
         size: 4 * M,
         ask: Ask::Shrink(3 * M / 2),
         ..VHDX
     },
     Case {
+        name: "write/new blocks and old ones",
+        ask: Ask::Write(&[patch(60 * K, 8 * K, 7), patch(M - 512, K, 8)]),
+        ..VHDX
+    },
+    Case {
         name: "settle/a log that has to be replayed",
+        harmless: &[IDENTIFIERS, copies(2)],
         size: 5 * M,
         prepare: &["io write -P 1 0 64k", "io write -P 2 4M 512k"],
         tamper: Some(cut_off_shrink),
@@ -118,12 +186,14 @@ pub const CASES: &[Case] = &[
     },
     Case {
         name: "settle/region tables that differ",
+        harmless: &[IDENTIFIERS, copies(1), copies(2), REST],
         tamper: Some(stale_second_table),
         ask: Ask::Settle,
         ..VHDX
     },
     Case {
         name: "repair/a header and a region table that are damaged",
+        harmless: &[IDENTIFIERS, copies(1), copies(2), REST],
         judges: &FIRST_TABLE,
         tamper: Some(damaged_copies),
         ask: Ask::Repair(Repair::All),
@@ -175,5 +245,25 @@ fn damaged_copies(files: &mut Files) -> Result<(), String> {
     for at in [64 * K, 256 * K] {
         image.write(at + 20, &[0xff; 4]);
     }
+    Ok(())
+}
+
+/// Entries behind the end lead to data.
+fn entries_behind_the_end(files: &mut Files) -> Result<(), String> {
+    let file = files.find(IMAGE).ok_or("no image")?;
+    let image = files.bytes_mut(file);
+    let first = image.read(BAT, 8);
+    image.write(BAT + 3 * 8, &first);
+    Ok(())
+}
+
+/// The virtual size lies in two sectors.
+fn size_across_sectors(files: &mut Files) -> Result<(), String> {
+    let file = files.find(IMAGE).ok_or("no image")?;
+    let image = files.bytes_mut(file);
+    let (metadata, offset) = (BAT + M, 64 * K + 508);
+    let size = image.read(metadata + 64 * K + 8, 8);
+    image.write(metadata + offset, &size);
+    image.write(metadata + 32 + 32 + 16, &(offset as u32).to_le_bytes());
     Ok(())
 }

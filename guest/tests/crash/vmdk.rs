@@ -1,6 +1,6 @@
 //! The changes of vmdk images that are explored.
 
-use super::case::{Ask, BASIC, Case, Harmless, Judges, M, Part};
+use super::case::{Ask, BASIC, Case, Harmless, Judges, K, M, Part, patch};
 use super::readers::vmdk;
 use instar_guest::Format;
 use instar_guest::proto::Preallocation::{Falloc, Full, Metadata, Off};
@@ -21,6 +21,13 @@ const VMDK: Case = Case {
     prepare: &["io write -P 1 0 64k", "io write -P 2 1900k 60k"],
     judges: &JUDGES,
     ..BASIC
+};
+
+/// Who judges guest writes: an entry and its redundant copy lie in two sectors,
+/// and each leads to durable data or to none.
+const WRITES: Judges = Judges {
+    may_differ: true,
+    ..JUDGES
 };
 
 /// A disk that ends inside a grain that holds data.
@@ -113,5 +120,48 @@ pub const CASES: &[Case] = &[
         name: "shrink/through a grain that stays",
         ask: Ask::Shrink(39 * M + 5 * 512),
         ..BACKWARDS
+    },
+    Case {
+        name: "write/into new grains and old ones",
+        ask: Ask::Write(&[
+            patch(100 * K, 200 * K, 7),
+            patch(512, 1024, 8),
+            patch(3 * M, 1536, 9),
+        ]),
+        judges: &WRITES,
+        ..ODD
+    },
+    Case {
+        name: "write/over zeroed grains",
+        options: "zeroed_grain=on",
+        prepare: &["io write -P 1 0 256k", "io write -z 64k 64k"],
+        ask: Ask::Write(&[patch(70 * K, 1024, 7)]),
+        judges: &WRITES,
+        ..VMDK
+    },
+    Case {
+        name: "write/into an extent",
+        options: "subformat=twoGbMaxExtentSparse",
+        ask: Ask::Write(&[patch(100 * K, 200 * K, 7)]),
+        judges: &WRITES,
+        ..VMDK
+    },
+    Case {
+        name: "files/a flat one grows",
+        options: "subformat=monolithicFlat",
+        ask: Ask::Grow(5 * M, Off),
+        ..VMDK
+    },
+    Case {
+        name: "files/a flat one shrinks",
+        options: "subformat=monolithicFlat",
+        ask: Ask::Shrink(2 * M),
+        ..VMDK
+    },
+    Case {
+        name: "files/a split flat one grows",
+        options: "subformat=twoGbMaxExtentFlat",
+        ask: Ask::Grow(5 * M, Falloc),
+        ..VMDK
     },
 ];

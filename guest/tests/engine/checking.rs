@@ -2,6 +2,7 @@
 //! same counters and the same lines.
 
 use crate::damages::{DAMAGES, Image};
+use crate::disk::Random;
 use crate::lab::{Check, Lab};
 use instar_guest::findings::{Finding, Repair, Report, Severity};
 use instar_guest::proto::PlanReply;
@@ -11,18 +12,71 @@ use serde_json::Value;
 use std::collections::BTreeMap;
 use std::process::{Command, Output};
 
+/// Images with flipped bits per kind; `INSTAR_FLIPS` tries more.
+const FLIPS: u64 = 10;
+
 /// All checks by name.
 pub fn trials() -> Vec<(String, Check)> {
-    IMAGES
-        .iter()
-        .map(|kind| {
-            let check: Check = Box::new(move || kind.check());
-            (
-                format!("damage_is_found_as_qemu_img_finds_it::{}", kind.name),
-                check,
-            )
-        })
-        .collect()
+    let damages = IMAGES.iter().map(|kind| {
+        let check: Check = Box::new(move || kind.check());
+        let name = format!("damage_is_found_as_qemu_img_finds_it::{}", kind.name);
+        (name, check)
+    });
+    let flips = IMAGES.iter().map(|kind| {
+        let check: Check = Box::new(move || flipped(kind));
+        let name = format!(
+            "flipped_bits_are_found_as_qemu_img_finds_them::{}",
+            kind.name
+        );
+        (name, check)
+    });
+    let beyond: (String, Check) = (
+        "what_lies_beyond_the_end_is_warned_of".into(),
+        Box::new(beyond_the_end),
+    );
+    damages.chain(flips).chain([beyond]).collect()
+}
+
+/// Bits of the metadata are flipped at random: qemu-img and the engine see the
+/// same in what is left, where both open it.
+fn flipped(kind: &Kind) {
+    let lab = Lab::new();
+    let sound = kind.make(&lab);
+    let is_data = |byte: u8| matches!(byte, 0x11 | 0x22 | 0x33 | 0x34 | 0x44 | 0x55);
+    let places: Vec<usize> = (512..sound.len())
+        .filter(|&at| sound[at] != 0 && !is_data(sound[at]))
+        .collect();
+    let mut random = Random(0x1234_5678_9abc_def1);
+    let count = std::env::var("INSTAR_FLIPS").map_or(FLIPS, |it| it.parse().expect("a number"));
+    let mut compared = 0;
+    for _ in 0..count {
+        let mut image = sound.clone();
+        let mut flips = Vec::new();
+        for _ in 0..=random.below(3) {
+            let at = places[random.below(places.len() as u64) as usize];
+            let at = at ^ random.below(8) as usize;
+            let bit = random.below(8);
+            image[at] ^= 1 << bit;
+            flips.push((at, bit));
+        }
+        if Session::new(image.clone()).open(None).is_err() {
+            continue;
+        }
+        lab.write("disk.qcow2", &image);
+        let theirs = Verdict::of_qemu(&lab, "").sorted();
+        if theirs.lines.is_empty() && theirs.sums.is_empty() {
+            // qemu-img does not open it: two bitmaps have the same name.
+            continue;
+        }
+        let ours = Verdict::of_engine(&lab, &image).sorted();
+        compared += 1;
+        let same = ours == theirs;
+        assert!(same, "{flips:x?}:\n{}\n{}", ours.short(), theirs.short());
+    }
+    assert!(
+        compared >= count / 4,
+        "{compared} of {count} could be opened"
+    );
 }
 
 /// A kind of image.
@@ -205,6 +259,13 @@ impl Verdict {
         Self::new(&answer.map(|(report, _)| report), &session.host.findings)
     }
 
+    /// Tables that snapshots share are looked at once, not in the order of the
+    /// snapshots.
+    fn sorted(mut self) -> Self {
+        self.lines.sort();
+        self
+    }
+
     /// What an earlier repair has fixed counts as well.
     pub fn fixed(&mut self, corruptions: u64, leaks: u64) {
         for (key, value) in [("corruptions-fixed", corruptions), ("leaks-fixed", leaks)] {
@@ -286,4 +347,27 @@ fn sums(report: &Report) -> BTreeMap<String, u64> {
         .filter(|&(key, value)| value != 0 || key == "check-errors")
         .map(|(key, value)| (key.to_string(), value))
         .collect()
+}
+
+/// What lies behind the end of the disk is warned of, and not counted.
+fn beyond_the_end() {
+    let lab = Lab::new();
+    lab.qemu_img("create -q -f qcow2 -o cluster_size=4k disk.qcow2 64k");
+    lab.qemu_io("disk.qcow2", &["write -P 1 0 64k"]);
+    let mut image = lab.bytes("disk.qcow2");
+    image[24..32].copy_from_slice(&(33u64 * 1024 + 512).to_be_bytes());
+    let mut session = Session::new(image);
+    let (report, _) = check(&mut session, None).unwrap();
+    assert_eq!((report.corruptions, report.leaks), (0, 0));
+    let texts: Vec<_> = session
+        .host
+        .findings
+        .iter()
+        .map(|it| it.text.as_str())
+        .collect();
+    let expected = [
+        "7 clusters are mapped beyond the end of the disk (34304 bytes)",
+        "the last cluster holds stale bytes beyond the end of the disk (34304 bytes)",
+    ];
+    assert_eq!(texts, expected);
 }

@@ -1,7 +1,9 @@
 //! Real images with some bits flipped: every request is answered or refused
 //! with a reason; nothing panics, hangs or claims a defect of the engine.
 
+use crate::checking;
 use crate::lab::Lab;
+use instar_guest::findings::{Repair, Report};
 use instar_guest::proto::Preallocation;
 use instar_guest::testing::Session;
 use instar_guest::{Failure, FailureKind, Reply, Request};
@@ -119,7 +121,35 @@ fn exercise(image: Vec<u8>) -> Result<bool, TestCaseError> {
         placed |= judge(session.call(Request::Flush))?;
     }
     prop_assert!(session.host.image == before, "the image has changed");
+    for repair in [None, Some(Repair::Leaks), Some(Repair::All)] {
+        check_and_repair(&before, repair)?;
+    }
     Ok(read | grown | placed)
+}
+
+/// A check ends soon, and where its repair leaves nothing, nothing is left.
+fn check_and_repair(image: &[u8], repair: Option<Repair>) -> Result<(), TestCaseError> {
+    let mut session = Session::new(image.to_vec());
+    let Ok((report, reply)) = checking::check(&mut session, repair) else {
+        return Ok(());
+    };
+    let (reads, bytes) = (session.host.reads, session.host.bytes_read);
+    prop_assert!(reads < 20_000, "{reads} reads");
+    prop_assert!(
+        bytes < 64 * image.len() as u64 + (64 << 20),
+        "{bytes} bytes read"
+    );
+    session.host.apply(&reply.plan);
+    if repair.is_some() {
+        let again = checking::check(&mut session, None);
+        let (after, _) = again.map_err(|failure| TestCaseError::fail(failure.message))?;
+        let left = |it: Report| it.corruptions + it.leaks + it.check_errors;
+        let sound = left(report) > 0 || left(after) == 0;
+        prop_assert!(sound, "{report:?} {after:?} {:?}", session.host.findings);
+    } else {
+        prop_assert!(reply.plan.is_empty());
+    }
+    Ok(())
 }
 
 /// Asks for a place, and again for a wider one where that is the answer.

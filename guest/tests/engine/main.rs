@@ -9,21 +9,26 @@ mod flipping;
 mod grow_cases;
 mod growing;
 mod lab;
+mod large;
 mod placing;
 mod reading;
-mod repairing;
 mod repairing;
 mod shrink_cases;
 mod shrinking;
 mod vhd;
 mod vhd_create;
+mod vhd_flips;
 mod vhd_lab;
+mod vhd_write;
 mod vhdx;
 mod vhdx_grow;
 mod vhdx_lab;
 mod vhdx_shrink;
+mod vhdx_write;
 mod vmdk;
+mod vmdk_check;
 mod vmdk_lab;
+mod vmdk_resize;
 mod writing;
 
 use libtest_mimic::{Arguments, Trial};
@@ -37,16 +42,22 @@ fn main() {
         .chain(creating::trials())
         .chain(growing::trials())
         .chain(shrinking::trials())
+        .chain(large::trials())
         .chain(writing::trials())
         .chain(placing::trials())
         .chain(checking::trials())
         .chain(repairing::trials())
         .chain(vhd::trials())
         .chain(vhd_create::trials())
+        .chain(vhd_flips::trials())
+        .chain(vhd_write::trials())
         .chain(vhdx::trials())
         .chain(vhdx_grow::trials())
         .chain(vhdx_shrink::trials())
+        .chain(vhdx_write::trials())
         .chain(vmdk::trials())
+        .chain(vmdk_resize::trials())
+        .chain(vmdk_check::trials())
         .map(|(name, check)| {
             let trial = Trial::test(name, move || {
                 check();

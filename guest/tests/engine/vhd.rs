@@ -239,7 +239,7 @@ fn check_length(session: &mut Session, case: &Case, image: &[u8]) {
     let data: u64 = extents
         .iter()
         .filter(|extent| matches!(extent.kind, ExtentKind::Data { .. }))
-        .map(|extent| extent.len.next_multiple_of(block) / block * (block + 512))
+        .map(|extent| extent.len.div_ceil(block) * (block + 512))
         .sum();
     let end = ends.max().unwrap_or(0);
     let len = image.len() as u64;

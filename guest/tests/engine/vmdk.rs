@@ -1,13 +1,11 @@
 //! VMDK: opened, described, mapped, read and created as qemu-img does.
 
 use crate::lab::{Check, Lab};
-use crate::vmdk_lab::{
-    DISK, content, create, make, map, opened, plan_create, qemu_io, scattered, tree,
-};
+use crate::vmdk_lab::{DISK, content, create, make, map, opened, plan_create, qemu_io, tree};
 use instar_guest::facts::NamedFile;
 use instar_guest::plan::{NewName, Purpose};
 use instar_guest::testing::Session;
-use instar_guest::{FailureKind, Format, Step};
+use instar_guest::{FailureKind, Step};
 use serde_json::{Value, json};
 
 const M: u64 = 1 << 20;

@@ -12,7 +12,23 @@ use alloc::format;
 use alloc::string::String;
 use alloc::vec;
 
+/// Most warnings about tables that overlap something.
+const MAX_OVERLAPS: usize = 64;
+
 impl Check<'_> {
+    /// Notes L2 tables, of the clusters of this pass, that something else claims
+    /// as well: with counts that agree, qemu-img finds nothing wrong with them.
+    pub(super) fn note_overlaps(&mut self) {
+        for (&cluster, &references) in &self.tables {
+            if self.counters.get(cluster) > references && self.warnings.len() < MAX_OVERLAPS {
+                let at = self.image.header.geometry.host_offset(cluster);
+                self.warnings.push(format!(
+                    "the L2 table at {at:#x} is in use as something else, too"
+                ));
+            }
+        }
+    }
+
     /// Warns of what would come to light with a larger disk, and of bitmaps
     /// that nobody can use.
     pub(super) fn warn(&mut self) -> Result<(), Failure> {

@@ -15,6 +15,9 @@ use alloc::vec::Vec;
 /// Bytes of the refcount table, or of a block, that are read at once.
 const PIECE: u64 = 64 << 10;
 
+/// Where QEMU's files end at the latest: a multiple of 1 GiB.
+const MAX_OFFSET: u64 = i64::MAX as u64 & !((1 << 30) - 1);
+
 /// An entry of the refcount table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct BlockRef {
@@ -132,6 +135,12 @@ impl Check<'_> {
         at.ok().and_then(|at| self.blocks.get(at)).copied()
     }
 
+    /// Whether a block lies where no file can have one.
+    pub(super) fn is_unreadable(&self, block: BlockRef) -> bool {
+        block.at() & (self.shape.cluster - 1) != 0
+            || block.at().saturating_add(self.shape.cluster) > MAX_OFFSET
+    }
+
     /// The count on disk of a cluster, wherever it is; `None` where it cannot
     /// be read. Slow.
     pub(super) fn count_on_disk(&mut self, cluster: u64) -> Result<Option<u64>, Failure> {
@@ -139,7 +148,7 @@ impl Check<'_> {
         let Some(block) = self.block_of(cluster) else {
             return Ok(Some(0));
         };
-        if !geometry.is_aligned(block.at()) {
+        if self.is_unreadable(block) {
             return Ok(None);
         }
         let width = geometry.width();

@@ -84,7 +84,7 @@ impl Check<'_> {
             };
         };
         let stop = (number + 1).saturating_mul(per_block);
-        if !geometry.is_aligned(block.at()) {
+        if self.is_unreadable(block) {
             return Segment {
                 run: run(stop),
                 counts: Counts::Unreadable(block),
@@ -250,7 +250,8 @@ impl Check<'_> {
 
     /// Clusters whose counts are in a block that cannot be read.
     fn unreadable(&mut self, run: Run, block: BlockRef, keep: bool) -> Result<(), Failure> {
-        if !self.told_unreadable {
+        let unaligned = !self.image.header.geometry.is_aligned(block.at());
+        if unaligned && !self.told_unreadable {
             self.told_unreadable = true;
             // C's `%#x` has no prefix for 0.
             let index = match block.number {

@@ -7,6 +7,7 @@ use super::entries::Kind;
 use super::{Check, Severity};
 use crate::bytes;
 use crate::error::Failure;
+use crate::findings::Repair;
 use alloc::format;
 use alloc::vec::Vec;
 
@@ -42,6 +43,10 @@ impl Check<'_> {
         let content = self.read_clusters(&places)?;
         let tables = content.chunks_exact(self.shape.cluster as usize);
         for (&(index, raw), table) in batch.iter().zip(tables) {
+            let block = self.block_of((raw & entry::OFFSET) >> self.shape.cluster_bits);
+            if block.is_some_and(|block| self.is_unreadable(block)) && !self.without_blocks {
+                continue;
+            }
             self.check_copied_l1(index, raw, repair)?;
             self.check_copied_l2(raw & entry::OFFSET, table, repair)?;
         }
@@ -62,7 +67,9 @@ impl Check<'_> {
         let count = self.exact_count(cluster)?;
         let at = self.image.header.l1.offset.plus(index * entry::LEN).0;
         let new = (raw ^ entry::COPIED).to_be_bytes().to_vec();
-        let repaired = repair && self.entries.write(at, new);
+        let holder = at >> self.shape.cluster_bits;
+        let only_l1 = !self.counters.holds(holder) || self.counters.get(holder) == 1;
+        let repaired = repair && only_l1 && self.entries.write(at, new);
         self.wrong_flag(repaired, |word| {
             format!(
                 "{word} OFLAG_COPIED L2 cluster: l1_index={index} l1_entry={raw:x} refcount={count}"
@@ -77,7 +84,7 @@ impl Check<'_> {
             // Another L1 entry leads to the table, too.
             return Ok(());
         }
-        let repair = repair && self.image.misplaced_table_at(at).is_none();
+        let repair = repair && self.is_only_table(at);
         for (place, words) in (0usize..).zip(table.chunks_exact(self.shape.entry_len)) {
             let Some(raw) = words.first_chunk::<8>() else {
                 continue;
@@ -109,7 +116,7 @@ impl Check<'_> {
                     }
                 },
             }
-            if self.is_gone(raw, words) {
+            if self.is_gone(at, raw, words) {
                 gone.push(place);
                 continue;
             }
@@ -138,9 +145,11 @@ impl Check<'_> {
     }
 
     /// Whether the repair turns the entry into one without a cluster.
-    fn is_gone(&self, raw: u64, words: &[u8]) -> bool {
+    fn is_gone(&self, table_at: u64, raw: u64, words: &[u8]) -> bool {
         let bitmap = bytes::be64(words, entry::LEN as usize).unwrap_or(0);
-        self.repair == Some(crate::findings::Repair::All) && self.is_misplaced_zero(raw, bitmap)
+        self.repair == Some(Repair::All)
+            && self.is_misplaced_zero(raw, bitmap)
+            && self.is_only_table(table_at)
     }
 
     /// Whether a cluster's flags are checked in this pass.

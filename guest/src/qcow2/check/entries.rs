@@ -203,7 +203,7 @@ impl Check<'_> {
         }
         if offset & (self.shape.cluster - 1) != 0 {
             if self.is_misplaced_zero(raw, bitmap) {
-                if self.repair == Some(Repair::All) {
+                if self.repair == Some(Repair::All) && self.is_only_table(slot.table_at) {
                     return self.zero_entry(slot, offset, bitmap);
                 }
                 self.corrupt(references, || {
@@ -265,9 +265,8 @@ impl Check<'_> {
         if self.pass > 0 {
             return Ok(());
         }
-        let is_table = self.image.misplaced_table_at(slot.table_at).is_none();
         let place = slot.table_at + slot.index * self.shape.entry_len as u64;
-        if !is_table || !self.entries.write(place, self.zeroes(bitmap)) {
+        if !self.entries.write(place, self.zeroes(bitmap)) {
             return self.corrupt(1, || {
                 format!(
                     "ERROR offset={offset:x}: Preallocated cluster is not properly aligned; L2 \

@@ -110,6 +110,9 @@ struct Check<'a> {
     told_unreadable: bool,
     /// What is told at the end, uncounted.
     warnings: Vec<String>,
+    /// How often L1 entries lead to each L2 table, by cluster; complete up to
+    /// [`MAX_TABLES`] tables.
+    tables: BTreeMap<u64, u64>,
     /// L2 tables whose flags are repaired; no more than patches have room for.
     mended: BTreeSet<u64>,
     /// New L2 entries.
@@ -187,6 +190,7 @@ impl<'a> Check<'a> {
             exact: BTreeMap::new(),
             told_unreadable: false,
             warnings: Vec::new(),
+            tables: BTreeMap::new(),
             mended: BTreeSet::new(),
             entries: Patches::new(patches::MAX_ENTRIES),
             raised: Patches::new(patches::MAX_COUNTS),
@@ -211,6 +215,7 @@ impl<'a> Check<'a> {
         let repair = self.repair;
         self.each_pass(|check| {
             check.walk()?;
+            check.note_overlaps();
             let before = check.tell.report;
             check.compare(None, repair.is_none())?;
             check.compared.add(&before, &check.tell.report);
@@ -294,6 +299,31 @@ impl<'a> Check<'a> {
         Ok(())
     }
 
+    /// Notes that an L1 entry leads to a table.
+    fn note_table(&mut self, at: u64, references: u64) {
+        let cluster = at >> self.shape.cluster_bits;
+        if self.pass > 0 {
+            return;
+        }
+        if let Some(count) = self.tables.get_mut(&cluster) {
+            *count += references;
+        } else if self.tables.len() < MAX_TABLES {
+            self.tables.insert(cluster, references);
+        }
+    }
+
+    /// Whether entries of an L2 table may be repaired: it is a table and, as far
+    /// as the counters say by now, nothing else. Of very many tables the last
+    /// ones are trusted.
+    fn is_only_table(&self, at: u64) -> bool {
+        let cluster = at >> self.shape.cluster_bits;
+        let references = self.tables.get(&cluster);
+        self.image.misplaced_table_at(at).is_none()
+            && references.is_none_or(|&references| {
+                !self.counters.holds(cluster) || self.counters.get(cluster) == references
+            })
+    }
+
     /// More references to a cluster than its count can hold.
     #[cold]
     fn overflow(&mut self, at: u64, excess: u64) -> Result<(), Failure> {
@@ -335,6 +365,9 @@ impl<'a> Check<'a> {
         }
     }
 }
+
+/// Most L2 tables whose references are counted apart from others.
+const MAX_TABLES: usize = 128 << 10;
 
 /// How often the same line is told; all are counted.
 const MAX_SAME: u64 = 64;

@@ -90,3 +90,24 @@ fn several_passes_find_what_one_finds() {
         assert!(again.2 > 1, "one pass only");
     }
 }
+
+#[test]
+fn a_table_that_is_data_too_is_warned_of() {
+    let mut image = image(100);
+    let mut host = MemHost::new(image.clone());
+    let qcow2 = Qcow2::open(&mut host, &image[..1024], image.len() as u64).unwrap();
+    let l1 = qcow2.header.l1.offset.0 as usize;
+    let offset = |at: usize| crate::bytes::be64(&image, at).unwrap() << 8 >> 8;
+    let (first, second) = (offset(l1), offset(l1 + 8));
+    image[first as usize..][..8].copy_from_slice(&second.to_be_bytes());
+    let (_, findings, _) = check(&image, COUNTERS);
+    let text = format!("the L2 table at {second:#x} is in use as something else, too");
+    let warnings: Vec<&Finding> = findings
+        .iter()
+        .filter(|finding| finding.severity == Severity::Warning)
+        .collect();
+    assert!(
+        matches!(warnings[..], [it] if it.text == text),
+        "{warnings:?}"
+    );
+}

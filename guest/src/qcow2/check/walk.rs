@@ -112,6 +112,7 @@ impl Check<'_> {
             })?;
         }
         let offset = raw & entry::OFFSET;
+        self.note_table(offset, references);
         self.refer(offset, self.shape.cluster, references)?;
         if offset & (self.shape.cluster - 1) != 0 {
             self.corrupt(references, || {
@@ -145,6 +146,17 @@ impl Check<'_> {
         let mut collected = Collected::default();
         for snapshot in &image.snapshots {
             let l1 = snapshot.l1;
+            if !image.header.geometry.is_aligned(l1.offset.0) {
+                let (id, name) = (&snapshot.facts.id, &snapshot.facts.name);
+                self.corrupt(1, || {
+                    format!(
+                        "ERROR snapshot {id} ({name}) l1_offset={:#x}: L1 table is not cluster \
+                         aligned; snapshot table entry corrupted",
+                        l1.offset.0
+                    )
+                })?;
+                continue;
+            }
             if l1.count == 0 {
                 continue;
             }

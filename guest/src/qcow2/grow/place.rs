@@ -1,7 +1,7 @@
 //! Where everything new goes.
 //!
 //! All of it lies in one run of clusters behind everything that is counted, so
-//! that nothing a reader can see is overwritten: refcount blocks and table,
+//! that nothing a reader can see is overwritten: refcount table and blocks,
 //! bitmap tables and directory, L1 table, L2 tables, then data.
 
 use super::super::Qcow2;
@@ -51,7 +51,7 @@ pub struct Placement {
 impl Placement {
     /// All new clusters.
     pub fn all(&self) -> Run {
-        let first = self.blocks.first;
+        let first = self.table.first;
         Run {
             first,
             count: self.data.end() - first,
@@ -182,8 +182,9 @@ impl Placement {
 
     fn assign(&mut self, first: u64, needs: &Needs) {
         let mut cursor = Cursor(first);
-        self.blocks = cursor.take(self.counting.blocks.len() as u64);
+        // Before the blocks: a later shrink may take those out.
         self.table = cursor.take(self.counting.table);
+        self.blocks = cursor.take(self.counting.blocks.len() as u64);
         self.bitmaps = cursor.take(needs.bitmaps);
         self.l1 = cursor.take(needs.l1);
         self.l2 = cursor.take(needs.l2);

@@ -181,11 +181,16 @@ impl Pass<'_> {
         each_dropped(image, prepare.host(), survey, cuts, &mut visit)?;
         let released = &mut output.released;
         let wanted = self.release.homeless.len();
-        while released.reused.len() < wanted
-            && let Some(cluster) = freed.take_first()
-        {
+        let mut as_it_is = self.counts.tables();
+        let mut before = self.counts.over(&mut as_it_is);
+        for cluster in freed.first() {
+            // Until it is released, its count has to be that of its new use.
+            if released.reused.len() == wanted || before.count(prepare.host(), cluster)? != 1 {
+                continue;
+            }
             let (first, count) = (cluster, 1);
             refcounts.set_ones(prepare.host(), Run { first, count })?;
+            freed.clear(cluster);
             released.reused.push(cluster);
         }
         freed.runs(&mut released.freed);
@@ -319,12 +324,21 @@ impl Marks {
         }
     }
 
-    /// Takes the mark off the first that has one.
-    fn take_first(&mut self) -> Option<u64> {
-        let (at, word) = (0..).zip(&mut self.words).find(|(_, word)| **word != 0)?;
-        let bit = u64::from(word.trailing_zeros());
-        *word &= *word - 1;
-        Some(self.window.first + at * 64 + bit)
+    fn clear(&mut self, cluster: u64) {
+        let at = cluster.wrapping_sub(self.window.first);
+        if let Some(word) = self.words.get_mut((at / 64) as usize) {
+            *word &= !(1 << (at % 64));
+        }
+    }
+
+    /// The marked clusters of the first word that has any.
+    fn first(&self) -> Vec<u64> {
+        let mut words = (0..).zip(&self.words);
+        let Some((at, &word)) = words.find(|(_, word)| **word != 0) else {
+            return Vec::new();
+        };
+        let bits = (0..64).filter(|bit| word & (1 << bit) != 0);
+        bits.map(|bit| self.window.first + at * 64 + bit).collect()
     }
 
     /// The marked runs, behind those that are known, up to a limit.

@@ -277,12 +277,13 @@ impl Shrink<'_> {
         let homeless = self.homeless();
         let staying = homeless.iter().skip(released.reused.len());
         let copies = staying.map(|copy| copy.end()).max();
-        // The file may have ended inside a cluster that is used anew.
-        let reused = released.reused.iter().any(|&c| c + 1 == released.end);
-        match copies.or(reused.then_some(released.end)) {
-            Some(end) => geometry.host_offset(end),
-            None => geometry.host_offset(released.end).min(image.file_len),
+        if let Some(end) = copies {
+            return geometry.host_offset(end);
         }
+        // The file may have ended inside a cluster that is used anew.
+        let reused = released.reused.iter().max().map_or(0, |last| last + 1);
+        let end = geometry.host_offset(released.end).min(image.file_len);
+        end.max(geometry.host_offset(reused))
     }
 
     /// Gives disk space back: in the file, at its end, and in the data file.

@@ -1,0 +1,320 @@
+//! Data for blocks that are not there yet, and for blocks whose bitmap does not
+//! say that all of them is.
+//!
+//! New blocks go to where the last footer is, so that what the host has not
+//! written of them is zero. A flush appends a footer behind them, whose barrier
+//! makes the data durable as well; then come the bitmaps, then the entries.
+//! Until the first of these the file ends in data: readers then take the footer
+//! copy at the start, which does not change.
+
+use super::footer::Kind;
+use super::format::table::FREE;
+use super::grow::{entry_bytes, write};
+use super::header::Header;
+use super::room::Room;
+use super::settle::write_footer;
+use super::table::{block_at, entry_at};
+use super::{Dynamic, Layout, Vhd, plan, refuse};
+use crate::disk::Disk;
+use crate::engine::{Host, Read};
+use crate::error::{Failure, FailureKind};
+use crate::plan::{Purpose, SECTOR};
+use crate::proto::{Content, FileNo, Place, PlanReply, Reply};
+use alloc::collections::{BTreeMap, BTreeSet};
+use alloc::vec;
+use alloc::vec::Vec;
+
+/// Most blocks that wait for a flush.
+const MAX_WAITING: usize = 4096;
+/// Most bytes of bitmaps that wait for a flush.
+const MAX_BITMAPS: u64 = 4 << 20;
+/// Most blocks that are known to have full bitmaps.
+const MAX_KNOWN: usize = 64 << 10;
+
+/// What waits for a flush.
+#[derive(Debug, Default)]
+pub struct Pending {
+    room: Option<Room>,
+    /// New blocks by index: where they are.
+    blocks: BTreeMap<u64, u64>,
+    /// Blocks by place whose bitmaps are to be filled.
+    bitmaps: BTreeSet<u64>,
+    /// Blocks by place whose bitmaps are full on disk.
+    full: BTreeSet<u64>,
+    /// Whether places behind the last footer were handed out.
+    reaches_out: bool,
+    /// Blocks and bitmaps of the last allocation.
+    last: Option<(Vec<u64>, Vec<u64>)>,
+}
+
+impl Pending {
+    /// Where a block is that waits for a flush.
+    pub fn block(&self, index: u64) -> Option<u64> {
+        self.blocks.get(&index).copied()
+    }
+
+    /// Whether the bitmap of a block is full, or will be after a flush.
+    pub fn is_full(&self, at: u64) -> bool {
+        self.full.contains(&at) || self.bitmaps.contains(&at)
+    }
+
+    /// Whether the bitmap of a block is full on disk.
+    fn learn(&mut self, at: u64, bitmap: &[u8], sectors: u64) {
+        if self.full.len() >= MAX_KNOWN {
+            self.full.clear();
+        }
+        let (whole, rest) = (sectors / 8, sectors % 8);
+        let mask = !(0xff_u16 >> rest) as u8;
+        let is_full = bitmap.iter().take(whole as usize).all(|&byte| byte == 0xff)
+            && bitmap
+                .get(whole as usize)
+                .is_none_or(|byte| byte & mask == mask);
+        if is_full {
+            self.full.insert(at);
+        }
+    }
+}
+
+impl Vhd {
+    /// Places for a guest range inside the disk.
+    pub(super) fn place_range(
+        &mut self,
+        host: &mut dyn Host,
+        offset: u64,
+        len: u64,
+    ) -> Result<Reply, Failure> {
+        let refusal = self.refuse("takes no new data");
+        if let Some(unsettled) = self.unsettled {
+            return Err(refuse::unsettled(unsettled.text()));
+        }
+        let differencing = self.footer.kind == Kind::Differencing;
+        if let Layout::Dynamic(dynamic) = &self.layout
+            && dynamic.pending.room.is_none()
+        {
+            let survey = self.survey(host, 0)?;
+            let start = survey.used_end.max(self.file_len - SECTOR);
+            let room = Room::new(&dynamic.header, &survey, start);
+            if let Layout::Dynamic(dynamic) = &mut self.layout {
+                dynamic.pending.room = Some(room);
+            }
+        }
+        let file_len = self.file_len;
+        match &mut self.layout {
+            Layout::Fixed => {
+                let place = Place {
+                    offset,
+                    len,
+                    file: FileNo::IMAGE,
+                    at: offset,
+                    content: Content::Current,
+                };
+                Ok(Reply::Placed(Vec::from_iter((len > 0).then_some(place))))
+            }
+            Layout::Dynamic(_) if differencing => Err(refusal),
+            Layout::Dynamic(dynamic) => {
+                let places = dynamic.place_range(host, file_len, offset, len)?;
+                Ok(Reply::Placed(places))
+            }
+        }
+    }
+
+    /// Forgets the last allocation.
+    pub(super) fn take_back(&mut self) -> Result<(), Failure> {
+        let Layout::Dynamic(Dynamic { pending, .. }) = &mut self.layout else {
+            return Ok(());
+        };
+        let Some((blocks, bitmaps)) = pending.last.take() else {
+            return Err(Failure::new(
+                FailureKind::InvalidRequest,
+                "there is no allocation to take back",
+            ));
+        };
+        // Their places may hold anything by now: they are not used again.
+        for index in blocks {
+            if let Some(at) = pending.blocks.remove(&index) {
+                pending.bitmaps.remove(&at);
+            }
+        }
+        for at in bitmaps {
+            pending.bitmaps.remove(&at);
+        }
+        Ok(())
+    }
+
+    /// The plan that makes everything since the last flush durable. For the
+    /// session it is on disk from here on.
+    pub(super) fn plan_flush(&mut self) -> Result<PlanReply, Failure> {
+        let Layout::Dynamic(dynamic) = &mut self.layout else {
+            return Ok(PlanReply::default());
+        };
+        let Dynamic {
+            header,
+            table,
+            pending,
+            ..
+        } = dynamic;
+        pending.last = None;
+        let (Some(room), true) = (
+            pending.room,
+            pending.reaches_out || !pending.bitmaps.is_empty(),
+        ) else {
+            return Ok(PlanReply::default());
+        };
+        let mut first = Vec::new();
+        if pending.reaches_out {
+            let at = room.footer();
+            first.push(write_footer(&self.footer, at));
+            self.file_len = at + SECTOR;
+            pending.room = Some(room.from(at));
+        }
+        let len = header.bitmap_len() as usize;
+        let bitmaps = pending.bitmaps.iter();
+        let bitmaps = bitmaps.map(|&at| write(at, vec![0xff; len])).collect();
+        let link = pending.blocks.iter().map(|(&index, &at)| {
+            table.set(index, (at / SECTOR) as u32);
+            write(entry_at(header, index), entry_bytes([at].iter()))
+        });
+        let link = link.collect();
+        pending.full.append(&mut pending.bitmaps);
+        pending.blocks.clear();
+        pending.reaches_out = false;
+        let mut plan = plan(vec![(Purpose::Prepare, bitmaps), (Purpose::Link, link)]);
+        // The first barrier is for the data, even where there are no steps.
+        plan.stages.insert(
+            0,
+            crate::plan::Stage {
+                purpose: Purpose::Prepare,
+                steps: first,
+            },
+        );
+        Ok(PlanReply {
+            plan,
+            ..PlanReply::default()
+        })
+    }
+}
+
+impl Dynamic {
+    fn place_range(
+        &mut self,
+        host: &mut dyn Host,
+        file_len: u64,
+        offset: u64,
+        len: u64,
+    ) -> Result<Vec<Place>, Failure> {
+        let block_size = self.header.block_size;
+        let range = offset / block_size..(offset + len).div_ceil(block_size);
+        self.check_room(range.end - range.start)?;
+        let mut known = Vec::new();
+        for index in range {
+            known.push((index, self.find(host, file_len, index)?));
+        }
+        let places: Vec<u64> = known.iter().filter_map(|&(_, at)| at).collect();
+        self.learn_bitmaps(host, &places)?;
+        let (mut blocks, mut bitmaps, mut list) = (Vec::new(), Vec::new(), Vec::new());
+        for (index, found) in known {
+            let at = match found {
+                Some(at) => at,
+                None => self.new_block(index)?,
+            };
+            if found.is_none() {
+                blocks.push(index);
+            }
+            if !self.pending.is_full(at) {
+                self.pending.bitmaps.insert(at);
+                bitmaps.push(at);
+            }
+            let start = offset.max(index * block_size);
+            let end = (offset + len).min((index + 1) * block_size);
+            list.push(Place {
+                offset: start,
+                len: end - start,
+                file: FileNo::IMAGE,
+                at: at + self.header.bitmap_len() + start % block_size,
+                content: match found {
+                    Some(_) => Content::Current,
+                    None => Content::Zero,
+                },
+            });
+        }
+        self.pending.last = Some((blocks, bitmaps));
+        Ok(list)
+    }
+
+    /// Refuses what would make the plan of a flush too long.
+    fn check_room(&self, count: u64) -> Result<(), Failure> {
+        let pending = &self.pending;
+        let waiting = (pending.blocks.len() + pending.bitmaps.len()) as u64;
+        let bytes = (pending.bitmaps.len() as u64 + count) * self.header.bitmap_len();
+        let kind = match waiting {
+            _ if waiting + count <= MAX_WAITING as u64 && bytes <= MAX_BITMAPS => return Ok(()),
+            0 => FailureKind::TooLarge,
+            _ => FailureKind::FlushFirst,
+        };
+        Err(Failure::new(
+            kind,
+            "too many changes of the mapping wait for a flush",
+        ))
+    }
+
+    /// Where a block is, flushed or not.
+    fn find(
+        &mut self,
+        host: &mut dyn Host,
+        file_len: u64,
+        index: u64,
+    ) -> Result<Option<u64>, Failure> {
+        if let Some(at) = self.pending.block(index) {
+            return Ok(Some(at));
+        }
+        match self.table.entry(host, index)? {
+            FREE => Ok(None),
+            entry => block_at(&self.header, file_len, index, entry).map(Some),
+        }
+    }
+
+    fn new_block(&mut self, index: u64) -> Result<u64, Failure> {
+        let room = self.pending.room.as_mut();
+        let at = room
+            .map(Room::block)
+            .filter(|at| at / SECTOR < u64::from(FREE));
+        let at = at.ok_or_else(super::create::too_large)?;
+        self.pending.reaches_out = true;
+        self.pending.blocks.insert(index, at);
+        Ok(at)
+    }
+
+    /// Reads bitmaps of blocks on disk that nothing is known of.
+    pub(super) fn learn_bitmaps(
+        &mut self,
+        host: &mut dyn Host,
+        places: &[u64],
+    ) -> Result<(), Failure> {
+        let unknown = places.iter().filter(|&&at| !self.pending.is_full(at));
+        let unknown: Vec<u64> = unknown.copied().collect();
+        if unknown.is_empty() {
+            return Ok(());
+        }
+        let len = self.header.bitmap_len() as usize;
+        let mut bitmaps = vec![0; len * unknown.len()];
+        let mut reads: Vec<Read<'_>> = bitmaps
+            .chunks_mut(len)
+            .zip(&unknown)
+            .map(|(buf, &offset)| Read {
+                file: FileNo::IMAGE,
+                offset,
+                buf,
+            })
+            .collect();
+        host.read(&mut reads)?;
+        let sectors = sectors(&self.header);
+        for (bitmap, at) in bitmaps.chunks(len).zip(unknown) {
+            self.pending.learn(at, bitmap, sectors);
+        }
+        Ok(())
+    }
+}
+
+fn sectors(header: &Header) -> u64 {
+    header.block_size / SECTOR
+}
