@@ -3,39 +3,54 @@
 //! forgets is found, which no look at plans could.
 
 use crate::explorer::case::Case;
-use crate::explorer::disk::{Epoch, Event, Inode};
+use crate::explorer::disk::{Epoch, Event, Files, Inode, Numbers, event_of};
 use crate::explorer::engine::{Change, Session};
 use crate::explorer::judge::{Depth, Judge};
 use crate::explorer::report::{Exploration, Until};
 use crate::explorer::setup::Setup;
 use instar::image::{Access, Effects, Image, OpenOptions, ResizeOptions};
 use instar::sandbox::{Config, Pool};
-use instar_guest::FileNo;
+use instar_guest::plan::NewName;
+use instar_guest::{FileNo, Step};
 use std::collections::BTreeSet;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Arc, Mutex};
 
 /// What happened so far.
-#[derive(Default)]
 struct Tape {
     done: Vec<Epoch>,
     running: Epoch,
     /// Files with an event since their last sync.
     unsynced: BTreeSet<Inode>,
+    /// Whether names have changed since they were last synced.
+    unsynced_names: bool,
+    /// The files as they are now, and by number.
+    files: Files,
+    numbers: Numbers,
 }
 
 impl Tape {
-    fn event(&mut self, file: Inode, event: Event) {
-        self.unsynced.insert(file);
+    fn note(&mut self, step: &Step) -> Result<(), String> {
+        let Some(event) = event_of(step, &self.files, &self.files, &mut self.numbers)? else {
+            return Ok(());
+        };
+        match event {
+            Event::Write { file, .. } | Event::SetLength { file, .. } => {
+                self.unsynced.insert(file);
+            }
+            _ => self.unsynced_names = true,
+        }
+        self.files.apply(&event);
         self.running.push(event);
+        Ok(())
     }
 
-    /// A barrier ends the epoch once it covers every file that was changed:
+    /// A barrier ends the epoch once it covers everything that was changed:
     /// until then nothing of it counts as durable.
-    fn sync(&mut self, file: Inode) {
-        self.unsynced.remove(&file);
-        if self.unsynced.is_empty() && !self.running.is_empty() {
+    fn synced(&mut self) {
+        let durable = self.unsynced.is_empty() && !self.unsynced_names;
+        if durable && !self.running.is_empty() {
             self.done.push(std::mem::take(&mut self.running));
         }
     }
@@ -52,52 +67,43 @@ impl Tape {
 struct Recorder {
     real: Box<dyn Effects>,
     tape: Arc<Mutex<Tape>>,
-    /// The files by number, and where they are, to read what is copied.
-    files: Vec<(Inode, PathBuf)>,
 }
 
 impl Recorder {
-    fn note(&self, number: FileNo, event: impl FnOnce(Inode) -> Event) {
-        let file = self.files[number.0 as usize].0;
+    fn note(&self, step: &Step) -> io::Result<()> {
+        let tape = self.tape.lock();
+        let mut tape = tape.map_err(|_| io::Error::other("a poisoned tape"))?;
+        tape.note(step).map_err(io::Error::other)
+    }
+
+    fn note_sync(&self, sync: impl FnOnce(&mut Tape)) {
         if let Ok(mut tape) = self.tape.lock() {
-            tape.event(file, event(file));
+            sync(&mut tape);
+            tape.synced();
         }
-    }
-
-    fn bytes(&self, file: FileNo, offset: u64, len: u64) -> io::Result<Vec<u8>> {
-        let all = std::fs::read(&self.files[file.0 as usize].1)?;
-        let range = offset as usize..(offset + len) as usize;
-        all.get(range)
-            .map(<[u8]>::to_vec)
-            .ok_or_else(|| io::Error::other("a copy from past the end of the file"))
-    }
-
-    fn len(&self, file: FileNo) -> io::Result<u64> {
-        Ok(std::fs::metadata(&self.files[file.0 as usize].1)?.len())
     }
 }
 
 impl Effects for Recorder {
     fn write(&self, file: FileNo, offset: u64, data: &[u8]) -> io::Result<()> {
+        self.real.write(file, offset, data)?;
         let data = data.to_vec();
-        self.real.write(file, offset, &data)?;
-        self.note(file, |file| Event::Write { file, offset, data });
-        Ok(())
+        self.note(&Step::Write { file, offset, data })
     }
 
     fn zero(&self, file: FileNo, offset: u64, len: u64) -> io::Result<()> {
         self.real.zero(file, offset, len)?;
-        let data = vec![0; len as usize];
-        self.note(file, |file| Event::Write { file, offset, data });
-        Ok(())
+        self.note(&Step::Zero { file, offset, len })
     }
 
     fn copy(&self, file: FileNo, from: u64, to: u64, len: u64) -> io::Result<()> {
-        let data = self.bytes(file, from, len)?;
         self.real.copy(file, from, to, len)?;
-        let offset = to;
-        self.note(file, |file| Event::Write { file, offset, data });
-        Ok(())
+        self.note(&Step::Copy {
+            file,
+            from,
+            to,
+            len,
+        })
     }
 
     fn reserve(&self, file: FileNo, offset: u64, len: u64) -> io::Result<()> {
@@ -105,24 +111,44 @@ impl Effects for Recorder {
     }
 
     fn punch(&self, file: FileNo, offset: u64, len: u64) -> io::Result<()> {
-        let inside = self.len(file)?.min(offset + len).saturating_sub(offset);
         self.real.punch(file, offset, len)?;
-        let data = vec![0; inside as usize];
-        self.note(file, |file| Event::Write { file, offset, data });
-        Ok(())
+        self.note(&Step::Punch { file, offset, len })
     }
 
     fn set_len(&self, file: FileNo, len: u64) -> io::Result<()> {
         self.real.set_len(file, len)?;
-        self.note(file, |file| Event::SetLength { file, len });
-        Ok(())
+        self.note(&Step::SetLength { file, len })
     }
 
     fn sync(&self, file: FileNo) -> io::Result<()> {
         self.real.sync(file)?;
-        if let Ok(mut tape) = self.tape.lock() {
-            tape.sync(self.files[file.0 as usize].0);
-        }
+        self.note_sync(|tape| {
+            if let Ok(inode) = tape.numbers.file(file) {
+                tape.unsynced.remove(&inode);
+            }
+        });
+        Ok(())
+    }
+
+    fn create(&self, file: FileNo, name: &NewName) -> io::Result<()> {
+        self.real.create(file, name)?;
+        let name = name.clone();
+        self.note(&Step::Create { file, name })
+    }
+
+    fn rename(&self, file: FileNo, over: FileNo) -> io::Result<()> {
+        self.real.rename(file, over)?;
+        self.note(&Step::Rename { file, over })
+    }
+
+    fn unlink(&self, file: FileNo) -> io::Result<()> {
+        self.real.unlink(file)?;
+        self.note(&Step::Unlink { file })
+    }
+
+    fn sync_names(&self) -> io::Result<()> {
+        self.real.sync_names()?;
+        self.note_sync(|tape| tape.unsynced_names = false);
         Ok(())
     }
 }
@@ -133,7 +159,7 @@ pub fn is_as_good_as_the_plan(case: &'static Case, seed: u64) -> Result<(), Stri
     let setup = Setup::build(case)?;
     let mut session = Session::open(&setup.files, setup.image_name(), case.format)?;
     let planned = session.plan(&setup.change, &setup.old_disk)?.epochs;
-    let done = epochs(case, &setup, &session.numbers().files)?;
+    let done = epochs(case, &setup, session.numbers())?;
     let judge = Judge::new(case, &setup)?;
     let mut finished = setup.files.clone();
     finished.apply_all(&done);
@@ -171,43 +197,33 @@ fn pieces(epochs: &[Epoch]) -> Vec<BTreeSet<String>> {
 
 /// Makes the case's change through an open image, and answers what reached its
 /// files.
-fn epochs(case: &Case, setup: &Setup, files: &[Inode]) -> Result<Vec<Epoch>, String> {
+fn epochs(case: &Case, setup: &Setup, numbers: &Numbers) -> Result<Vec<Epoch>, String> {
     let dir = crate::explorer::tools::scratch()?;
     setup.link_backing(dir.path())?;
     setup.store(&setup.files, dir.path())?;
-    let tape = Arc::<Mutex<Tape>>::default();
-    let path = |&file: &Inode| match setup
-        .files
-        .names()
-        .find(|name| setup.files.find(name) == Some(file))
-    {
-        Some(name) => (file, dir.path().join(name)),
-        None => (file, dir.path().to_owned()),
-    };
-    let files = files.iter().map(path).collect();
-    let image = open(case, &dir.path().join(setup.image_name()), &tape, files)?;
+    let tape = Arc::new(Mutex::new(Tape {
+        done: Vec::new(),
+        running: Epoch::new(),
+        unsynced: BTreeSet::new(),
+        unsynced_names: false,
+        files: setup.files.clone(),
+        numbers: numbers.clone(),
+    }));
+    let image = open(case, &dir.path().join(setup.image_name()), &tape)?;
     make(&image, &setup.change).map_err(|error| error.to_string())?;
     drop(image);
     let mut tape = tape.lock().map_err(|_| "poisoned")?;
     Ok(tape.epochs())
 }
 
-fn open(
-    case: &Case,
-    path: &Path,
-    tape: &Arc<Mutex<Tape>>,
-    files: Vec<(Inode, PathBuf)>,
-) -> Result<Image, String> {
+fn open(case: &Case, path: &Path, tape: &Arc<Mutex<Tape>>) -> Result<Image, String> {
     let pool = Pool::new(Config::default()).map_err(|error| error.to_string())?;
     let mut options = OpenOptions::new(Access::Write);
     options.format = Some(case.format);
     let tape = Arc::clone(tape);
     options.effects.0 = Some(Arc::new(move |real| {
-        Box::new(Recorder {
-            real,
-            tape: Arc::clone(&tape),
-            files: files.clone(),
-        })
+        let tape = Arc::clone(&tape);
+        Box::new(Recorder { real, tape })
     }));
     options.open(&pool, path).map_err(|error| error.to_string())
 }

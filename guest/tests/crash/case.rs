@@ -94,6 +94,9 @@ pub struct Judges {
     /// Whether `qemu-img resize` can grow the image: nothing stale may appear
     /// then.
     pub foreign_grow: bool,
+    /// Whether space behind the end of the image's file can be counted as used,
+    /// which a check finds once the file is longer.
+    pub counts: bool,
     /// Whether qemu-img may refuse a state until it has replayed a log.
     pub replay: bool,
     /// Readers of other copies, each with what it is called.
@@ -113,6 +116,7 @@ impl Judges {
         check: false,
         convert: false,
         foreign_grow: false,
+        counts: false,
         replay: false,
         readers: &[],
         may_differ: false,
@@ -136,6 +140,9 @@ pub enum Part {
     Barrier(usize),
     /// The zeroing by a step of a stage: stage and step, counted from 0.
     Zero(usize, usize),
+    /// Whatever only releases: barriers between stages that do, and zeroing in
+    /// them. May be needed in some images.
+    Release,
 }
 
 impl Harmless {

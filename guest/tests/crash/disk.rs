@@ -225,7 +225,7 @@ pub fn epochs_of(plan: &Plan, start: &Files, numbers: &Numbers) -> Result<Vec<Ep
 
 /// What a step does, if anything that can be seen: to files that are `files`
 /// now, and were `before` when the stage began.
-fn event_of(
+pub fn event_of(
     step: &Step,
     before: &Files,
     files: &Files,

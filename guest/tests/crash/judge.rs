@@ -25,6 +25,9 @@ const MAX_SETTLES: usize = 3;
 /// many after the same request again is looked at.
 const SAMPLED: u64 = 4;
 
+/// Bytes behind the end of a file in which nothing may be counted as used.
+const LONGER: u64 = 4 << 20;
+
 /// Which disk a state holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Content {
@@ -131,6 +134,17 @@ impl<'a> Judge<'a> {
         }
         if seen.leaks {
             faults.push("the change leaks space".to_owned());
+        }
+        if self.case.judges.counts {
+            let mut longer = files.clone();
+            let image = longer.find(self.setup.image_name()).ok_or("no image")?;
+            let bytes = longer.bytes_mut(image);
+            bytes.set_len(bytes.len() + LONGER);
+            let mut behind = Seen::default();
+            self.check_by_engine(&longer, &mut behind);
+            if behind.leaks {
+                faults.push("space behind the end of the file counts as used".to_owned());
+            }
         }
         faults.extend(self.stale(files)?);
         Ok(faults)

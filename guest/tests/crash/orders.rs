@@ -9,7 +9,7 @@ use crate::explorer::engine::{Planned, Session};
 use crate::explorer::judge::{Content, Depth, Judge};
 use crate::explorer::report::{Exploration, Until};
 use crate::explorer::setup::Setup;
-use instar_guest::plan::{Plan, Stage, Step};
+use instar_guest::plan::{Plan, Purpose, Stage, Step};
 use std::collections::BTreeSet;
 
 /// What lies where nothing is in use.
@@ -33,7 +33,13 @@ pub fn each_part_is_needed(case: &'static Case, seed: u64) -> Result<(), String>
     for part in parts(&planned) {
         let needed = is_needed(&judge, &planned, part, seed)?;
         let declared = case.harmless.iter().any(|harmless| harmless.part == part);
+        let releases = only_releases(&planned.plan, part);
+        let release = case
+            .harmless
+            .iter()
+            .any(|harmless| harmless.part == Part::Release);
         match (needed, declared) {
+            (false, false) if releases && release => {}
             (true, true) => wrong.push(format!("{part:?} is declared harmless and is not")),
             (false, false) => wrong.push(format!("{part:?} can go without a bad state")),
             _ => {}
@@ -45,9 +51,21 @@ pub fn each_part_is_needed(case: &'static Case, seed: u64) -> Result<(), String>
     }
 }
 
-/// The case's files with garbage in all places that the plan makes zero and
-/// that are zero by chance, where that makes no difference to the disk or to
-/// the plan. What zeroing is for shows only there.
+/// Whether a part is one of releasing: a barrier between stages that release, or
+/// zeroing in one.
+fn only_releases(plan: &Plan, part: Part) -> bool {
+    let releases = |stage: usize| plan.stages[stage].purpose == Purpose::Release;
+    match part {
+        Part::Barrier(at) => releases(at) && releases(at + 1),
+        Part::Zero(stage, _) => releases(stage),
+        Part::Release => true,
+    }
+}
+
+/// The case's files with garbage in all places that the plan writes before its
+/// end and that already hold by chance what is written, where that makes no
+/// difference to the disk or to the plan. What such steps are for shows only
+/// there.
 fn with_garbage(
     case: &'static Case,
     setup: &Setup,
@@ -58,15 +76,16 @@ fn with_garbage(
         |plan: &Plan| -> Vec<usize> { plan.stages.iter().map(|stage| stage.steps.len()).collect() };
     let mut found = None;
     let mut dirty = setup.files.clone();
-    for (stage, step) in zeroing(&planned.plan) {
-        let step = &planned.plan.stages[stage].steps[step];
+    let stages = planned.plan.stages.iter();
+    let before = stages.filter(|stage| stage.purpose != Purpose::Commit);
+    for step in before.flat_map(|stage| &stage.steps) {
         let mut tried = dirty.clone();
         if !spoil(&mut tried, planned, step)? {
             continue;
         }
         let verdict = judge.verdict(&tried, Depth::Present)?;
-        let mut session = Session::open(&tried, setup.image_name(), case.format)?;
-        let replanned = session.plan(&setup.change, &setup.old_disk);
+        let replanned = Session::open(&tried, setup.image_name(), case.format)
+            .and_then(|mut session| session.plan(&setup.change, &setup.old_disk));
         if let Ok(replanned) = replanned
             && verdict.faults.is_empty()
             && matches!(verdict.content, Some(Content::Old | Content::New))
@@ -79,30 +98,27 @@ fn with_garbage(
     Ok(found)
 }
 
-/// Puts garbage where a step writes zeroes, inside the file. Answers whether
-/// there was room for any.
+/// Puts garbage where a step writes what is there already, inside the file.
+/// Answers whether there was room for any.
 fn spoil(files: &mut Files, planned: &Planned, step: &Step) -> Result<bool, String> {
-    let (offset, len) = match *step {
-        Step::Zero { offset, len, .. } | Step::Fill { offset, len, .. } => (offset, len),
+    let (offset, data) = match *step {
+        Step::Zero { offset, len, .. } => (offset, vec![0; len as usize]),
         Step::Write {
             offset, ref data, ..
-        } => (offset, data.len() as u64),
+        } => (offset, data.clone()),
         _ => return Ok(false),
     };
-    let file = planned.numbers.file(step.file())?;
-    if file >= files.count() {
-        return Ok(false);
-    }
-    let end = (offset + len).min(files.bytes(file).len());
-    let Some(len) = end.checked_sub(offset).filter(|&len| len > 0) else {
+    let file = planned.numbers.file(step.file());
+    let Some(file) = file.ok().filter(|&file| file < files.count()) else {
         return Ok(false);
     };
-    let zero = files.bytes(file).read(offset, len) == vec![0; len as usize];
-    if zero {
-        let garbage = vec![GARBAGE; len as usize];
-        files.bytes_mut(file).write(offset, &garbage);
+    let bytes = files.bytes_mut(file);
+    let len = bytes.len().saturating_sub(offset).min(data.len() as u64);
+    let same = len > 0 && bytes.read(offset, len) == data[..len as usize];
+    if same {
+        bytes.write(offset, &vec![GARBAGE; len as usize]);
     }
-    Ok(zero)
+    Ok(same)
 }
 
 /// Whether a bad state is left without a part of a plan. Only states that the
@@ -118,6 +134,7 @@ fn is_needed(judge: &Judge<'_>, planned: &Planned, part: Part, seed: u64) -> Res
             let epochs = planned.epochs_of(&plan, files)?;
             (stage, vec![epochs[stage..].to_vec()])
         }
+        Part::Release => return Err("not a part of a plan by itself".to_owned()),
     };
     let mut start = files.clone();
     start.apply_all(&planned.epochs[..first]);
@@ -132,7 +149,7 @@ fn is_needed(judge: &Judge<'_>, planned: &Planned, part: Part, seed: u64) -> Res
         };
         let row = match part {
             Part::Barrier(_) => exploration.run(),
-            Part::Zero(..) => exploration.run_to_end(),
+            Part::Zero(..) | Part::Release => exploration.run_to_end(),
         };
         row.bad > 0
     };

@@ -1,6 +1,6 @@
 //! Shrinks of qcow2 images, and grows with every preallocation mode.
 
-use super::case::{Ask, Case, K, M};
+use super::case::{Ask, Case, K};
 use super::qcow2::QCOW2;
 use instar_guest::proto::Preallocation::{Full, Metadata};
 
