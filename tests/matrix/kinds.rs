@@ -149,6 +149,12 @@ pub const KINDS: &[Kind] = &[
 ];
 
 impl Kind {
+    /// Whether the disk is too large to be compared whole: qemu reads every
+    /// byte of a VHDX, holes or not.
+    pub fn is_sampled(&self) -> bool {
+        self.format == "vhdx" && self.size > G
+    }
+
     /// Whether `qemu-img check` knows the format.
     pub fn is_checked_by_qemu(&self) -> bool {
         !matches!(self.format, "raw" | "vpc")
