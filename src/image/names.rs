@@ -7,6 +7,7 @@ use super::home::Home;
 use super::lock::LockSet;
 use instar_guest::FileNo;
 use instar_guest::plan::NewName;
+use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, openat, renameat};
 use nix::sys::stat::{Mode, SFlag, fstatat};
 use nix::unistd::{UnlinkatFlags, unlinkat};
@@ -51,6 +52,23 @@ impl Place {
     fn beside(&self, name: OsString) -> Self {
         let dir = Arc::clone(&self.dir);
         Self { dir, name }
+    }
+
+    /// Where the file waits that takes the place of this one.
+    fn replacement(&self) -> Self {
+        let mut name = self.name.clone();
+        name.push(REPLACEMENT);
+        self.beside(name)
+    }
+
+    /// Whether the name is that of anything.
+    fn is_taken(&self) -> io::Result<bool> {
+        let name = self.name.as_os_str();
+        match fstatat(&*self.dir, name, AtFlags::AT_SYMLINK_NOFOLLOW) {
+            Ok(_) => Ok(true),
+            Err(Errno::ENOENT) => Ok(false),
+            Err(errno) => Err(errno.into()),
+        }
     }
 
     /// Refuses a name that cannot be given to another file so that the file
@@ -99,8 +117,13 @@ fn unsupported(message: String) -> Fault {
 /// How a new file comes into being.
 #[derive(Debug)]
 enum Birth {
-    /// As a copy of the image's attributes.
-    Like(Arc<Handle>),
+    /// As a copy of the image's attributes. What an interrupted plan left under
+    /// names that are given to new files goes before its replacement does: as
+    /// long as that is there, the others count as left over.
+    Like {
+        image: Arc<Handle>,
+        left: Vec<Place>,
+    },
     /// With these permissions, or by emptying a file that is there.
     New {
         mode: Mode,
@@ -122,11 +145,13 @@ pub(crate) struct Names {
 
 impl Names {
     /// The names that a plan over an open image changes. `targets` are the
-    /// files, with where they are, whose names it gives to others or removes.
+    /// files, with where they are, whose names it gives to others or removes;
+    /// `wanted` are the names of its own that it gives to new files.
     pub fn over(
         home: &Home,
         image: Arc<Handle>,
         targets: Vec<(FileNo, Arc<Handle>)>,
+        wanted: &[&str],
         lock: Option<LockSet>,
     ) -> Result<Self, Fault> {
         let mut places = BTreeMap::new();
@@ -139,9 +164,11 @@ impl Names {
             place.check(&target.file)?;
             places.insert(number, place);
         }
+        let own = Place::of(home)?;
+        let left = left_over(&own, wanted, lock)?;
         Ok(Self {
-            image: Place::of(home)?,
-            birth: Birth::Like(image),
+            image: own,
+            birth: Birth::Like { image, left },
             lock,
             places,
             changed: Vec::new(),
@@ -185,11 +212,7 @@ impl Names {
     pub fn create(&mut self, number: FileNo, name: &NewName) -> io::Result<Handle> {
         let (place, leftover) = match name {
             NewName::Plain(name) => (self.image.beside(name.into()), false),
-            NewName::Replacement => {
-                let mut name = self.image.name.clone();
-                name.push(REPLACEMENT);
-                (self.image.beside(name), true)
-            }
+            NewName::Replacement => (self.image.replacement(), true),
         };
         if let Birth::New { there, .. } = &mut self.birth
             && let Some(file) = there.remove(&place.name)
@@ -198,6 +221,7 @@ impl Names {
             return Handle::made(file);
         }
         if leftover {
+            self.remove_left()?;
             remove(&place).or_else(|error| match error.kind() {
                 io::ErrorKind::NotFound => Ok(()),
                 _ => Err(error),
@@ -209,10 +233,18 @@ impl Names {
         Handle::made(file)
     }
 
+    /// Removes what an interrupted plan left.
+    fn remove_left(&mut self) -> io::Result<()> {
+        if let Birth::Like { left, .. } = &mut self.birth {
+            left.drain(..).try_for_each(|place| remove(&place))?;
+        }
+        Ok(())
+    }
+
     /// Makes the file itself; removes it again where it cannot be made ready.
     fn make(&self, place: &Place) -> io::Result<File> {
         let mode = match &self.birth {
-            Birth::Like(_) => Mode::S_IRUSR | Mode::S_IWUSR,
+            Birth::Like { .. } => Mode::S_IRUSR | Mode::S_IWUSR,
             Birth::New { mode, .. } => *mode,
         };
         let flags = OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_EXCL;
@@ -229,7 +261,7 @@ impl Names {
                 .map_err(|fault| io::Error::from_raw_os_error(fault.kind.errno()))?;
         }
         match &self.birth {
-            Birth::Like(image) => resemble(file, &image.file),
+            Birth::Like { image, .. } => resemble(file, &image.file),
             Birth::New { .. } => Ok(()),
         }
     }
@@ -280,6 +312,37 @@ impl Names {
             self.changed.push(Arc::clone(&place.dir));
         }
     }
+}
+
+/// Which of the names that a plan gives to new files an interrupted one left:
+/// any that are there, but only where the file that was to replace the image is
+/// there, too. Nobody may be using them.
+fn left_over(image: &Place, wanted: &[&str], lock: Option<LockSet>) -> Result<Vec<Place>, Fault> {
+    let interrupted = image.replacement().is_taken()?;
+    let mut left = Vec::new();
+    for name in wanted {
+        let place = image.beside(OsString::from(name));
+        if !place.is_taken()? {
+            continue;
+        }
+        let shown = printable_name(name);
+        if !interrupted {
+            return Err(unsupported(format!(
+                "the change needs the name '{shown}', and a file has it that is no part of the \
+                 image; move it away, or remove it if an earlier change left it there"
+            )));
+        }
+        let flags = OFlag::O_RDWR | OFlag::O_NONBLOCK | OFlag::O_NOCTTY;
+        let file = open_at(&place.dir, &place.name, flags, Mode::empty())
+            .map_err(|error| Fault::os(format_args!("Could not open '{shown}'"), error))?;
+        super::open::check_regular(&file)?;
+        place.check(&file)?;
+        if let Some(lock) = lock {
+            lock.take(&file, Path::new(name))?;
+        }
+        left.push(place);
+    }
+    Ok(left)
 }
 
 fn open_at(dir: &File, name: &OsStr, flags: OFlag, mode: Mode) -> io::Result<File> {

@@ -30,7 +30,7 @@ impl Vmdk {
         }
         let plan = match direction {
             _ if !matches!(self.shape, Shape::Embedded { .. }) => {
-                self.resize_files(wish, direction)?
+                self.resize_files(host, wish, direction)?
             }
             Direction::Same => self.trim(host)?,
             Direction::Grow | Direction::Shrink => self.resize_sparse(host, wish)?,
@@ -122,7 +122,7 @@ impl Vmdk {
 }
 
 /// Tables of another length are read, but not made.
-fn check_table_entries(sparse: &Sparse) -> Result<(), Failure> {
+pub fn check_table_entries(sparse: &Sparse) -> Result<(), Failure> {
     match sparse.header.table_entries {
         limit::TABLE_ENTRIES => Ok(()),
         entries => Err(unsupported(format!(

@@ -141,7 +141,10 @@ impl Lab {
                 Step::Reserve { offset, len, .. } => {
                     self.allocate(name, "--keep-size", *offset, *len)
                 }
-                Step::Create { .. } | Step::Rename { .. } | Step::Unlink { .. } => Ok(()),
+                Step::CopyFrom { .. }
+                | Step::Create { .. }
+                | Step::Rename { .. }
+                | Step::Unlink { .. } => panic!("the lab has one file: {step:?}"),
             }
             .expect("room in the lab");
         }
