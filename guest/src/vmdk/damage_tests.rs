@@ -277,3 +277,13 @@ fn random_damage_is_answered_or_refused() {
     }
     assert!((60..580).contains(&failures), "{failures} refused");
 }
+
+#[test]
+fn a_directory_without_entries_has_to_lie_inside_the_file_all_the_same() {
+    for (field, name) in [(header::DIRECTORY, "gdOffset"), (48, "rgdOffset")] {
+        let mut empty = image();
+        put(&mut empty, header::CAPACITY, &[0; 8]);
+        put(&mut empty, field, &(u64::MAX / 512).to_le_bytes());
+        refused(empty, &format!("the header's {name} is sector"));
+    }
+}

@@ -244,7 +244,8 @@ impl Header {
         let end = sector
             .checked_mul(SECTOR)
             .and_then(|at| at.checked_add(len));
-        if len == 0 || (sector > 0 && end.is_some_and(|end| end <= file_len)) {
+        let has_room = len == 0 || sector > 0;
+        if has_room && end.is_some_and(|end| end <= file_len) {
             return Ok(());
         }
         Err(damaged(format!(
