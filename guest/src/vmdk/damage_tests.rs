@@ -287,3 +287,16 @@ fn a_directory_without_entries_has_to_lie_inside_the_file_all_the_same() {
         refused(empty, &format!("the header's {name} is sector"));
     }
 }
+
+#[test]
+fn tables_of_another_length_are_neither_settled_nor_resized() {
+    let mut foreign = image();
+    put(&mut foreign, header::TABLE_ENTRIES, &256u32.to_le_bytes());
+    put(&mut foreign, header::CAPACITY, &40960u64.to_le_bytes());
+    put(&mut foreign, header::OVERHEAD, &22u64.to_le_bytes());
+    let mut session = Session::new(foreign.clone());
+    let facts = session.open(Some(Format::Vmdk)).unwrap();
+    assert_eq!(facts.unsettled, None);
+    assert!(facts.no_resize.is_some());
+    refused(foreign, "the header's numGTEsPerGT is 256");
+}

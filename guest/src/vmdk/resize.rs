@@ -80,7 +80,6 @@ impl Vmdk {
 
     fn resize_sparse(&mut self, host: &mut dyn Host, wish: &Wish) -> Result<Plan, Failure> {
         let sparse = self.only_sparse()?.clone();
-        check_table_entries(&sparse)?;
         let capacity = wish.size / SECTOR;
         if capacity > sparse.header.capacity && capacity > limit::MAX_SECTORS {
             return Err(Failure::new(
@@ -121,11 +120,11 @@ impl Vmdk {
     }
 }
 
-/// Tables of another length are read, but not made.
-fn check_table_entries(sparse: &Sparse) -> Result<(), Failure> {
+/// Why tables of this length are read, but not made, if so.
+pub fn odd_tables(sparse: &Sparse) -> Option<Failure> {
     match sparse.header.table_entries {
-        limit::TABLE_ENTRIES => Ok(()),
-        entries => Err(unsupported(format!(
+        limit::TABLE_ENTRIES => None,
+        entries => Some(unsupported(format!(
             "the header's numGTEsPerGT is {entries}; only images with {} are resized",
             limit::TABLE_ENTRIES
         ))),

@@ -16,6 +16,7 @@ use super::relocate::{Placing, Tables};
 use super::slots::Moves;
 use super::sparse::{Header, Sparse};
 use super::survey::{Keep, Survey};
+use super::resize::odd_tables;
 use super::{Shape, Vmdk, refuse};
 use crate::engine::Host;
 use crate::error::{Failure, FailureKind};
@@ -66,6 +67,9 @@ impl Vmdk {
         capacity: u64,
         preallocation: Preallocation,
     ) -> Result<Plan, Failure> {
+        if let Some(refusal) = odd_tables(sparse) {
+            return Err(refusal);
+        }
         let text = self.resized_text(capacity)?;
         let mut header = sparse.header.clone();
         header.capacity = capacity;
@@ -374,7 +378,7 @@ impl Job<'_> {
             let sectors = self.places.layout.directory_sectors;
             let mut data = vec![0; (sectors * SECTOR) as usize];
             let used = (header.directory_entries() * entry::LEN) as usize;
-            new::fill_directory(to, 0, data.get_mut(..used).unwrap_or_default());
+            new::fill_directory(header, to, 0, data.get_mut(..used).unwrap_or_default());
             steps.push(write(directory * SECTOR, data));
             tables.put(&mut steps, from * SECTOR, to * SECTOR, len);
         }

@@ -264,6 +264,11 @@ impl Header {
         u64::from(self.table_entries) * entry::LEN
     }
 
+    /// Sectors from one grain table to the next.
+    pub fn table_sectors(&self) -> u64 {
+        self.table_len().div_ceil(SECTOR)
+    }
+
     /// Entries of the grain directory.
     pub fn directory_entries(&self) -> u64 {
         self.capacity.div_ceil(self.coverage())
