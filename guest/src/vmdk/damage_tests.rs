@@ -4,6 +4,7 @@ use super::format::{header, marker};
 use crate::error::{Failure, FailureKind};
 use crate::findings::Repair;
 use crate::proto::{Create, Format, Preallocation, Reply, Request};
+use crate::plan::Step;
 use crate::testing::{FRESH, Session};
 use alloc::format;
 use alloc::string::{String, ToString};
@@ -299,4 +300,33 @@ fn tables_of_another_length_are_neither_settled_nor_resized() {
     assert_eq!(facts.unsettled, None);
     assert!(facts.no_resize.is_some());
     refused(foreign, "the header's numGTEsPerGT is 256");
+}
+
+/// Asks for places and flushes; the writes of the flush.
+fn written(session: &mut Session, offset: u64, len: u64) -> Result<Vec<(u64, Vec<u8>)>, Failure> {
+    session.call(Request::Allocate { offset, len })?;
+    let Reply::Plan(reply) = session.call(Request::Flush)? else {
+        panic!("not a plan");
+    };
+    session.host.apply(&reply.plan);
+    let steps = reply.plan.stages.into_iter().flat_map(|stage| stage.steps);
+    Ok(steps
+        .filter_map(|step| match step {
+            Step::Write { offset, data, .. } => Some((offset, data)),
+            _ => None,
+        })
+        .collect())
+}
+
+#[test]
+fn a_descriptor_that_the_header_does_not_place_gets_its_cid_where_it_was_read() {
+    let mut image = image();
+    put(&mut image, header::DESCRIPTOR_OFFSET, &[0; 16]);
+    let before = image.clone();
+    let mut session = Session::new(image);
+    let old = session.open(Some(Format::Vmdk)).unwrap().identity;
+    written(&mut session, 1 << 20, 65536).unwrap();
+    assert_eq!(session.host.image[..512], before[..512], "the header");
+    let new = session.open(Some(Format::Vmdk)).unwrap().identity;
+    assert_ne!(new, old);
 }

@@ -10,7 +10,7 @@ use super::format::{entry, limit};
 use super::fresh;
 use super::refuse::unsupported;
 use super::sparse::{Grain, Sparse};
-use super::{Body, Shape, Vmdk};
+use super::{Body, Vmdk};
 use crate::disk::Disk;
 use crate::engine::Host;
 use crate::error::{Failure, FailureKind};
@@ -273,10 +273,6 @@ impl Vmdk {
         edit.set_cid(fresh::content_id(&mut self.chance));
         let new = edit.finish();
         let old = &self.descriptor.text;
-        let base = match (&self.shape, self.sparse_at(0)) {
-            (Shape::Embedded { .. }, Some((_, sparse))) => sparse.header.descriptor * SECTOR,
-            _ => 0,
-        };
         let pairs = old.iter().zip(&new);
         let first = pairs.take_while(|(old, new)| old == new).count();
         let last = match new.len() == old.len() {
@@ -294,7 +290,7 @@ impl Vmdk {
         self.descriptor = super::descriptor::Descriptor::parse(&new)?;
         Ok(Some(Step::Write {
             file: FileNo::IMAGE,
-            offset: base + first as u64,
+            offset: self.descriptor_at + first as u64,
             data,
         }))
     }
