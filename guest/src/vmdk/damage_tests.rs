@@ -199,6 +199,11 @@ fn each_damaged_line_of_the_descriptor_is_refused() {
             "parentCID=01234567",
             "the child of another",
         ),
+        (
+            "# The",
+            "parentFileNameHint=\"x\"\n#",
+            "the child of another",
+        ),
         ("# The", "changeTrackPath=\"x\"\n#", "changeTrackPath"),
     ];
     for (from, to, words) in cases {

@@ -173,7 +173,8 @@ impl Vmdk {
     }
 
     fn has_parent(&self) -> Option<Failure> {
-        (self.descriptor.parent_cid != fresh::NO_PARENT).then(|| {
+        let is_named = self.descriptor.parent().is_some();
+        (is_named || self.descriptor.parent_cid != fresh::NO_PARENT).then(|| {
             Failure::new(
                 FailureKind::Unsupported,
                 format!(
