@@ -335,3 +335,25 @@ fn a_descriptor_that_the_header_does_not_place_gets_its_cid_where_it_was_read() 
     let new = session.open(Some(Format::Vmdk)).unwrap().identity;
     assert_ne!(new, old);
 }
+
+#[test]
+fn a_file_is_cut_off_only_where_shrinking_is_allowed() {
+    let mut longer = image();
+    longer.resize(longer.len() + 2 * GRAIN, 7);
+    let plan = |shrink| {
+        let mut session = Session::new(longer.clone());
+        session.open(Some(Format::Vmdk)).unwrap();
+        let request = Request::Resize {
+            size: 40 << 20,
+            preallocation: Preallocation::Off,
+            shrink,
+            backing_size: None,
+        };
+        match session.call(request) {
+            Ok(Reply::Plan(reply)) => reply.plan,
+            other => panic!("not a plan: {other:?}"),
+        }
+    };
+    assert!(plan(false).is_empty());
+    assert!(!plan(true).is_empty());
+}

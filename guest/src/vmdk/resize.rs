@@ -29,6 +29,7 @@ impl Vmdk {
             ));
         }
         let plan = match direction {
+            Direction::Same if !wish.shrink => Plan::default(),
             _ if !matches!(self.shape, Shape::Embedded { .. }) => {
                 self.resize_files(wish, direction)?
             }
