@@ -357,3 +357,23 @@ fn a_file_is_cut_off_only_where_shrinking_is_allowed() {
     assert!(plan(false).is_empty());
     assert!(!plan(true).is_empty());
 }
+
+#[test]
+fn every_compressed_grain_that_is_wrong_is_told_of() {
+    let mut image = image();
+    put(&mut image, header::FLAGS, &0x30003u32.to_le_bytes());
+    put(&mut image, header::COMPRESSION, &[1, 0]);
+    for directory in [48, 56] {
+        let table = table(&image, directory);
+        let sector = ((image.len() - GRAIN) / 512) as u32;
+        for grain in 1..3 {
+            put(&mut image, table + 4 * grain, &sector.to_le_bytes());
+        }
+    }
+    let mut session = Session::new(image);
+    session.open(Some(Format::Vmdk)).unwrap();
+    session.call(Request::Check { repair: None }).unwrap();
+    let wrong = session.host.findings.iter();
+    let wrong = wrong.filter(|found| found.text.contains("the compressed grain"));
+    assert_eq!(wrong.count(), 3);
+}
