@@ -3,7 +3,7 @@
 use super::format::{header, marker};
 use crate::error::{Failure, FailureKind};
 use crate::findings::Repair;
-use crate::proto::{Create, Format, Preallocation, Reply, Request};
+use crate::proto::{Create, ExtentKind, Format, Preallocation, Reply, Request};
 use crate::plan::Step;
 use crate::testing::{FRESH, Session};
 use alloc::format;
@@ -376,4 +376,21 @@ fn every_compressed_grain_that_is_wrong_is_told_of() {
     let wrong = session.host.findings.iter();
     let wrong = wrong.filter(|found| found.text.contains("the compressed grain"));
     assert_eq!(wrong.count(), 3);
+}
+
+#[test]
+fn overwriting_a_grain_changes_the_cid_before_that_is_done_without_asking() {
+    let in_place = |session: &mut Session| {
+        let extents = session.map(0, 65536).unwrap();
+        matches!(extents[0].kind, ExtentKind::Data { in_place: true, .. })
+    };
+    let mut session = Session::new(image());
+    let old = session.open(Some(Format::Vmdk)).unwrap().identity;
+    assert!(!in_place(&mut session));
+    let writes = written(&mut session, 4096, 512).unwrap();
+    assert!(!writes.is_empty());
+    assert!(in_place(&mut session));
+    assert!(written(&mut session, 4096, 512).unwrap().is_empty());
+    let new = session.open(Some(Format::Vmdk)).unwrap().identity;
+    assert_ne!(new, old);
 }
