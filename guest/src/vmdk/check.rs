@@ -21,6 +21,7 @@ use alloc::format;
 use alloc::string::String;
 use alloc::vec;
 use alloc::vec::Vec;
+use core::ops::Range;
 
 /// Most entries that one plan repairs.
 const MAX_REPAIRS: usize = 64 << 10;
@@ -130,13 +131,29 @@ impl Vmdk {
                 let step = INFLATE.max(grain) / grain * grain;
                 for from in (extent.offset..at).step_by(step as usize) {
                     let len = step.min(at - from);
-                    if let Err(failure) = self.inflated(check.host, from, len) {
-                        check.warn(failure.message)?;
+                    if self.inflated(check.host, from, len).is_err() {
+                        self.check_each(check, from..from + len, grain)?;
                     }
                 }
             }
             if extents.is_empty() {
                 break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Tells of every compressed grain of a range that cannot be inflated.
+    fn check_each(
+        &mut self,
+        check: &mut Check<'_>,
+        range: Range<u64>,
+        grain: u64,
+    ) -> Result<(), Failure> {
+        for at in range.clone().step_by(grain as usize) {
+            let len = grain.min(range.end - at);
+            if let Err(failure) = self.inflated(check.host, at, len) {
+                check.warn(failure.message)?;
             }
         }
         Ok(())

@@ -180,7 +180,7 @@ fn embedded(
     for (at, first) in fresh.directories() {
         let len = fresh.header.directory_entries() * 4;
         prepare.fresh_bytes(at * SECTOR, len, |_, distance, piece| {
-            fresh::fill_directory(first, distance, piece);
+            fresh::fill_directory(&fresh.header, first, distance, piece);
             Ok(())
         })?;
     }

@@ -3,7 +3,8 @@
 use super::format::{header, marker};
 use crate::error::{Failure, FailureKind};
 use crate::findings::Repair;
-use crate::proto::{Create, Format, Preallocation, Reply, Request};
+use crate::proto::{Create, ExtentKind, Format, Preallocation, Reply, Request};
+use crate::plan::Step;
 use crate::testing::{FRESH, Session};
 use alloc::format;
 use alloc::string::{String, ToString};
@@ -198,6 +199,11 @@ fn each_damaged_line_of_the_descriptor_is_refused() {
             "parentCID=01234567",
             "the child of another",
         ),
+        (
+            "# The",
+            "parentFileNameHint=\"x\"\n#",
+            "the child of another",
+        ),
         ("# The", "changeTrackPath=\"x\"\n#", "changeTrackPath"),
     ];
     for (from, to, words) in cases {
@@ -276,4 +282,115 @@ fn random_damage_is_answered_or_refused() {
         }
     }
     assert!((60..580).contains(&failures), "{failures} refused");
+}
+
+#[test]
+fn a_directory_without_entries_has_to_lie_inside_the_file_all_the_same() {
+    for (field, name) in [(header::DIRECTORY, "gdOffset"), (48, "rgdOffset")] {
+        let mut empty = image();
+        put(&mut empty, header::CAPACITY, &[0; 8]);
+        put(&mut empty, field, &(u64::MAX / 512).to_le_bytes());
+        refused(empty, &format!("the header's {name} is sector"));
+    }
+}
+
+#[test]
+fn tables_of_another_length_are_neither_settled_nor_resized() {
+    let mut foreign = image();
+    put(&mut foreign, header::TABLE_ENTRIES, &256u32.to_le_bytes());
+    put(&mut foreign, header::CAPACITY, &40960u64.to_le_bytes());
+    put(&mut foreign, header::OVERHEAD, &22u64.to_le_bytes());
+    let mut session = Session::new(foreign.clone());
+    let facts = session.open(Some(Format::Vmdk)).unwrap();
+    assert_eq!(facts.unsettled, None);
+    assert!(facts.no_resize.is_some());
+    refused(foreign, "the header's numGTEsPerGT is 256");
+}
+
+/// Asks for places and flushes; the writes of the flush.
+fn written(session: &mut Session, offset: u64, len: u64) -> Result<Vec<(u64, Vec<u8>)>, Failure> {
+    session.call(Request::Allocate { offset, len })?;
+    let Reply::Plan(reply) = session.call(Request::Flush)? else {
+        panic!("not a plan");
+    };
+    session.host.apply(&reply.plan);
+    let steps = reply.plan.stages.into_iter().flat_map(|stage| stage.steps);
+    Ok(steps
+        .filter_map(|step| match step {
+            Step::Write { offset, data, .. } => Some((offset, data)),
+            _ => None,
+        })
+        .collect())
+}
+
+#[test]
+fn a_descriptor_that_the_header_does_not_place_gets_its_cid_where_it_was_read() {
+    let mut image = image();
+    put(&mut image, header::DESCRIPTOR_OFFSET, &[0; 16]);
+    let before = image.clone();
+    let mut session = Session::new(image);
+    let old = session.open(Some(Format::Vmdk)).unwrap().identity;
+    written(&mut session, 1 << 20, 65536).unwrap();
+    assert_eq!(session.host.image[..512], before[..512], "the header");
+    let new = session.open(Some(Format::Vmdk)).unwrap().identity;
+    assert_ne!(new, old);
+}
+
+#[test]
+fn a_file_is_cut_off_only_where_shrinking_is_allowed() {
+    let mut longer = image();
+    longer.resize(longer.len() + 2 * GRAIN, 7);
+    let plan = |shrink| {
+        let mut session = Session::new(longer.clone());
+        session.open(Some(Format::Vmdk)).unwrap();
+        let request = Request::Resize {
+            size: 40 << 20,
+            preallocation: Preallocation::Off,
+            shrink,
+            backing_size: None,
+        };
+        match session.call(request) {
+            Ok(Reply::Plan(reply)) => reply.plan,
+            other => panic!("not a plan: {other:?}"),
+        }
+    };
+    assert!(plan(false).is_empty());
+    assert!(!plan(true).is_empty());
+}
+
+#[test]
+fn every_compressed_grain_that_is_wrong_is_told_of() {
+    let mut image = image();
+    put(&mut image, header::FLAGS, &0x30003u32.to_le_bytes());
+    put(&mut image, header::COMPRESSION, &[1, 0]);
+    for directory in [48, 56] {
+        let table = table(&image, directory);
+        let sector = ((image.len() - GRAIN) / 512) as u32;
+        for grain in 1..3 {
+            put(&mut image, table + 4 * grain, &sector.to_le_bytes());
+        }
+    }
+    let mut session = Session::new(image);
+    session.open(Some(Format::Vmdk)).unwrap();
+    session.call(Request::Check { repair: None }).unwrap();
+    let wrong = session.host.findings.iter();
+    let wrong = wrong.filter(|found| found.text.contains("the compressed grain"));
+    assert_eq!(wrong.count(), 3);
+}
+
+#[test]
+fn overwriting_a_grain_changes_the_cid_before_that_is_done_without_asking() {
+    let in_place = |session: &mut Session| {
+        let extents = session.map(0, 65536).unwrap();
+        matches!(extents[0].kind, ExtentKind::Data { in_place: true, .. })
+    };
+    let mut session = Session::new(image());
+    let old = session.open(Some(Format::Vmdk)).unwrap().identity;
+    assert!(!in_place(&mut session));
+    let writes = written(&mut session, 4096, 512).unwrap();
+    assert!(!writes.is_empty());
+    assert!(in_place(&mut session));
+    assert!(written(&mut session, 4096, 512).unwrap().is_empty());
+    let new = session.open(Some(Format::Vmdk)).unwrap().identity;
+    assert_ne!(new, old);
 }

@@ -2,6 +2,7 @@
 
 use super::format::{flag, fresh};
 use super::refuse::unsupported;
+use super::resize::odd_tables;
 use super::{Body, DiskExtent, Shape, Vmdk};
 use crate::error::{Failure, FailureKind};
 use crate::facts::{Backing, Fact, FactValue, Facts, NamedFile};
@@ -157,18 +158,32 @@ impl Vmdk {
 
     /// Why the image may not be resized, if so.
     pub fn no_resize(&self) -> Option<Failure> {
-        self.no_change().or_else(|| {
-            (self.descriptor.parent_cid != fresh::NO_PARENT).then(|| {
-                Failure::new(
-                    FailureKind::Unsupported,
-                    format!(
-                        "the image is the child of another (parentCID {:08x}), whose size it has \
-                         to keep; merge the two with `qemu-img convert -O vmdk`, or delete the \
-                         snapshot in the program that made it",
-                        self.descriptor.parent_cid
-                    ),
-                )
+        self.no_change()
+            .or_else(|| self.has_parent())
+            .or_else(|| match (&self.shape, self.extents.first()) {
+                (
+                    Shape::Embedded { .. },
+                    Some(DiskExtent {
+                        body: Body::Sparse(sparse),
+                        ..
+                    }),
+                ) => odd_tables(sparse),
+                _ => None,
             })
+    }
+
+    fn has_parent(&self) -> Option<Failure> {
+        let is_named = self.descriptor.parent().is_some();
+        (is_named || self.descriptor.parent_cid != fresh::NO_PARENT).then(|| {
+            Failure::new(
+                FailureKind::Unsupported,
+                format!(
+                    "the image is the child of another (parentCID {:08x}), whose size it has to \
+                     keep; merge the two with `qemu-img convert -O vmdk`, or delete the snapshot \
+                     in the program that made it",
+                    self.descriptor.parent_cid
+                ),
+            )
         })
     }
 

@@ -101,7 +101,7 @@ impl Fresh {
         }];
         for (at, first) in self.directories() {
             let mut data = vec![0; (self.header.directory_entries() * entry::LEN) as usize];
-            fill_directory(first, 0, &mut data);
+            fill_directory(&self.header, first, 0, &mut data);
             steps.push(Step::Write {
                 file,
                 offset: at * SECTOR,
@@ -131,7 +131,7 @@ impl Layout {
     /// Directories and tables for a header's capacity, from `front` on.
     pub fn new(header: &Header, front: u64, redundant: bool) -> Result<Self, Failure> {
         let directory_sectors = directory_sectors(header);
-        let tables = header.directory_entries() * header.table_len().div_ceil(SECTOR);
+        let tables = header.directory_entries() * header.table_sectors();
         let set = directory_sectors + tables;
         let directory = match redundant {
             true => front + set,
@@ -172,13 +172,13 @@ fn directory_sectors(header: &Header) -> u64 {
 
 /// Fills a piece of a grain directory, `distance` bytes behind its start, whose
 /// tables follow each other from sector `first` on.
-pub fn fill_directory(first: u64, distance: u64, piece: &mut [u8]) {
-    const TABLE: u64 = limit::TABLE_ENTRIES as u64 * entry::LEN / SECTOR;
+pub fn fill_directory(header: &Header, first: u64, distance: u64, piece: &mut [u8]) {
+    let stride = header.table_sectors();
     let index = distance / entry::LEN;
     let entries = piece.chunks_exact_mut(entry::LEN as usize);
     for (index, entry) in (index..).zip(entries) {
         // Layouts end below 2^32 sectors.
-        let sector = (first + index * TABLE) as u32;
+        let sector = (first + index * stride) as u32;
         // An exact chunk has room for one.
         let _ = bytes::put_le32(entry, 0, sector);
     }

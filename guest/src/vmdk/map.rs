@@ -48,6 +48,7 @@ impl Vmdk {
                     file_len,
                     in_place,
                 } => {
+                    let in_place = in_place && self.pending.is_marked();
                     let place = first + (at - start);
                     found.push_data(at, stop - at, (file, place), file_len, in_place);
                     at = stop;
@@ -150,7 +151,8 @@ impl Vmdk {
                     }
                     Grain::At(sector) => {
                         let place = (sparse.file, sector * SECTOR + inside);
-                        let in_place = sector >= header.overhead && !self.read_only;
+                        let may = self.pending.is_marked() && !self.read_only;
+                        let in_place = may && sector >= header.overhead;
                         found.push_data(at, next - at, place, sparse.file_len, in_place);
                     }
                 }

@@ -58,6 +58,8 @@ pub struct Vmdk {
     pub shape: Shape,
     /// The descriptor.
     pub descriptor: Descriptor,
+    /// Where the descriptor lies in the image's file, in bytes.
+    descriptor_at: u64,
     /// The extents, in the order of the disk; none while their files are not
     /// attached.
     pub extents: Vec<DiskExtent>,

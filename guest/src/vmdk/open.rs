@@ -47,7 +47,7 @@ impl Vmdk {
     /// Opens a sparse extent with its descriptor inside.
     fn open_embedded(host: &mut dyn Host, opening: &Opening<'_>) -> Result<Self, Failure> {
         let sparse = Sparse::open(host, FileNo::IMAGE, opening.file_len, opening.head)?;
-        let descriptor = read_embedded(host, opening, &sparse)?;
+        let (descriptor, descriptor_at) = read_embedded(host, opening, &sparse)?;
         if sparse.header.capacity == 0 && descriptor.create_type != "monolithicSparse" {
             return Err(unsupported(format!(
                 "Unsupported image type '{}' in a descriptor that is embedded",
@@ -68,6 +68,7 @@ impl Vmdk {
                 first_sector: first_sector.to_vec(),
             },
             descriptor,
+            descriptor_at,
             read_only: sparse.header.compressed || sparse.header.version > 2,
             extents: vec![DiskExtent {
                 start: 0,
@@ -111,6 +112,7 @@ impl Vmdk {
             },
             read_only: is_read_only(&descriptor),
             descriptor,
+            descriptor_at: 0,
             extents: Vec::new(),
             tables: Tables::default(),
             write: opening.write,
@@ -282,12 +284,12 @@ fn in_extent(name: &str, failure: Failure) -> Failure {
 }
 
 /// The descriptor in a sparse extent: where the header says, or where QEMU
-/// looks if it says nothing.
+/// looks if it says nothing; and the byte of the file at which it begins.
 fn read_embedded(
     host: &mut dyn Host,
     opening: &Opening<'_>,
     sparse: &Sparse,
-) -> Result<Descriptor, Failure> {
+) -> Result<(Descriptor, u64), Failure> {
     let (sector, sectors) = match sparse.header.descriptor {
         0 => (fresh::DESCRIPTOR, 0),
         sector => (sector, sparse.header.descriptor_size),
@@ -297,7 +299,7 @@ fn read_embedded(
         sectors => sectors,
     };
     let area = read_area(host, opening, sector * SECTOR, sectors * SECTOR)?;
-    Descriptor::parse(&area)
+    Ok((Descriptor::parse(&area)?, sector * SECTOR))
 }
 
 /// Bytes of the image's file, from its head if they are there.

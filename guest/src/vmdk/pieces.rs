@@ -7,7 +7,7 @@
 
 use super::format::entry;
 use super::fresh::Fresh;
-use super::resize::check_table_entries;
+use super::resize::odd_tables;
 use super::scan::{self, Scan};
 use super::sparse::{Grain, Header, Sparse};
 use super::survey::{Order, check_equal, check_place};
@@ -59,7 +59,9 @@ impl Piece {
         sectors: u64,
         file: FileNo,
     ) -> Result<(Self, Vec<Step>), Failure> {
-        check_table_entries(sparse)?;
+        if let Some(odd) = odd_tables(sparse) {
+            return Err(odd);
+        }
         let mut piece = Self::empty(sectors, &sparse.header)?;
         let mut kept = piece.look(host, sparse)?;
         // In the order of the file, so that neighbours are copied together.

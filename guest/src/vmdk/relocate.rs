@@ -70,7 +70,7 @@ impl Placing<'_> {
             let len = header.directory_entries() * entry::LEN;
             let first = directory + staged.directory_sectors;
             prepare.fresh_bytes(directory * SECTOR, len, |_, distance, piece| {
-                fresh::fill_directory(first, distance, piece);
+                fresh::fill_directory(header, first, distance, piece);
                 Ok(())
             })?;
         }

@@ -29,6 +29,7 @@ impl Vmdk {
             ));
         }
         let plan = match direction {
+            Direction::Same if !wish.shrink => Plan::default(),
             _ if !matches!(self.shape, Shape::Embedded { .. }) => {
                 self.resize_files(host, wish, direction)?
             }
@@ -80,7 +81,6 @@ impl Vmdk {
 
     fn resize_sparse(&mut self, host: &mut dyn Host, wish: &Wish) -> Result<Plan, Failure> {
         let sparse = self.only_sparse()?.clone();
-        check_table_entries(&sparse)?;
         let capacity = wish.size / SECTOR;
         if capacity > sparse.header.capacity && capacity > limit::MAX_SECTORS {
             return Err(Failure::new(
@@ -121,11 +121,11 @@ impl Vmdk {
     }
 }
 
-/// Tables of another length are read, but not made.
-pub fn check_table_entries(sparse: &Sparse) -> Result<(), Failure> {
+/// Why tables of this length are read, but not made, if so.
+pub fn odd_tables(sparse: &Sparse) -> Option<Failure> {
     match sparse.header.table_entries {
-        limit::TABLE_ENTRIES => Ok(()),
-        entries => Err(unsupported(format!(
+        limit::TABLE_ENTRIES => None,
+        entries => Some(unsupported(format!(
             "the header's numGTEsPerGT is {entries}; only images with {} are resized",
             limit::TABLE_ENTRIES
         ))),

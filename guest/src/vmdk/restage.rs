@@ -16,6 +16,7 @@ use super::relocate::{Placing, Tables};
 use super::slots::Moves;
 use super::sparse::{Header, Sparse};
 use super::survey::{Keep, Survey};
+use super::resize::odd_tables;
 use super::{Shape, Vmdk, refuse};
 use crate::engine::Host;
 use crate::error::{Failure, FailureKind};
@@ -66,6 +67,9 @@ impl Vmdk {
         capacity: u64,
         preallocation: Preallocation,
     ) -> Result<Plan, Failure> {
+        if let Some(refusal) = odd_tables(sparse) {
+            return Err(refusal);
+        }
         let text = self.resized_text(capacity)?;
         let mut header = sparse.header.clone();
         header.capacity = capacity;
@@ -91,6 +95,7 @@ impl Vmdk {
             _ => sparse.header.capacity / header.grain..header.grains(),
         };
         let places = Places::new(header, layout, sparse, &survey, &preallocated)?;
+        survey.slots.reach(places.data_end);
         for (at, _) in (places.moved..)
             .step_by(sparse.header.grain as usize)
             .zip(&survey.moved)
@@ -147,6 +152,7 @@ impl Places {
         preallocated: &Range<u64>,
     ) -> Result<Self, Failure> {
         let grain = header.grain;
+        let file_end = sparse.file_len.div_ceil(SECTOR);
         let kept = survey.data_end.max(header.overhead).next_multiple_of(grain);
         let fresh_len = (preallocated.end - preallocated.start) * grain;
         let moved_len = survey.moved.len() as u64 * grain;
@@ -154,11 +160,16 @@ impl Places {
             0 => (kept, kept),
             // Tables in front of the data end with it; staged ones do not.
             len => {
-                let moved = kept.max(survey.tables_end.next_multiple_of(grain));
+                // Up to the first flip the old disk is whole, with the grains
+                // that the new one does not have.
+                let alive = match header.capacity < sparse.header.capacity {
+                    true => file_end.max(survey.tables_end),
+                    false => survey.tables_end,
+                };
+                let moved = kept.max(alive.next_multiple_of(grain));
                 (moved, moved + len)
             }
         };
-        let file_end = sparse.file_len.div_ceil(SECTOR);
         let staging = data_end
             .max(file_end)
             .max(survey.tables_end)
@@ -374,7 +385,7 @@ impl Job<'_> {
             let sectors = self.places.layout.directory_sectors;
             let mut data = vec![0; (sectors * SECTOR) as usize];
             let used = (header.directory_entries() * entry::LEN) as usize;
-            new::fill_directory(to, 0, data.get_mut(..used).unwrap_or_default());
+            new::fill_directory(header, to, 0, data.get_mut(..used).unwrap_or_default());
             steps.push(write(directory * SECTOR, data));
             tables.put(&mut steps, from * SECTOR, to * SECTOR, len);
         }

@@ -56,6 +56,19 @@ impl Slots {
         }
     }
 
+    /// The file is so many sectors long now, or longer.
+    pub fn reach(&mut self, sectors: u64) {
+        let count = sectors.saturating_sub(self.front).div_ceil(self.grain);
+        if !self.regular || count <= self.count {
+            return;
+        }
+        self.regular = count <= MAX_SLOTS;
+        if self.regular {
+            self.count = count;
+            self.taken.resize(count.div_ceil(64) as usize, 0);
+        }
+    }
+
     /// The grain at a sector takes its place. Whether it was the first, as far as
     /// places are known.
     pub fn take(&mut self, sector: u64) -> bool {

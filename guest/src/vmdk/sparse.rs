@@ -244,7 +244,8 @@ impl Header {
         let end = sector
             .checked_mul(SECTOR)
             .and_then(|at| at.checked_add(len));
-        if len == 0 || (sector > 0 && end.is_some_and(|end| end <= file_len)) {
+        let has_room = len == 0 || sector > 0;
+        if has_room && end.is_some_and(|end| end <= file_len) {
             return Ok(());
         }
         Err(damaged(format!(
@@ -261,6 +262,11 @@ impl Header {
     /// Bytes of a grain table.
     pub fn table_len(&self) -> u64 {
         u64::from(self.table_entries) * entry::LEN
+    }
+
+    /// Sectors from one grain table to the next.
+    pub fn table_sectors(&self) -> u64 {
+        self.table_len().div_ceil(SECTOR)
     }
 
     /// Entries of the grain directory.

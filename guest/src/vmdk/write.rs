@@ -10,7 +10,7 @@ use super::format::{entry, limit};
 use super::fresh;
 use super::refuse::unsupported;
 use super::sparse::{Grain, Sparse};
-use super::{Body, Shape, Vmdk};
+use super::{Body, Vmdk};
 use crate::disk::Disk;
 use crate::engine::Host;
 use crate::error::{Failure, FailureKind};
@@ -30,6 +30,8 @@ pub struct Pending {
     placed: BTreeMap<(usize, u64), u32>,
     /// Those of the last request.
     last: Vec<(usize, u64)>,
+    /// Whether what is there already is overwritten.
+    overwrites: bool,
     /// Whether the content has got a new CID in this session.
     has_new_cid: bool,
 }
@@ -38,6 +40,12 @@ impl Pending {
     /// Whether nothing waits.
     pub fn is_empty(&self) -> bool {
         self.placed.is_empty()
+    }
+
+    /// Whether children know that the content changes, so that data may be
+    /// overwritten without asking.
+    pub fn is_marked(&self) -> bool {
+        self.has_new_cid
     }
 
     /// The sector of a grain that waits.
@@ -88,6 +96,7 @@ impl Vmdk {
                     file_len,
                     ..
                 } => {
+                    self.pending.overwrites = true;
                     let place = Place {
                         offset: at,
                         len: stop - at,
@@ -144,6 +153,7 @@ impl Vmdk {
                 {
                     self.pending.placed.insert((index, number), raw);
                 }
+                self.pending.overwrites = true;
                 (sector, false)
             }
             Grain::None | Grain::Zeroed => {
@@ -220,7 +230,8 @@ impl Vmdk {
 
     /// The plan that makes everything placed since the last flush durable.
     pub fn plan_flush(&mut self, host: &mut dyn Host) -> Result<PlanReply, Failure> {
-        if self.pending.is_empty() {
+        let is_marked = self.pending.has_new_cid || !self.pending.overwrites;
+        if self.pending.is_empty() && is_marked {
             return Ok(PlanReply::default());
         }
         let placed = core::mem::take(&mut self.pending.placed);
@@ -244,7 +255,7 @@ impl Vmdk {
         link.extend(self.new_cid()?);
         self.planned = true;
         let lens = lens.into_iter();
-        let stages = alloc::vec![
+        let mut stages = alloc::vec![
             Stage {
                 purpose: Purpose::Prepare,
                 steps: lens
@@ -256,6 +267,7 @@ impl Vmdk {
                 steps: link,
             },
         ];
+        stages.retain(|stage| !stage.steps.is_empty());
         Ok(PlanReply {
             plan: Plan { stages },
             ..PlanReply::default()
@@ -263,7 +275,7 @@ impl Vmdk {
     }
 
     /// The write that tells children that the content has changed, once a
-    /// session; none where it would span sectors.
+    /// session; none where a longer text would span sectors.
     fn new_cid(&mut self) -> Result<Option<Step>, Failure> {
         if self.pending.has_new_cid {
             return Ok(None);
@@ -273,10 +285,6 @@ impl Vmdk {
         edit.set_cid(fresh::content_id(&mut self.chance));
         let new = edit.finish();
         let old = &self.descriptor.text;
-        let base = match (&self.shape, self.sparse_at(0)) {
-            (Shape::Embedded { .. }, Some((_, sparse))) => sparse.header.descriptor * SECTOR,
-            _ => 0,
-        };
         let pairs = old.iter().zip(&new);
         let first = pairs.take_while(|(old, new)| old == new).count();
         let last = match new.len() == old.len() {
@@ -286,15 +294,17 @@ impl Vmdk {
             }
             false => new.len(),
         };
+        // Of two texts of one length any mixture of sectors can be read, too.
         let one_sector = (first as u64) / SECTOR == (last.max(1) as u64 - 1) / SECTOR;
-        if !one_sector || new.len() < old.len() || first >= last {
+        let is_safe = one_sector || new.len() == old.len();
+        if !is_safe || new.len() < old.len() || first >= last {
             return Ok(None);
         }
         let data = new.get(first..last).unwrap_or_default().to_vec();
         self.descriptor = super::descriptor::Descriptor::parse(&new)?;
         Ok(Some(Step::Write {
             file: FileNo::IMAGE,
-            offset: base + first as u64,
+            offset: self.descriptor_at + first as u64,
             data,
         }))
     }
