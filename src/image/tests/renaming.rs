@@ -300,6 +300,7 @@ fn a_replacement_looks_like_what_it_replaces() {
         for name in rig.names() {
             chown(rig.at(&name), Some(4242), Some(4343)).unwrap();
         }
+        chown(path.parent().unwrap(), Some(4242), None).unwrap();
     }
     let before = std::fs::metadata(path).unwrap();
     let image = rig.open(growing);
@@ -320,6 +321,66 @@ fn a_replacement_looks_like_what_it_replaces() {
             );
         }
     }
+}
+
+/// An image of one user whose second extent is another's, in a directory of
+/// the other's.
+fn across_users() -> Rig {
+    let rig = Rig::new();
+    let sub = rig.at("sub");
+    std::fs::create_dir(&sub).unwrap();
+    std::fs::rename(rig.at("image-2"), sub.join("image-2")).unwrap();
+    std::fs::write(rig.at("image"), "image-1\nsub/image-2\n").unwrap();
+    let dir = rig.fixture.path.parent().unwrap().to_path_buf();
+    for path in [rig.at("image"), rig.at("image-1"), dir] {
+        chown(path, Some(4242), None).unwrap();
+    }
+    for (path, mode) in [(sub.join("image-2"), 0o666), (sub, 0o755)] {
+        std::fs::set_permissions(&path, PermissionsExt::from_mode(mode)).unwrap();
+        chown(path, Some(4343), None).unwrap();
+    }
+    rig
+}
+
+#[test]
+fn a_file_goes_only_where_the_images_owner_could_remove_it() {
+    if !nix::unistd::getuid().is_root() {
+        return;
+    }
+    for (mode, may) in [(0o755, false), (0o777, true), (0o1777, false)] {
+        let rig = across_users();
+        let sub = rig.at("sub");
+        std::fs::set_permissions(&sub, PermissionsExt::from_mode(mode)).unwrap();
+        let image = rig.open(shrinking);
+        let shrunk = shrink(&image);
+        assert_eq!(sub.join("image-2").exists(), !may, "{mode:o}");
+        match may {
+            true => shrunk.unwrap(),
+            false => {
+                let (kind, text) = shrunk.unwrap_err();
+                assert_eq!(kind, ErrorKind::Forbidden);
+                assert!(text.starts_with("'image-2' lies in a directory"), "{text}");
+                assert_eq!(rig.log.take(), [] as [&str; 0]);
+                assert_eq!(rig.names(), ["image", "image-1", "sub"]);
+            }
+        }
+    }
+}
+
+#[test]
+fn no_name_is_made_where_the_images_owner_could_not_make_it() {
+    if !nix::unistd::getuid().is_root() {
+        return;
+    }
+    let rig = Rig::new();
+    for name in rig.names() {
+        chown(rig.at(&name), Some(4242), None).unwrap();
+    }
+    let (kind, text) = grow(&rig.open(growing)).unwrap_err();
+    assert_eq!(kind, ErrorKind::Forbidden);
+    assert!(text.starts_with("'image' lies in a directory"), "{text}");
+    assert_eq!(rig.log.take(), [] as [&str; 0]);
+    rig.is_as_it_was();
 }
 
 #[test]
