@@ -522,6 +522,19 @@ fn an_image_that_was_replaced_meanwhile_is_not_replaced_again() {
 }
 
 #[test]
+fn an_extent_that_was_replaced_while_unlocked_is_noticed() {
+    let rig = Rig::new();
+    let image = rig.open(growing);
+    image.unlock().unwrap();
+    // The open file is as it was, and has lost its name.
+    std::fs::rename(rig.at("image-2"), rig.at("aside")).unwrap();
+    std::fs::copy(rig.at("aside"), rig.at("image-2")).unwrap();
+    assert_eq!(image.lock().unwrap_err().kind(), ErrorKind::Stale);
+    std::fs::rename(rig.at("aside"), rig.at("image-2")).unwrap();
+    image.lock().unwrap();
+}
+
+#[test]
 fn two_copies_of_the_metadata_are_two_commits() {
     let plan = |_| {
         let write = |offset| Step::Write {
