@@ -24,7 +24,9 @@ use xattr::FileExt;
 const REPLACEMENT: &str = ".instar-new";
 /// Extended attributes that a new file gets from the image: what users set, who
 /// else may use the file, and its label. All others describe the old content.
-const ATTRIBUTES: [&str; 3] = ["user.", "system.posix_acl_access", "security.selinux"];
+const ATTRIBUTES: [&str; 3] = ["user.", ACCESS_LIST, "security.selinux"];
+/// Who else may use a file than its permissions say.
+const ACCESS_LIST: &str = "system.posix_acl_access";
 
 /// A name in an open directory.
 #[derive(Clone, Debug)]
@@ -350,6 +352,11 @@ fn copy_attributes(file: &File, model: &File) -> io::Result<()> {
         Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => return Ok(()),
         Err(error) => return Err(error),
     };
+    let names: Vec<OsString> = names.collect();
+    // The directory may have given the file one for everybody that it makes.
+    if !names.iter().any(|name| *name == *ACCESS_LIST) {
+        remove_attribute(file, ACCESS_LIST)?;
+    }
     for name in names {
         let shown = name.to_string_lossy();
         if !ATTRIBUTES.iter().any(|kind| shown.starts_with(kind)) {
@@ -365,4 +372,13 @@ fn copy_attributes(file: &File, model: &File) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+fn remove_attribute(file: &File, name: &str) -> io::Result<()> {
+    match file.remove_xattr(name) {
+        Err(error) if matches!(error.raw_os_error(), Some(libc::ENODATA | libc::EOPNOTSUPP)) => {
+            Ok(())
+        }
+        done => done,
+    }
 }

@@ -323,6 +323,50 @@ fn a_replacement_looks_like_what_it_replaces() {
     }
 }
 
+/// An access list (xattr(7), acl(5)): what its owner, user 4242 and the group
+/// may do is everything, others nothing.
+fn access_list() -> Vec<u8> {
+    const NOBODY: u32 = u32::MAX;
+    let entry = |(tag, allowed, id): (u16, u16, u32)| {
+        [
+            &tag.to_le_bytes()[..],
+            &allowed.to_le_bytes(),
+            &id.to_le_bytes(),
+        ]
+        .concat()
+    };
+    let entries = [
+        (0x01, 7, NOBODY),
+        (0x02, 7, 4242),
+        (0x04, 7, NOBODY),
+        (0x10, 7, NOBODY),
+        (0x20, 0, NOBODY),
+    ];
+    [2u32.to_le_bytes().to_vec(), entries.map(entry).concat()].concat()
+}
+
+#[test]
+fn a_replacement_is_open_to_nobody_whom_the_directory_lets_in() {
+    let rig = Rig::new();
+    let dir = std::fs::File::open(rig.fixture.path.parent().unwrap()).unwrap();
+    if dir
+        .set_xattr("system.posix_acl_default", &access_list())
+        .is_err()
+    {
+        // The filesystem has no access lists.
+        return;
+    }
+    grow(&rig.open(growing)).unwrap();
+    let list = |name| {
+        let file = std::fs::File::open(rig.at(name)).unwrap();
+        file.get_xattr("system.posix_acl_access").unwrap()
+    };
+    // The list works: what the directory makes gets it.
+    std::fs::write(rig.at("probe"), "").unwrap();
+    assert!(list("probe").is_some());
+    assert_eq!(["image", "image-3"].map(list), [None, None]);
+}
+
 /// An image of one user whose second extent is another's, in a directory of
 /// the other's.
 fn across_users() -> Rig {
