@@ -98,7 +98,7 @@ impl Image {
         let planned = reply.and_then(plan_of).and_then(|(plan, rest)| {
             check(&plan.plan, &limits)?;
             if changes_names(&plan.plan) {
-                self.allow_names(&plan.plan)?;
+                self.allow_names(&plan.plan, &link.reach.owners())?;
             }
             Ok(Planned {
                 plan,
@@ -114,7 +114,7 @@ impl Image {
 
     /// Lets a plan change names, where it can: each of them can be changed so
     /// that the old file is gone with it.
-    fn allow_names(&self, plan: &Plan) -> Result<(), Fault> {
+    fn allow_names(&self, plan: &Plan, owners: &[u32]) -> Result<(), Fault> {
         let mut targets = Vec::new();
         let mut wanted = Vec::new();
         for step in plan.stages.iter().flat_map(|stage| &stage.steps) {
@@ -134,7 +134,7 @@ impl Image {
         }
         let image = self.files.file(FileNo::IMAGE)?;
         let lock = (!self.force_share).then(|| LockSet::of(self.access));
-        let names = Names::over(&self.home, image, targets, &wanted, lock)?;
+        let names = Names::over(&self.home, image, targets, &wanted, lock, owners)?;
         self.files.allow_names(names);
         Ok(())
     }

@@ -2,8 +2,9 @@
 //! each is, what a new file gets from the image, what is to be made durable.
 
 use super::error::{ErrorKind, Fault, printable_name};
+use super::gate::may_rename;
 use super::handles::{Handle, Id, id_of};
-use super::home::Home;
+use super::home::{Home, directory};
 use super::lock::LockSet;
 use instar_guest::FileNo;
 use instar_guest::plan::NewName;
@@ -24,7 +25,9 @@ use xattr::FileExt;
 const REPLACEMENT: &str = ".instar-new";
 /// Extended attributes that a new file gets from the image: what users set, who
 /// else may use the file, and its label. All others describe the old content.
-const ATTRIBUTES: [&str; 3] = ["user.", "system.posix_acl_access", "security.selinux"];
+const ATTRIBUTES: [&str; 3] = ["user.", ACCESS_LIST, "security.selinux"];
+/// Who else may use a file than its permissions say.
+const ACCESS_LIST: &str = "system.posix_acl_access";
 
 /// A name in an open directory.
 #[derive(Clone, Debug)]
@@ -37,13 +40,9 @@ impl Place {
     /// The place of a file's name.
     pub fn of(home: &Home) -> io::Result<Self> {
         let (tree, path) = home.tree()?;
-        let dir = match path.parent() {
-            Some(dir) if dir != Path::new("") => dir,
-            _ => Path::new("."),
-        };
         let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY;
         Ok(Self {
-            dir: Arc::new(tree.open_below(dir, flags)?),
+            dir: Arc::new(tree.open_below(directory(&path), flags)?),
             name: path.file_name().unwrap_or_default().to_owned(),
         })
     }
@@ -68,6 +67,37 @@ impl Place {
             Ok(_) => Ok(true),
             Err(Errno::ENOENT) => Ok(false),
             Err(errno) => Err(errno.into()),
+        }
+    }
+
+    /// The same, with the directory of a known place where it is the same one:
+    /// it is made durable once.
+    fn of_known(home: &Home, known: &[Self]) -> io::Result<Self> {
+        let mut place = Self::of(home)?;
+        let id = id_of(&place.dir)?;
+        let same = |known: &&Self| id_of(&known.dir).is_ok_and(|known| known == id);
+        if let Some(known) = known.iter().find(same) {
+            place.dir = Arc::clone(&known.dir);
+        }
+        Ok(place)
+    }
+
+    /// Refuses changes of names in a directory in which one of the owners could
+    /// not make them himself: that of `file`, or of none that is there yet.
+    fn check_owners(&self, owners: &[u32], file: Option<&File>) -> Result<(), Fault> {
+        let dir = self.dir.metadata()?;
+        let file = file.map(File::metadata).transpose()?;
+        let mut owners = owners.iter();
+        match owners.all(|&owner| may_rename(owner, &dir, file.as_ref())) {
+            true => Ok(()),
+            false => Err(Fault::new(
+                ErrorKind::Forbidden,
+                format!(
+                    "'{}' lies in a directory in which the owner of the image may not change it; \
+                     change a copy in a directory of his",
+                    printable_name(&self.name.to_string_lossy())
+                ),
+            )),
         }
     }
 
@@ -146,25 +176,36 @@ pub(crate) struct Names {
 impl Names {
     /// The names that a plan over an open image changes. `targets` are the
     /// files, with where they are, whose names it gives to others or removes;
-    /// `wanted` are the names of its own that it gives to new files.
+    /// `wanted` are the names of its own that it gives to new files. Each of
+    /// `owners` must be allowed to change them, and to make new ones.
     pub fn over(
         home: &Home,
         image: Arc<Handle>,
         targets: Vec<(FileNo, Arc<Handle>)>,
         wanted: &[&str],
         lock: Option<LockSet>,
+        owners: &[u32],
     ) -> Result<Self, Fault> {
+        let own = Place::of(home)?;
+        own.check_owners(owners, None)?;
+        let mut known = vec![own.clone()];
         let mut places = BTreeMap::new();
         for (number, target) in targets {
             let place = match (number, target.home.get()) {
-                (FileNo::IMAGE, _) => Place::of(home)?,
-                (_, Some(home)) => Place::of(home)?,
+                (FileNo::IMAGE, _) => own.clone(),
+                (_, Some(home)) => Place::of_known(home, &known)?,
                 (_, None) => return Err(super::open::replaced()),
             };
             place.check(&target.file)?;
+            place.check_owners(owners, Some(&target.file))?;
+            if !known
+                .iter()
+                .any(|other| Arc::ptr_eq(&other.dir, &place.dir))
+            {
+                known.push(place.clone());
+            }
             places.insert(number, place);
         }
-        let own = Place::of(home)?;
         let left = left_over(&own, wanted, lock)?;
         Ok(Self {
             image: own,
@@ -373,6 +414,11 @@ fn copy_attributes(file: &File, model: &File) -> io::Result<()> {
         Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => return Ok(()),
         Err(error) => return Err(error),
     };
+    let names: Vec<OsString> = names.collect();
+    // The directory may have given the file one for everybody that it makes.
+    if !names.iter().any(|name| *name == *ACCESS_LIST) {
+        remove_attribute(file, ACCESS_LIST)?;
+    }
     for name in names {
         let shown = name.to_string_lossy();
         if !ATTRIBUTES.iter().any(|kind| shown.starts_with(kind)) {
@@ -388,4 +434,13 @@ fn copy_attributes(file: &File, model: &File) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+fn remove_attribute(file: &File, name: &str) -> io::Result<()> {
+    match file.remove_xattr(name) {
+        Err(error) if matches!(error.raw_os_error(), Some(libc::ENODATA | libc::EOPNOTSUPP)) => {
+            Ok(())
+        }
+        done => done,
+    }
 }

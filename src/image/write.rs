@@ -207,6 +207,8 @@ impl Image {
     fn store_placed(&self, buf: &[u8], offset: u64) -> Result<usize, Fault> {
         let mut link = hold(&self.session);
         self.catch_up(&mut link)?;
+        // The disk may have become smaller while the session was waited for.
+        self.inside(offset, buf.len() as u64)?;
         let end = offset + (buf.len() as u64).min(CHUNK);
         let end = self.end_of_fixed(&mut link, offset, end)?;
         if end == offset {
