@@ -218,10 +218,10 @@ impl Filesystem {
         let resized = disk.resize(size, preallocation);
         // Also after a failure: the new size may be on disk.
         self.follow(file, disk);
+        file.note_size(disk.virtual_size());
         for warning in resized? {
             log::warn!("{}: {warning}", path.display());
         }
-        file.note_size(disk.virtual_size());
         log::debug!("{}: resized to {size} bytes", path.display());
         Ok(())
     }

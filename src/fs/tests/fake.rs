@@ -34,6 +34,10 @@ pub struct Shelf {
     pub replaced_by: Option<u64>,
     /// The other files of every image.
     pub parts: Vec<Part>,
+    /// What others do once a disk has been asked for its size, and while an
+    /// image is being opened.
+    pub after_size: Option<Box<dyn FnOnce() + Send>>,
+    pub during_open: Option<Box<dyn FnOnce() + Send>>,
 }
 
 pub struct FakeLibrary(pub Arc<Mutex<Shelf>>);
@@ -97,6 +101,8 @@ impl Library for FakeLibrary {
 
     fn open(&self, _at: At<'_>, file: File, access: Access) -> Result<Arc<dyn Disk>> {
         let (dev, ino) = (file.metadata()?.dev(), file.metadata()?.ino());
+        let meanwhile = lock(&self.0).during_open.take();
+        meanwhile.into_iter().for_each(|act| act());
         let Portrait {
             format,
             virtual_size: size,
@@ -144,7 +150,10 @@ impl Disk for FakeDisk {
     }
 
     fn virtual_size(&self) -> u64 {
-        self.with(|content| content.len() as u64)
+        let size = self.with(|content| content.len() as u64);
+        let next = lock(&self.shelf).after_size.take();
+        next.into_iter().for_each(|act| act());
+        size
     }
 
     fn size_unit(&self) -> u64 {

@@ -161,3 +161,27 @@ fn a_change_of_any_of_its_files_drops_what_the_kernel_has_cached() {
     lock(&stage.shelf).parts = vec![part(0), part(far + 1)];
     assert!(!reopened());
 }
+
+#[test]
+fn who_asks_for_the_size_during_a_resize_does_not_bring_the_old_one_back() {
+    let stage = Stage::new(&[("a.qcow2", "size=512")]);
+    let id = stage.lookup("a.qcow2").unwrap().id;
+    stage.fs.open(id, false).unwrap();
+    let file = stage.fs.open_files().remove(0);
+    let (resized, shelf) = (Arc::clone(&file), Arc::clone(&stage.shelf));
+    lock(&stage.shelf).after_size = Some(Box::new(move || {
+        let mut shelf = lock(&shelf);
+        let contents = shelf.content.values_mut();
+        contents.for_each(|content| content.resize(1024, 0));
+        resized.note_size(1024);
+    }));
+    assert_eq!(file.virtual_size(), Some(512));
+    // Whoever cannot wait for the image gets the size that was noted.
+    let (seen, asked) = (Arc::new(Mutex::new(None)), Arc::clone(&file));
+    let told = Arc::clone(&seen);
+    lock(&stage.shelf).during_open = Some(Box::new(move || {
+        *lock(&told) = Some(asked.virtual_size());
+    }));
+    stage.fs.open(id, true).unwrap();
+    assert_eq!(*lock(&seen), Some(Some(1024)));
+}
