@@ -164,4 +164,28 @@ pub const CASES: &[Case] = &[
         ask: Ask::Grow(5 * M, Falloc),
         ..VMDK
     },
+    Case {
+        name: "files/a split sparse one grows",
+        options: "subformat=twoGbMaxExtentSparse",
+        ask: Ask::Grow(5 * M, Off),
+        ..VMDK
+    },
+    Case {
+        name: "files/a split sparse one grows, full",
+        options: "subformat=twoGbMaxExtentSparse",
+        ask: Ask::Grow(4 * M, Full),
+        ..VMDK
+    },
+    Case {
+        name: "files/a split sparse one shrinks inside an extent",
+        size: 3 * M,
+        options: "subformat=twoGbMaxExtentSparse",
+        prepare: &[
+            "io write -P 3 2M 64k",
+            "io write -P 1 0 64k",
+            "io write -P 2 1000k 200k",
+        ],
+        ask: Ask::Shrink(M + 37 * 512),
+        ..VMDK
+    },
 ];
