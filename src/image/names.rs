@@ -261,8 +261,8 @@ impl Names {
             file.set_len(0)?;
             return Handle::made(file);
         }
+        self.remove_left()?;
         if leftover {
-            self.remove_left()?;
             remove(&place).or_else(|error| match error.kind() {
                 io::ErrorKind::NotFound => Ok(()),
                 _ => Err(error),

@@ -29,9 +29,7 @@ use alloc::vec::Vec;
 struct Job {
     /// Files that come into being.
     create: Vec<Step>,
-    /// What is done to the files that are there, before the commit.
-    before: Vec<Step>,
-    /// What is written into new files.
+    /// What is written into new files, and behind the disk's end in others.
     fill: Vec<Step>,
     /// What is copied from one new file into others.
     copies: Vec<Step>,
@@ -61,7 +59,6 @@ impl Vmdk {
         let kind = self.kind()?;
         let mut job = Job {
             create: Vec::new(),
-            before: Vec::new(),
             fill: Vec::new(),
             copies: Vec::new(),
             after: Vec::new(),
@@ -289,10 +286,7 @@ impl Job {
                 format!("a file cannot be {new} bytes long"),
             ));
         }
-        let steps = match len {
-            0 => &mut self.fill,
-            _ => &mut self.before,
-        };
+        let steps = &mut self.fill;
         if len > old {
             steps.push(Step::Zero {
                 file,
@@ -350,7 +344,7 @@ impl Job {
             self.fill.push(Step::Reserve { file, offset, len });
         }
         if self.preallocation == Preallocation::Full {
-            self.after.push(Step::Fill { file, offset, len });
+            self.fill.push(Step::Fill { file, offset, len });
         }
         Ok(())
     }
@@ -358,8 +352,7 @@ impl Job {
     /// The new descriptor's file comes first: whoever finds it knows that the
     /// others may be there, too, and belong to nothing.
     fn plan(mut self, replacement: FileNo) -> Plan {
-        let mut others = self.create.split_off(1);
-        others.append(&mut self.before);
+        let others = self.create.split_off(1);
         let rename = Step::Rename {
             file: replacement,
             over: FileNo::IMAGE,

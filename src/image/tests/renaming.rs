@@ -497,6 +497,41 @@ fn what_an_interrupted_run_left_is_replaced() {
 }
 
 #[test]
+fn so_is_an_extent_that_it_left_beside_the_replacement() {
+    let rig = Rig::new();
+    std::fs::write(rig.at("image.instar-new"), "left over").unwrap();
+    std::fs::write(rig.at("image-3"), "left over, too").unwrap();
+    let image = rig.open(growing);
+    grow(&image).unwrap();
+    assert_eq!(rig.names(), ["image", "image-1", "image-2", "image-3"]);
+    let part = std::fs::read(rig.at("image-3")).unwrap();
+    assert!(part == [0; PART as usize]);
+    assert_eq!(image.virtual_size(), 3 * PART);
+}
+
+#[test]
+fn what_was_left_goes_only_where_it_is_a_file_of_its_own_and_in_nobodys_use() {
+    let left = |make: fn(&Rig)| {
+        let rig = Rig::new();
+        std::fs::write(rig.at("image.instar-new"), "left over").unwrap();
+        make(&rig);
+        let refused = grow(&rig.open(growing)).unwrap_err();
+        assert!(rig.log.take().is_empty());
+        assert_eq!(rig.fixture.content(), OLD.as_bytes());
+        assert!(rig.at("image-3").symlink_metadata().is_ok());
+        assert!(rig.at("image.instar-new").exists());
+        refused
+    };
+    let linked = left(|rig| {
+        std::fs::write(rig.at("other"), "precious").unwrap();
+        std::fs::hard_link(rig.at("other"), rig.at("image-3")).unwrap();
+    });
+    assert_eq!(linked.0, ErrorKind::Unsupported);
+    left(|rig| symlink("nowhere", rig.at("image-3")).unwrap());
+    left(|rig| std::fs::create_dir(rig.at("image-3")).unwrap());
+}
+
+#[test]
 fn a_new_extent_never_takes_the_place_of_a_file() {
     for link in [false, true] {
         let rig = Rig::new();
@@ -505,11 +540,11 @@ fn a_new_extent_never_takes_the_place_of_a_file() {
             true => symlink("nowhere", rig.at("image-3")).unwrap(),
         }
         let (kind, text) = grow(&rig.open(growing)).unwrap_err();
-        assert_eq!(kind, ErrorKind::Os(libc::EEXIST));
-        assert_eq!(
-            text,
-            "Could not create a file: File exists; the image is unchanged"
-        );
+        assert_eq!(kind, ErrorKind::Unsupported);
+        let expected = "the change needs the name 'image-3', and a file has it that is no part of \
+                        the image; move it away, or remove it if an earlier change left it there";
+        assert_eq!(text, expected);
+        assert!(rig.log.take().is_empty());
         assert_eq!(rig.names(), ["image", "image-1", "image-2", "image-3"]);
         assert_eq!(rig.fixture.content(), OLD.as_bytes());
         if !link {
