@@ -11,8 +11,10 @@
 )]
 
 mod blank;
+mod refusals;
 
 pub use blank::Blank;
+pub use refusals::{Place, note, noted};
 
 use crate::engine::{Engine, Host, Read};
 use crate::error::{Failure, FailureKind};

@@ -1,20 +1,24 @@
 //! Damaged and unusual images: each field that is looked at has its own answer,
 //! and the image stays as it is.
 
+use super::parent_tests;
 use super::test_images::{
     END, HEADER, M, TABLE, checked, dynamic, fixed, opened, put, put_both, resize,
 };
+use crate::field_tests::{self, Variant};
 use crate::testing::Session;
 use crate::{FailureKind, Format};
 use alloc::format;
 use alloc::vec::Vec;
 
 type Damage = fn(&mut Vec<u8>);
+type Case = (&'static str, Damage, FailureKind, &'static str);
 
-#[test]
-fn each_field_has_its_own_error() {
+/// Damage that keeps an image from being opened: what it is, what it does, how
+/// it is refused.
+fn closed() -> [Case; 21] {
     use FailureKind::{Damaged, NotThisFormat, TooLarge, Unsupported};
-    let cases: [(&str, Damage, FailureKind, &str); 21] = [
+    [
         (
             "cookies",
             |i| {
@@ -147,14 +151,46 @@ fn each_field_has_its_own_error() {
             Damaged,
             "not a power of two of at least 512",
         ),
-    ];
-    for (name, damage, kind, words) in cases {
+    ]
+}
+
+#[test]
+fn each_field_has_its_own_error() {
+    for (name, damage, kind, words) in closed() {
         let mut image = dynamic();
         damage(&mut image);
         let failure = opened(&image).expect_err(name);
         assert_eq!(failure.kind, kind, "{name}: {failure}");
         assert!(failure.message.contains(words), "{name}: {failure}");
     }
+}
+
+#[test]
+fn every_request_on_a_damaged_image_is_answered_or_refused() {
+    let damaged = |(name, damage, ..): Case| {
+        let mut image = dynamic();
+        damage(&mut image);
+        Variant::new(name, image)
+    };
+    let mut variants: Vec<Variant> = closed().into_iter().map(damaged).collect();
+    let mut cut = fixed();
+    cut.drain(..512);
+    variants.push(Variant::new("fixed disk cut off", cut));
+    for entry in ENTRIES {
+        let mut image = dynamic();
+        image[TABLE + 4..TABLE + 8].copy_from_slice(&entry.0.to_be_bytes());
+        variants.push(Variant::new(entry.1, image));
+    }
+    field_tests::refuse_all(Format::Vhd, variants);
+}
+
+#[test]
+fn every_check_has_a_damaged_image() {
+    let tests: &[fn()] = &[
+        every_request_on_a_damaged_image_is_answered_or_refused,
+        parent_tests::a_parent_without_a_name_or_with_one_that_is_too_long_is_refused,
+    ];
+    field_tests::every_check_refuses("vhd", tests, &[]);
 }
 
 #[test]
@@ -211,15 +247,17 @@ fn what_forbids_changes_is_said_at_once() {
     }
 }
 
+/// Entries that lead nowhere, and what is said about them.
+const ENTRIES: [(u32, &str); 4] = [
+    (0, "overlaps the footer copy"),
+    (1, "overlaps the dynamic header"),
+    (3, "overlaps the block allocation table"),
+    (0x00ff_0000, "reaches past the end of the file"),
+];
+
 #[test]
 fn entries_that_lead_nowhere_are_refused_where_they_are_used() {
-    let cases: [(u32, &str); 4] = [
-        (0, "overlaps the footer copy"),
-        (1, "overlaps the dynamic header"),
-        (3, "overlaps the block allocation table"),
-        (0x00ff_0000, "reaches past the end of the file"),
-    ];
-    for (entry, words) in cases {
+    for (entry, words) in ENTRIES {
         let mut image = dynamic();
         image[TABLE + 4..TABLE + 8].copy_from_slice(&entry.to_be_bytes());
         let mut session = Session::new(image);

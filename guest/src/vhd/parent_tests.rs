@@ -69,7 +69,7 @@ fn a_differencing_image_names_its_parent_and_has_single_sectors() {
 }
 
 #[test]
-fn a_parent_without_a_name_or_with_one_that_is_too_long_is_refused() {
+pub(super) fn a_parent_without_a_name_or_with_one_that_is_too_long_is_refused() {
     let mut image = differencing(&[]);
     put(&mut image, HEADER, 64, &[0, 0]);
     let failure = opened(&image).unwrap_err();

@@ -5,6 +5,7 @@ use alloc::format;
 use core::fmt::Display;
 
 /// What the image says cannot be.
+#[track_caller]
 pub fn damaged(what: impl Display) -> Failure {
     Failure::new(
         FailureKind::Damaged,
@@ -15,6 +16,7 @@ pub fn damaged(what: impl Display) -> Failure {
 }
 
 /// A table entry that cannot be.
+#[track_caller]
 pub fn table(what: impl Display) -> Failure {
     Failure::new(
         FailureKind::Damaged,
@@ -23,6 +25,7 @@ pub fn table(what: impl Display) -> Failure {
 }
 
 /// What the image has that is not handled.
+#[track_caller]
 pub fn unsupported(what: impl Display) -> Failure {
     Failure::new(
         FailureKind::Unsupported,
@@ -31,6 +34,7 @@ pub fn unsupported(what: impl Display) -> Failure {
 }
 
 /// What has to be put in order first.
+#[track_caller]
 pub fn unsettled(what: &str) -> Failure {
     Failure::new(
         FailureKind::Damaged,
