@@ -85,7 +85,8 @@ impl Vhd {
                 "the footer gives the disk {said} bytes; its geometry, which counts, {shown}"
             ))?;
         }
-        let extra = self.file_len.saturating_sub(shown.saturating_add(SECTOR));
+        let disk = self.footer.reach();
+        let extra = self.file_len.saturating_sub(disk.saturating_add(SECTOR));
         if matches!(self.layout, Layout::Fixed) && self.unsettled.is_none() && extra > 0 {
             check.leak(
                 format!("Leaked {extra} bytes behind the end of the disk"),
@@ -97,7 +98,7 @@ impl Vhd {
 
     /// Every entry of the table.
     fn check_table(&self, check: &mut Check<'_>, header: &Header) -> Result<(), Failure> {
-        let size = self.footer.virtual_size();
+        let size = self.footer.reach();
         let count = header.entries_for(size);
         let is_cut = !size.is_multiple_of(header.block_size);
         let (mut stale, mut allocated, mut fragmented) = (0u64, 0u64, 0u64);
@@ -214,7 +215,7 @@ impl Vhd {
         let Some(block) = check.cut else {
             return Ok(());
         };
-        let (at, len) = tail_at(header, block, self.footer.virtual_size());
+        let (at, len) = tail_at(header, block, self.footer.reach());
         match reads_zero(check.host, at, len)? {
             true => Ok(()),
             false => check.warn(format!(
@@ -247,7 +248,7 @@ impl Vhd {
             return Ok(reply);
         }
         let stages = match &self.layout {
-            Layout::Fixed => self.cut_fixed(self.footer.virtual_size()),
+            Layout::Fixed => self.cut_fixed(),
             Layout::Dynamic(dynamic) => {
                 let budget = (MOVED + self.file_len / 16) / dynamic.header.stride();
                 self.tidy(check.host, &self.footer, false, budget.max(1) as usize)?

@@ -65,7 +65,7 @@ impl Vhd {
         let header = &dynamic.header;
         let entries = header.entries_for(wish.size).max(header.entries);
         let survey = self.survey(host, table_end(header.table, entries))?;
-        let known = header.entries_for(self.footer.virtual_size());
+        let known = header.entries_for(self.footer.reach());
         if (entries - known) * ENTRY_LEN > MAX_TABLE {
             return Err(grow_in_steps(header));
         }
@@ -163,7 +163,7 @@ impl<'a> Grow<'a> {
 
     /// Entries that the disk of the old size needs.
     fn old_count(&self) -> u64 {
-        self.header.entries_for(self.vhd.footer.virtual_size())
+        self.header.entries_for(self.vhd.footer.reach())
     }
 
     /// Space for what is added, and a footer behind it.
@@ -200,7 +200,7 @@ impl<'a> Grow<'a> {
     /// The rest of the block that the old end cuts.
     fn zero_tail(&self) -> Option<Step> {
         let data = self.survey.cut? + self.header.bitmap_len();
-        let kept = self.vhd.footer.virtual_size() % self.header.block_size;
+        let kept = self.vhd.footer.reach() % self.header.block_size;
         zeroes(data + kept, data + self.header.block_size)
     }
 
@@ -234,6 +234,7 @@ impl<'a> Grow<'a> {
             return Vec::new();
         }
         let kept = self.old_count().min(self.added.start);
+        let kept = kept.min(self.header.entries);
         let mut steps = Vec::new();
         if kept > 0 {
             steps.push(copy(self.header.table, self.table, kept * ENTRY_LEN));
@@ -319,9 +320,9 @@ impl<'a> Grow<'a> {
 
 /// The blocks of the added range that get a place at once.
 fn added_blocks(vhd: &Vhd, header: &Header, survey: &Survey, wish: &Wish) -> Range<u64> {
-    let old = header.entries_for(vhd.footer.virtual_size());
+    let old = header.entries_for(vhd.footer.reach());
     let end = header.entries_for(wish.size);
-    let is_cut = !vhd.footer.virtual_size().is_multiple_of(header.block_size);
+    let is_cut = !vhd.footer.reach().is_multiple_of(header.block_size);
     let start = match is_cut && survey.cut.is_none() {
         true => old.saturating_sub(1),
         false => old,

@@ -77,7 +77,7 @@ impl Vhd {
             return Err(self.refuse("has no blocks"));
         };
         let header = &dynamic.header;
-        let size = footer.virtual_size();
+        let size = footer.reach();
         let mut blocks: Vec<Block> = Vec::new();
         let survey = self.survey_with(host, size, 0, |index, sector| {
             if blocks.len() <= MAX_BLOCKS {

@@ -79,7 +79,7 @@ impl Survey {
 impl Vhd {
     /// Walks over the table. `wanted` is where it is to end.
     pub(super) fn survey(&self, host: &mut dyn Host, wanted: u64) -> Result<Survey, Failure> {
-        self.survey_with(host, self.footer.virtual_size(), wanted, |_, _| {})
+        self.survey_with(host, self.footer.reach(), wanted, |_, _| {})
     }
 
     /// The same for a disk of `size` bytes; `keep` gets the index and the sector
