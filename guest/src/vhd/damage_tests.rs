@@ -4,8 +4,8 @@
 use super::test_images::{
     END, HEADER, M, TABLE, checked, dynamic, fixed, opened, put, put_both, resize,
 };
-use crate::testing::Session;
 use crate::findings::Repair;
+use crate::testing::Session;
 use crate::{FailureKind, Format, Reply, Request};
 use alloc::format;
 use alloc::vec::Vec;
@@ -256,7 +256,7 @@ fn blocks_that_overlap_are_found() {
         "{failure}"
     );
     let report = checked(&mut session);
-    assert_eq!((report.corruptions, report.leaks), (1, 1));
+    assert_eq!((report.corruptions, report.leaks), (1, 0));
     assert!(
         session.host.findings[0]
             .text
@@ -353,4 +353,26 @@ fn what_only_other_programs_see_of_a_dynamic_disk_is_kept() {
     let expected = [(0x11, 2 * M), (0x22, 2 * M), (0, 5 * M)];
     let expected = expected.map(|(byte, len)| alloc::vec![byte; len as usize]);
     assert!(content == expected.concat());
+}
+
+#[test]
+fn a_disk_cannot_shrink_to_nothing() {
+    for image in [dynamic(), fixed()] {
+        let mut session = Session::new(image);
+        session.open(None).unwrap();
+        let refusal = session.call(resize(0)).unwrap_err();
+        assert_eq!(refusal.kind, FailureKind::InvalidRequest);
+    }
+}
+
+#[test]
+fn a_block_over_the_footer_is_refused_before_a_change() {
+    let mut image = dynamic();
+    image[TABLE + 7] += 1;
+    let mut session = Session::new(image);
+    session.open(None).unwrap();
+    for size in [5 * M, 16 * M] {
+        let refusal = session.call(resize(size)).unwrap_err();
+        assert!(refusal.message.contains("overlaps the footer"), "{refusal}");
+    }
 }

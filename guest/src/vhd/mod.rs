@@ -114,6 +114,9 @@ impl Vhd {
         if wish.size > format::MAX_SECTORS * crate::plan::SECTOR {
             return Err(create::too_large());
         }
+        if direction == Direction::Shrink && wish.size == 0 {
+            return Err(refuse::no_size());
+        }
         let said = self.footer.current_size();
         if direction == Direction::Grow && wish.size < said {
             return Err(refuse::inside_the_field(said));

@@ -48,3 +48,12 @@ pub fn inside_the_field(said: u64) -> Failure {
         ),
     )
 }
+
+/// A disk without a size.
+pub fn no_size() -> Failure {
+    Failure::new(
+        FailureKind::InvalidRequest,
+        "a VHD disk cannot shrink to 0 bytes: no program opens such an image; choose a larger \
+         size, or delete the image",
+    )
+}
