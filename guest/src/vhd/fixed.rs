@@ -29,7 +29,7 @@ impl Vhd {
         let last = wish.size.max(old_end - SECTOR);
         let footer = self.footer.resized(wish.size)?;
         let mut append = Vec::new();
-        let mut zero = vec![zeroes(self.footer.reach(), old_end.min(last))];
+        let mut zero = vec![blank(wish, self.footer.reach(), old_end.min(last))];
         if last >= old_end {
             if matches!(
                 wish.preallocation,
@@ -89,6 +89,19 @@ fn cut(size: u64) -> Step {
     Step::SetLength {
         file: FileNo::IMAGE,
         len: size + SECTOR,
+    }
+}
+
+/// The same inside the file, with disk space where that is asked for.
+pub(super) fn blank(wish: &Wish, start: u64, end: u64) -> Option<Step> {
+    let zero = zeroes(start, end)?;
+    match wish.preallocation {
+        Preallocation::Off | Preallocation::Metadata => Some(zero),
+        Preallocation::Falloc | Preallocation::Full => Some(Step::Fill {
+            file: FileNo::IMAGE,
+            offset: start,
+            len: end - start,
+        }),
     }
 }
 

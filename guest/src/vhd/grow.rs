@@ -7,7 +7,7 @@
 //! the file never ends without one. Entries for the added range are behind the
 //! end of the disk, invisible, until the two footers get the new size.
 
-use super::fixed::{Stages, zeroes};
+use super::fixed::{Stages, blank, zeroes};
 use super::format::table::{ENTRY_LEN, FREE};
 use super::header::{Header, table_end};
 use super::room::Room;
@@ -64,12 +64,14 @@ impl Vhd {
         };
         let header = &dynamic.header;
         let entries = header.entries_for(wish.size).max(header.entries);
-        let survey = self.survey(host, table_end(header.table, entries))?;
-        let known = header.entries_for(self.footer.reach());
-        if (entries - known) * ENTRY_LEN > MAX_TABLE {
+        if (entries - header.entries) * ENTRY_LEN > MAX_TABLE {
             return Err(grow_in_steps(header));
         }
+        let survey = self.survey(host, table_end(header.table, entries))?;
         let grow = Grow::place(self, header, wish, &survey, entries)?;
+        if grow.moves_table() && (entries - grow.kept()) * ENTRY_LEN > MAX_TABLE {
+            return Err(grow_in_steps(header));
+        }
         let streamed = grow.stream(host)?;
         grow.stages(streamed)
     }
@@ -216,7 +218,7 @@ impl<'a> Grow<'a> {
         for &at in &self.places {
             let data = at + self.header.bitmap_len();
             // What lies inside the old file is not zero by itself.
-            steps.extend(zeroes(data, (at + stride).min(self.vhd.file_len)));
+            steps.extend(blank(self.wish, data, (at + stride).min(self.vhd.file_len)));
             if at < self.vhd.file_len || !streamed {
                 steps.push(self.bitmap(at));
             }
@@ -233,8 +235,7 @@ impl<'a> Grow<'a> {
         if !self.moves_table() {
             return Vec::new();
         }
-        let kept = self.old_count().min(self.added.start);
-        let kept = kept.min(self.header.entries);
+        let kept = self.kept();
         let mut steps = Vec::new();
         if kept > 0 {
             steps.push(copy(self.header.table, self.table, kept * ENTRY_LEN));
@@ -242,6 +243,12 @@ impl<'a> Grow<'a> {
         let at = self.table + kept * ENTRY_LEN;
         steps.push(write(at, self.entries_from(kept)));
         steps
+    }
+
+    /// Entries of the disk that a table which moves takes along.
+    fn kept(&self) -> u64 {
+        let kept = self.old_count().min(self.added.start);
+        kept.min(self.header.entries)
     }
 
     /// The bytes of all entries from `first` on, to the end of the table's last
