@@ -88,6 +88,7 @@ impl Opening<'_> {
                 guest,
                 reach: self.reach,
                 placed: 0,
+                made_room: false,
                 stale: false,
                 postponed: None,
             }),

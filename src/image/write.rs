@@ -354,6 +354,7 @@ impl Image {
         // From here on the guest's mapping differs from the file's.
         self.unflushed.store(true, Ordering::Release);
         link.placed += len;
+        link.made_room = false;
         let room = SLACK + MAX_GAP + link.placed.saturating_mul(SLACK_FACTOR);
         let cap = |file| {
             let writable = self.files.writable(file);
@@ -482,13 +483,16 @@ impl Image {
         }
     }
 
-    /// Where the guest's memory is full of changes, a flush makes room and the
-    /// request is worth another try; any other failure stays one.
+    /// Where the guest wants a flush first, one makes room and the request is
+    /// worth another try; any other failure stays one, and so does a second one.
     fn make_room(&self, link: &mut Link, fault: Fault) -> Result<(), Fault> {
-        match fault.kind == ErrorKind::GuestMemory && link.placed > 0 {
-            true => self.flush_held(link),
-            false => Err(fault),
+        if fault.kind != ErrorKind::GuestMemory || link.made_room {
+            return Err(fault);
         }
+        link.made_room = true;
+        // What the flush is for waits in the guest, even where nothing was placed.
+        self.unflushed.store(true, Ordering::Release);
+        self.flush_held(link)
     }
 }
 

@@ -41,3 +41,23 @@ pub fn unsettled(what: &str) -> Failure {
         format!("{what}; put it in order with `instar check -r all` first"),
     )
 }
+
+/// A grow that would cut the disk off for other programs.
+pub fn inside_the_field(said: u64) -> Failure {
+    Failure::new(
+        FailureKind::InvalidRequest,
+        format!(
+            "the footer gives the disk {said} bytes and a geometry of fewer: the programs that go \
+             by the former would lose data; grow to at least {said} bytes"
+        ),
+    )
+}
+
+/// A disk without a size.
+pub fn no_size() -> Failure {
+    Failure::new(
+        FailureKind::InvalidRequest,
+        "a VHD disk cannot shrink to 0 bytes: no program opens such an image; choose a larger \
+         size, or delete the image",
+    )
+}

@@ -613,7 +613,8 @@ fn one_valid_copy_is_enough_and_the_other_is_repaired() {
         let Ok(Reply::Checked { report, repair }) = reply else {
             panic!("not checked: {reply:?}");
         };
-        assert_eq!(report.corruptions_fixed, 1);
+        // Readers go by the other copy: that is a warning.
+        assert_eq!(report.corruptions_fixed, 0);
         session.host.apply(&repair.plan);
         assert_eq!(session.open(None).unwrap().unsettled, None);
         assert_eq!(check(&mut session), (0, vec![]));

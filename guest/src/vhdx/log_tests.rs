@@ -345,3 +345,18 @@ pub(super) fn an_entry_that_does_not_fit_into_memory_is_refused() {
             .starts_with("the log has an entry of 5242880 bytes")
     );
 }
+
+#[test]
+fn a_log_that_names_an_impossible_length_is_refused() {
+    for len in [u64::MAX, (1 << 20) + 1, u64::MAX << 20] {
+        let mut image = image();
+        let mut entry = entry(&[(ITEMS, page(&image, 2 << 20))], 1, 0, image.len());
+        entry[on_disk::LAST_LEN..on_disk::LAST_LEN + 8].copy_from_slice(&len.to_le_bytes());
+        seal(&mut entry, on_disk::CHECKSUM);
+        place(&mut image, 0, &entry);
+        mark(&mut image);
+        let failure = Session::new(image).open(None).unwrap_err();
+        assert_eq!(failure.kind, Damaged);
+        assert!(failure.message.contains("bytes afterwards"), "{failure}");
+    }
+}
