@@ -100,6 +100,9 @@ pub struct Source {
     root: OwnedFd,
     path: PathBuf,
     only: Option<OsString>,
+    /// Paths that the kernel has been asked to follow.
+    #[cfg(test)]
+    pub(super) asked: std::sync::atomic::AtomicUsize,
 }
 
 impl Source {
@@ -124,7 +127,13 @@ impl Source {
             OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC,
             Mode::empty(),
         )?;
-        Ok(Self { root, path, only })
+        Ok(Self {
+            root,
+            path,
+            only,
+            #[cfg(test)]
+            asked: Default::default(),
+        })
     }
 
     /// Canonical path of the directory at the root.
@@ -143,6 +152,8 @@ impl Source {
             root: self.root.try_clone()?,
             path: self.path.clone(),
             only: self.only.clone(),
+            #[cfg(test)]
+            asked: Default::default(),
         })
     }
 
@@ -211,17 +222,42 @@ impl Source {
     /// The file of this tree that an image at `relative` names, if it names one
     /// and the file exists. Nothing is opened for reading.
     pub fn resolve(&self, relative: &Path, name: &str) -> Option<Stat> {
-        let name = name.strip_prefix("file:").unwrap_or(name);
-        let target = match Path::new(name).strip_prefix(&self.path) {
-            Ok(below) => below.to_path_buf(),
-            Err(_) if name.starts_with('/') => return None,
-            Err(_) => relative.parent()?.join(name),
+        let target = self.named(relative, name)?;
+        self.target(&target, ResolveFlag::empty()).ok()?
+    }
+
+    /// The same, and whether it takes a change of the image's directory to make
+    /// the name lead elsewhere.
+    pub fn resolve_in(&self, relative: &Path, name: &str) -> (Option<Stat>, bool) {
+        let Some(target) = self.named(relative, name) else {
+            return (None, true);
         };
+        match self.target(&target, ResolveFlag::RESOLVE_NO_SYMLINKS) {
+            Err(Errno::ELOOP) => (self.resolve(relative, name), false),
+            found => {
+                let stays = target.parent() == relative.parent();
+                (found.ok().flatten(), stays)
+            }
+        }
+    }
+
+    /// Where below the root the file is that an image at `relative` names.
+    fn named(&self, relative: &Path, name: &str) -> Option<PathBuf> {
+        let name = name.strip_prefix("file:").unwrap_or(name);
+        match Path::new(name).strip_prefix(&self.path) {
+            Ok(below) => Some(below.to_path_buf()),
+            Err(_) if name.starts_with('/') => None,
+            Err(_) => Some(relative.parent()?.join(name)),
+        }
+    }
+
+    fn target(&self, target: &Path, also: ResolveFlag) -> nix::Result<Option<Stat>> {
+        let beneath = ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_MAGICLINKS;
         let how = OpenHow::new()
             .flags(OFlag::O_PATH | OFlag::O_CLOEXEC)
-            .resolve(ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_MAGICLINKS);
-        let fd = self.resolved(&target, how).ok()?;
-        Stat::of(&fstat(fd).ok()?)
+            .resolve(beneath | also);
+        let fd = self.resolved(target, how)?;
+        Ok(Stat::of(&fstat(fd)?))
     }
 
     /// Space and files of the file system that holds the root.
@@ -300,6 +336,9 @@ impl Source {
     }
 
     fn resolved(&self, path: &Path, how: OpenHow) -> nix::Result<OwnedFd> {
+        #[cfg(test)]
+        self.asked
+            .fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         loop {
             match openat2(&self.root, path, how) {
                 // A rename somewhere in the tree while it was resolved, which

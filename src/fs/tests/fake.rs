@@ -1,5 +1,5 @@
 //! Images that exist in memory only. An image file is a line of text:
-//! `size=N`, and optionally `backing=NAME`, `data=NAME` or `damaged`.
+//! `size=N`, and optionally `backing=NAME`, `data=NAME` (any number) or `damaged`.
 
 use crate::fs::disk::{At, Disk, Library, Part, Portrait, Run};
 use crate::fs::error::{Error, Result};
@@ -62,7 +62,14 @@ fn parse(mut file: File) -> Result<Portrait> {
             virtual_size: size.parse().unwrap(),
             cluster_size: Some(65536),
             backing: named("backing=").map(Backing::named),
-            files: named("data=").into_iter().collect(),
+            files: text
+                .split_whitespace()
+                .filter_map(|word| word.strip_prefix("data="))
+                .map(|name| NamedFile {
+                    name: name.to_string(),
+                    format: None,
+                })
+                .collect(),
         }),
         None => Ok(Portrait {
             format: Format::Raw,

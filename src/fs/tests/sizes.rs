@@ -4,6 +4,7 @@ use super::fake::MIB;
 use super::*;
 use crate::fs::disk::Part;
 use crate::fs::source::Time;
+use std::sync::atomic::Ordering;
 
 fn shrinking() -> Options {
     Options {
@@ -132,6 +133,58 @@ fn a_new_image_hides_its_files_at_once() {
     write("b.qcow2", "size=512 data=b.raw");
     write("b.raw", "content");
     assert_eq!(errno(stage.lookup("b.raw")), Errno::ENOENT);
+}
+
+/// Images of many files each, and other files, long enough ago for their time
+/// stamps to tell every change.
+fn crowd(images: usize, parts: usize) -> Stage {
+    let mut files = Vec::new();
+    for image in 0..images {
+        let names = (0..parts).map(|part| format!("p{image}-{part}.raw"));
+        files.extend(names.clone().map(|name| (name, String::new())));
+        let data: String = names.map(|name| format!(" data={name}")).collect();
+        files.push((format!("i{image}.qcow2"), format!("size=512{data}")));
+    }
+    let files: Vec<_> = files.iter().map(|(a, b)| (&**a, &**b)).collect();
+    let stage = Stage::new(&files);
+    std::thread::sleep(std::time::Duration::from_millis(30));
+    stage
+}
+
+/// How often the kernel is asked to follow a path while all is listed and every
+/// image looked up.
+fn asked_by_ls(images: usize, parts: usize) -> usize {
+    let stage = crowd(images, parts);
+    let shown = stage.listing();
+    assert_eq!(shown.len(), images);
+    for name in &shown {
+        stage.lookup(name).unwrap();
+    }
+    stage.fs.source.asked.load(Ordering::Relaxed)
+}
+
+#[test]
+fn a_listing_asks_for_each_part_a_few_times_however_many_there_are() {
+    for (images, parts) in [(1, 200), (20, 10), (40, 5)] {
+        let (asked, files) = (asked_by_ls(images, parts), images * (parts + 1));
+        assert!(asked < 12 * files, "{asked} for {images} times {parts}");
+    }
+}
+
+#[test]
+fn a_name_that_leads_out_of_the_directory_is_followed_again_after_a_while() {
+    let stage = Stage::new(&[
+        ("a.qcow2", "size=512 data=sub/a.raw"),
+        ("sub/a.raw", ""),
+        ("sub/b.raw", ""),
+    ]);
+    stage.lookup("a.qcow2").unwrap();
+    assert_eq!(errno(stage.lookup("sub/a.raw")), Errno::ENOENT);
+    assert!(stage.lookup("sub/b.raw").is_ok());
+    let at = |name| stage.dir.path().join(name);
+    std::fs::rename(at("sub/b.raw"), at("sub/a.raw")).unwrap();
+    std::thread::sleep(std::time::Duration::from_millis(1100));
+    assert_eq!(errno(stage.lookup("sub/a.raw")), Errno::ENOENT);
 }
 
 #[test]
