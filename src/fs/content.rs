@@ -50,11 +50,22 @@ impl Filesystem {
     pub fn write(&self, handle: u64, offset: u64, data: &[u8]) -> Result<()> {
         let handle = self.handle(handle)?;
         let end = offset.checked_add(data.len() as u64).ok_or(Errno::EFBIG)?;
-        let small = handle.write(self.context(), |disk| Ok(disk.virtual_size() < end))?;
-        if small {
+        loop {
+            let written = handle.write(self.context(), |disk| {
+                if disk.virtual_size() < end {
+                    return Ok(false);
+                }
+                match disk.write_at(data, offset) {
+                    // The end has moved over the range meanwhile.
+                    Err(_) if disk.virtual_size() < end => Ok(false),
+                    written => written.map(|()| true),
+                }
+            })?;
+            if written {
+                return Ok(());
+            }
             self.grow_for_write(&handle, end)?;
         }
-        handle.write(self.context(), |disk| disk.write_at(data, offset))
     }
 
     fn grow_for_write(&self, handle: &Handle, end: u64) -> Result<()> {

@@ -28,6 +28,8 @@ pub struct Shelf {
     pub changed_by_others: bool,
     pub fail_flush: bool,
     pub full: bool,
+    /// The size in bytes to which a disk shrinks just before it is written.
+    pub shrinks_to: Option<usize>,
     pub fail_describe: Option<Errno>,
     pub opens_as_raw: bool,
     /// The inode of the file that a resize has put in the image's place.
@@ -166,9 +168,16 @@ impl Disk for FakeDisk {
 
     fn write_at(&self, data: &[u8], offset: u64) -> Result<()> {
         let offset = usize::try_from(offset).unwrap();
-        self.with(|content| content[offset..offset + data.len()].copy_from_slice(data));
-        *lock(&self.dirty) = true;
-        Ok(())
+        let shrinks_to = lock(&self.shelf).shrinks_to.take();
+        if let Some(size) = shrinks_to {
+            self.with(|content| content.truncate(size));
+        }
+        self.with(|content| {
+            let range = content.get_mut(offset..offset + data.len());
+            range.ok_or(Errno::EINVAL)?.copy_from_slice(data);
+            *lock(&self.dirty) = true;
+            Ok(())
+        })
     }
 
     fn preallocate(&self, offset: u64, len: u64) -> Result<()> {

@@ -27,6 +27,17 @@ fn a_write_past_the_end_grows_to_a_whole_sector() {
 }
 
 #[test]
+fn a_write_whose_range_a_shrink_takes_away_grows_the_disk_again() {
+    let stage = Stage::with(&[("a.qcow2", "size=1048576")], shrinking());
+    let handle = stage.open("a.qcow2", true).unwrap();
+    lock(&stage.shelf).shrinks_to = Some(512);
+    stage.fs.write(handle, 1000, b"end").unwrap();
+    let mut content = vec![9; 4096];
+    assert_eq!(stage.fs.read(handle, 0, &mut content).unwrap(), 1024);
+    assert_eq!(&content[1000..1003], b"end");
+}
+
+#[test]
 fn a_smaller_or_odd_size_is_refused_and_nothing_changes() {
     let stage = Stage::new(&[("a.qcow2", "size=1048576")]);
     assert_eq!(errno(stage.truncate("a.qcow2", 512)), Errno::EPERM);
