@@ -209,7 +209,7 @@ impl Filesystem {
         let path = self.source.display(&file.node.path);
         let old = disk.virtual_size();
         self.whole_units(file, disk, size)?;
-        if size == old {
+        if size == old && !self.is_unfinished(file, disk) {
             return Ok(());
         }
         if size < old && !self.options.shrink {
@@ -222,11 +222,12 @@ impl Filesystem {
                 ),
             ));
         }
-        let preallocation = match size < old {
-            true => Preallocation::Off,
-            false => preallocation,
+        let preallocation = match size > old {
+            true => preallocation,
+            false => Preallocation::Off,
         };
         let resized = disk.resize(size, preallocation);
+        file.node.note_resize(resized.is_ok());
         // Also after a failure: the new size may be on disk.
         self.follow(file, disk);
         for warning in resized? {
@@ -235,6 +236,14 @@ impl Filesystem {
         file.note_size(disk.virtual_size());
         log::debug!("{}: resized to {size} bytes", path.display());
         Ok(())
+    }
+
+    /// Whether the image may have something left to do for the size that it
+    /// has: a change that failed half way, or a shrink that was cut off before
+    /// it gave back its space.
+    fn is_unfinished(&self, file: &OpenFile, disk: &dyn Disk) -> bool {
+        let may_be = file.node.is_resize_failed() || disk.is_unsettled() || self.options.shrink;
+        may_be && disk.is_resizable()
     }
 
     /// Refuses a size that the format cannot express.

@@ -114,6 +114,13 @@ pub trait Disk: Send + Sync {
     /// told. Whether it may become smaller is for the caller to know.
     fn resize(&self, size: u64, preallocation: Preallocation) -> Result<Vec<String>>;
 
+    /// Whether its size can be changed at all.
+    fn is_resizable(&self) -> bool;
+
+    /// Whether it was left in the middle of a change and must be put in order
+    /// before the next.
+    fn is_unsettled(&self) -> bool;
+
     /// What lies in a range inside the disk: runs without gaps, from `offset`
     /// to at least one byte further.
     fn runs(&self, offset: u64, len: u64) -> Result<Vec<Run>>;

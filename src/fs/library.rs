@@ -178,6 +178,14 @@ impl Disk for OpenImage {
         Ok(self.0.resize(size, &how)?)
     }
 
+    fn is_resizable(&self) -> bool {
+        self.0.facts().no_resize.is_none()
+    }
+
+    fn is_unsettled(&self) -> bool {
+        self.0.facts().unsettled.is_some()
+    }
+
     fn runs(&self, offset: u64, len: u64) -> Result<Vec<Run>> {
         let segments = self.0.first_segments(offset, len, MOST_RUNS)?;
         Ok(segments

@@ -28,6 +28,14 @@ pub struct Shelf {
     pub changed_by_others: bool,
     pub fail_flush: bool,
     pub full: bool,
+    /// The next resize fails after the new size is on disk.
+    pub resizes_halfway: bool,
+    /// What such a resize has left behind.
+    pub unsettled: bool,
+    /// Whether the image itself knows that.
+    pub tells_unsettled: bool,
+    /// Sizes cannot be changed.
+    pub fixed: bool,
     /// The size in bytes to which a disk shrinks just before it is written.
     pub shrinks_to: Option<usize>,
     pub fail_describe: Option<Errno>,
@@ -238,10 +246,26 @@ impl Disk for FakeDisk {
         let old = self.virtual_size();
         assert!(size > old || preallocation == Preallocation::Off);
         self.with(|content| content.resize(usize::try_from(size).unwrap(), 0));
+        let mut shelf = lock(&self.shelf);
+        shelf.events.push("resize");
+        shelf.unsettled = std::mem::take(&mut shelf.resizes_halfway);
+        if shelf.unsettled {
+            return Err(Error::new(Errno::EIO, "half way"));
+        }
+        drop(shelf);
         if preallocation == Preallocation::Falloc {
             lock(&self.shelf).allocated.push((old, size - old));
         }
         Ok(Vec::new())
+    }
+
+    fn is_resizable(&self) -> bool {
+        !lock(&self.shelf).fixed
+    }
+
+    fn is_unsettled(&self) -> bool {
+        let shelf = lock(&self.shelf);
+        shelf.unsettled && shelf.tells_unsettled
     }
 
     fn runs(&self, offset: u64, len: u64) -> Result<Vec<Run>> {

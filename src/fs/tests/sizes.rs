@@ -38,6 +38,40 @@ fn a_write_whose_range_a_shrink_takes_away_grows_the_disk_again() {
 }
 
 #[test]
+fn the_size_that_a_disk_has_finishes_a_resize_that_failed_half_way() {
+    for tells_unsettled in [false, true] {
+        let stage = Stage::new(&[("a.qcow2", "size=512")]);
+        lock(&stage.shelf).tells_unsettled = tells_unsettled;
+        let handle = stage.open("a.qcow2", true).unwrap();
+        lock(&stage.shelf).resizes_halfway = true;
+        assert_eq!(errno(stage.truncate("a.qcow2", MIB)), Errno::EIO);
+        let id = stage.lookup("a.qcow2").unwrap().id;
+        if tells_unsettled {
+            // Nobody but the image remembers.
+            stage.fs.release(handle);
+            stage.fs.forget(id, u64::MAX);
+        }
+        assert!(lock(&stage.shelf).unsettled);
+        stage.truncate("a.qcow2", MIB).unwrap();
+        assert!(!lock(&stage.shelf).unsettled);
+        // Once it has succeeded there is nothing left to do.
+        stage.events();
+        stage.truncate("a.qcow2", MIB).unwrap();
+        assert!(!stage.events().contains(&"resize"));
+    }
+}
+
+#[test]
+fn the_size_that_a_disk_has_goes_to_the_image_where_it_may_shrink() {
+    for (fixed, asked) in [(false, true), (true, false)] {
+        let stage = Stage::with(&[("a.qcow2", "size=512")], shrinking());
+        lock(&stage.shelf).fixed = fixed;
+        stage.truncate("a.qcow2", 512).unwrap();
+        assert_eq!(stage.events().contains(&"resize"), asked);
+    }
+}
+
+#[test]
 fn a_smaller_or_odd_size_is_refused_and_nothing_changes() {
     let stage = Stage::new(&[("a.qcow2", "size=1048576")]);
     assert_eq!(errno(stage.truncate("a.qcow2", 512)), Errno::EPERM);
