@@ -37,8 +37,10 @@ pub struct Portrait {
 }
 
 /// A file that holds a part of an image.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Part {
+    /// Which file it is.
+    pub id: FileId,
     /// Length in bytes.
     pub size: u64,
     /// Last change of the content.
@@ -107,7 +109,7 @@ pub trait Disk: Send + Sync {
     /// The image file, which a change of the size may replace by another.
     fn file(&self) -> Option<FileId>;
 
-    /// The other files that hold parts of the image, as they are now.
+    /// The files that have the names of the image's parts, as they are now.
     fn parts(&self) -> Result<Vec<Part>>;
 
     /// Changes the size, durably; the return value is what the user should be

@@ -161,9 +161,13 @@ impl Disk for OpenImage {
         if self.0.facts().files.is_empty() {
             return Ok(Vec::new());
         }
-        let files = self.0.on_disk()?.into_iter().skip(1);
+        let files = self.0.parts_by_name()?.into_iter().flatten();
         Ok(files
             .map(|file| Part {
+                id: FileId {
+                    dev: file.dev(),
+                    ino: file.ino(),
+                },
                 size: file.len(),
                 mtime: Time::new(file.mtime(), file.mtime_nsec()),
             })

@@ -40,7 +40,7 @@ pub enum Kind {
 }
 
 /// A point in time as the source file system records it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Time {
     /// Seconds since the epoch.
     pub sec: i64,

@@ -3,7 +3,7 @@
 use super::fake::MIB;
 use super::*;
 use crate::fs::disk::Part;
-use crate::fs::source::Time;
+use crate::fs::source::{FileId, Time};
 use std::sync::atomic::Ordering;
 
 fn shrinking() -> Options {
@@ -242,12 +242,13 @@ fn an_image_takes_the_space_of_all_its_files() {
 #[test]
 fn a_change_of_any_of_its_files_drops_what_the_kernel_has_cached() {
     let stage = Stage::new(&[("a.qcow2", "size=512")]);
-    let part = |sec| Part {
+    let part = |ino, sec| Part {
+        id: FileId { dev: 1, ino },
         size: 512,
         mtime: Time::new(sec, 0),
     };
     let far = 1 << 40;
-    lock(&stage.shelf).parts = vec![part(0), part(far)];
+    lock(&stage.shelf).parts = vec![part(1, 0), part(2, far)];
     let id = stage.lookup("a.qcow2").unwrap().id;
     let reopened = || {
         let opened = stage.fs.open(id, false).unwrap();
@@ -256,6 +257,17 @@ fn a_change_of_any_of_its_files_drops_what_the_kernel_has_cached() {
     };
     reopened();
     assert!(reopened());
-    lock(&stage.shelf).parts = vec![part(0), part(far + 1)];
-    assert!(!reopened());
+    let changed = [
+        vec![part(1, 0), part(2, far + 1)],
+        // Not the one that changed last.
+        vec![part(1, 1), part(2, far + 1)],
+        // A file that another has replaced, which keeps its times.
+        vec![part(3, 1), part(2, far + 1)],
+        vec![part(3, 1)],
+    ];
+    for parts in changed {
+        lock(&stage.shelf).parts = parts;
+        assert!(!reopened());
+        assert!(reopened());
+    }
 }
