@@ -29,6 +29,10 @@ pub enum FailureKind {
     Io,
     /// The engine contradicts itself: a defect of instar.
     Internal,
+    /// The disk ends inside a unit that only the backing image holds, and the
+    /// request would show more of it. The request changed nothing: give the
+    /// image that unit for its own, then ask again.
+    OwnUnitFirst,
 }
 
 /// A request that was refused. The text names the field, the value found and

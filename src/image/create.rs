@@ -1,11 +1,11 @@
 //! Making a new image: complete under its name, or not there at all.
 
 use super::change::{SLACK, limits, streamed_part};
-use super::error::{Error, Fault, Operation};
+use super::error::{Error, Fault, Operation, printable_name};
 use super::execute::{Aborted, execute};
 use super::files::FileTable;
 use super::guest::{Guest, Serving, Stream};
-use super::handles::{Id, id_of};
+use super::handles::{Id, id, id_of};
 use super::home::{Home, directory};
 use super::lock::LockSet;
 use super::names::{Names, Place};
@@ -46,8 +46,9 @@ pub struct Created {
 /// several files consists of.
 ///
 /// A path without a file gets the complete image or nothing. A file that is
-/// there already is locked, emptied and written in place; a refused request
-/// leaves it as it was.
+/// there already, under the path or under the name of another file that the
+/// image consists of, is locked, emptied and written in place; a refused request
+/// leaves it as it was. A failure after that says which files are empty now.
 pub fn create(pool: &Arc<Pool>, path: &Path, create: &Create) -> Result<Created, Error> {
     pool.session()
         .map_err(Fault::from)
@@ -122,7 +123,7 @@ impl<'a> Making<'a> {
         let files = table(file, names)?;
         let written = self.write(&files, draft);
         written.map_err(|fault| {
-            files.remove_made(1);
+            let fault = tidy(&files, fault);
             match files.set_len(FileNo::IMAGE, 0) {
                 Ok(()) => fault.and("the file is empty now"),
                 Err(_) => fault.and("the file is no image now"),
@@ -183,7 +184,7 @@ impl<'a> Making<'a> {
             name(self.path)?;
             Ok(reply)
         });
-        written.inspect_err(|_| files.remove_made(1))
+        written.map_err(|fault| tidy(&files, fault))
     }
 
     /// Asks for the plan and checks it, before anything is touched.
@@ -255,7 +256,15 @@ impl<'a> Making<'a> {
         });
         let place = Place::of(&Home::Path(self.path.to_path_buf()))?;
         let wanted: Vec<&str> = plain.collect();
-        Names::beside(place, Mode::from_bits_truncate(MODE), &wanted, image)
+        let avoid: Vec<Id> = image.iter().copied().chain(self.backing()).collect();
+        Names::beside(place, Mode::from_bits_truncate(MODE), &wanted, &avoid)
+    }
+
+    /// The backing file, if it is there: its name is relative to the image.
+    fn backing(&self) -> Option<Id> {
+        let named = self.create.backing.as_ref()?;
+        let path = directory(self.path).join(&named.name);
+        Some(id(&std::fs::metadata(path).ok()?))
     }
 
     /// Writes a whole plan, or has the plan made once more and writes it as it
@@ -278,6 +287,16 @@ impl<'a> Making<'a> {
         execute(files, &reply.plan, &files.lens()).map_err(Aborted::cause)?;
         Ok(reply)
     }
+}
+
+/// Removes the files that were made beside an image that there is not going to
+/// be, and says of those that had been there what has become of them.
+fn tidy(files: &FileTable, fault: Fault) -> Fault {
+    let emptied = files.empty_again();
+    files.remove_made(1);
+    emptied.iter().fold(fault, |fault, name| {
+        fault.and(&format!("'{}' is empty now", printable_name(name)))
+    })
 }
 
 /// The table of a new image.

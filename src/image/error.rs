@@ -22,6 +22,9 @@ pub enum ErrorKind {
     Damaged,
     /// A feature, a format or a request that instar does not handle.
     Unsupported,
+    /// The disk ends inside a unit that only the backing image holds, which
+    /// goes on behind it.
+    OwnUnitFirst,
     /// The request makes no sense for this image.
     InvalidRequest,
     /// The result would be past what the format or the sandbox can express.
@@ -62,7 +65,7 @@ impl ErrorKind {
             | Self::BadGuest
             | Self::Sandbox
             | Self::Lost => libc::EIO,
-            Self::Unsupported => libc::EOPNOTSUPP,
+            Self::Unsupported | Self::OwnUnitFirst => libc::EOPNOTSUPP,
             Self::InvalidRequest | Self::NotAFile => libc::EINVAL,
             Self::TooLarge => libc::EFBIG,
             Self::NotPermitted | Self::Forbidden => libc::EPERM,
@@ -80,6 +83,7 @@ impl From<FailureKind> for ErrorKind {
             FailureKind::NotThisFormat => Self::NotThisFormat,
             FailureKind::Damaged => Self::Damaged,
             FailureKind::Unsupported => Self::Unsupported,
+            FailureKind::OwnUnitFirst => Self::OwnUnitFirst,
             FailureKind::InvalidRequest => Self::InvalidRequest,
             FailureKind::TooLarge => Self::TooLarge,
             FailureKind::NotPermitted => Self::NotPermitted,
@@ -318,6 +322,7 @@ mod tests {
             (FailureKind::NotPermitted, libc::EPERM),
             (FailureKind::OutOfMemory, libc::EIO),
             (FailureKind::FlushFirst, libc::EIO),
+            (FailureKind::OwnUnitFirst, libc::EOPNOTSUPP),
             (FailureKind::Io, libc::EIO),
             (FailureKind::Internal, libc::EIO),
         ];

@@ -103,6 +103,13 @@ impl FileTable {
         }
     }
 
+    /// Empties the files that a plan for a new image found and emptied before;
+    /// answers their names.
+    pub fn empty_again(&self) -> Vec<String> {
+        let names = self.names.lock().unwrap_or_else(PoisonError::into_inner);
+        names.as_ref().map_or_else(Vec::new, Names::empty_again)
+    }
+
     /// Removes the files from the `old`th on, which a plan made that has failed.
     pub fn remove_made(&self, old: usize) {
         let files = self.handles.all();

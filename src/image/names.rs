@@ -134,7 +134,7 @@ fn both(name: &str) -> Fault {
     Fault::new(
         ErrorKind::InvalidRequest,
         format!(
-            "'{}' would be both the image and a part of it",
+            "'{}' would be a part of the image, and is the image itself or its backing file",
             printable_name(name)
         ),
     )
@@ -158,6 +158,7 @@ enum Birth {
     New {
         mode: Mode,
         there: BTreeMap<OsString, File>,
+        emptied: Vec<(OsString, File)>,
     },
 }
 
@@ -242,7 +243,11 @@ impl Names {
         }
         Ok(Self {
             image,
-            birth: Birth::New { mode, there },
+            birth: Birth::New {
+                mode,
+                there,
+                emptied: Vec::new(),
+            },
             lock: Some(LockSet::CREATE),
             places: BTreeMap::new(),
             changed: Vec::new(),
@@ -255,10 +260,12 @@ impl Names {
             NewName::Plain(name) => (self.image.beside(name.into()), false),
             NewName::Replacement => (self.image.replacement(), true),
         };
-        if let Birth::New { there, .. } = &mut self.birth
+        if let Birth::New { there, emptied, .. } = &mut self.birth
             && let Some(file) = there.remove(&place.name)
         {
+            let same = file.try_clone()?;
             file.set_len(0)?;
+            emptied.push((place.name, same));
             return Handle::made(file);
         }
         self.remove_left()?;
@@ -280,6 +287,20 @@ impl Names {
             left.drain(..).try_for_each(|place| remove(&place))?;
         }
         Ok(())
+    }
+
+    /// Empties the files that were there and had their turn; answers their
+    /// names.
+    pub fn empty_again(&self) -> Vec<String> {
+        let Birth::New { emptied, .. } = &self.birth else {
+            return Vec::new();
+        };
+        let empty = emptied.iter().map(|(name, file)| {
+            // The failure at hand is the one to tell; what stays is no image.
+            let _ = file.set_len(0);
+            name.to_string_lossy().into_owned()
+        });
+        empty.collect()
     }
 
     /// Makes the file itself; removes it again where it cannot be made ready.

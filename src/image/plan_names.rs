@@ -7,9 +7,12 @@
 use super::plan_error::PlanError;
 use instar_guest::FileNo;
 use instar_guest::plan::NewName;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// The longest name of a file, in bytes (`NAME_MAX`).
 const MAX_NAME: usize = 255;
+/// The most files that a plan may make, however many may be open.
+const MAX_MADE: usize = 4096;
 
 /// Which names a plan may change.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -42,7 +45,11 @@ enum Standing {
 pub(super) struct Names<'a> {
     limits: Option<&'a NameLimits>,
     standing: Vec<Standing>,
-    made: Vec<&'a str>,
+    /// Names that the image has.
+    known: Option<Known<'a>>,
+    /// How many files the plan makes, and under which plain names.
+    count: usize,
+    made: BTreeSet<&'a str>,
     /// Whether a commit has passed.
     pub committed: bool,
 }
@@ -53,7 +60,11 @@ impl<'a> Names<'a> {
         Self {
             limits,
             standing: vec![Standing::Old; files],
-            made: Vec::new(),
+            known: limits
+                .and_then(|limits| limits.has.as_deref())
+                .map(Known::new),
+            count: 0,
+            made: BTreeSet::new(),
             committed: false,
         }
     }
@@ -64,30 +75,30 @@ impl<'a> Names<'a> {
         if file.0 as usize != self.standing.len() {
             return Err(PlanError::WrongNumber(file));
         }
-        if self.made.len() >= limits.most {
-            return Err(PlanError::TooManyFiles(limits.most));
+        let most = limits.most.min(MAX_MADE);
+        if self.count >= most {
+            return Err(PlanError::TooManyFiles(most));
         }
+        self.count += 1;
         let standing = match name {
             NewName::Replacement => {
                 if limits.has.is_none() || self.standing.contains(&Standing::Waiting) {
                     return Err(PlanError::Replacement);
                 }
-                self.made.push("");
                 Standing::Waiting
             }
             NewName::Plain(name) => {
                 check_name(name)?;
-                let known = limits.has.as_ref();
-                if known.is_some_and(|has| !continues(name, has)) {
+                let known = self.known.as_ref();
+                if known.is_some_and(|known| !known.is_continued_by(name)) {
                     return Err(PlanError::ForeignName);
                 }
-                if known.is_some_and(|has| has.contains(name)) {
+                if limits.has.as_ref().is_some_and(|has| has.contains(name)) {
                     return Err(PlanError::NameTwice);
                 }
-                if self.made.contains(&name.as_str()) {
+                if !self.made.insert(name) {
                     return Err(PlanError::NameTwice);
                 }
-                self.made.push(name);
                 Standing::Made
             }
         };
@@ -158,24 +169,60 @@ fn check_name(name: &str) -> Result<(), PlanError> {
     }
 }
 
-/// Whether a new name continues one that the image has: it differs from it in
-/// numbers only, or puts something before the extension of it.
-fn continues(name: &str, has: &[String]) -> bool {
-    has.iter().any(|known| {
-        let (stem, extension) = match known.rfind('.') {
-            Some(dot) if dot > 0 => known.split_at(dot),
-            _ => (known.as_str(), ""),
-        };
-        let longer = name
-            .strip_prefix(stem)
-            .and_then(|rest| rest.strip_suffix(extension))
-            .is_some_and(|middle| middle.starts_with('-'));
-        longer || (name != known && numberless(name) == numberless(known))
-    })
+/// Names that new ones may continue, ready to be looked up: a plan may make
+/// thousands of files in an image that has thousands.
+struct Known<'a> {
+    /// Each in two, before its extension.
+    parts: BTreeSet<(&'a str, &'a str)>,
+    /// By what they are but for numbers: the one name, or `None` for several.
+    numberless: BTreeMap<String, Option<&'a str>>,
+}
+
+impl<'a> Known<'a> {
+    fn new(has: &'a [String]) -> Self {
+        let mut numberless = BTreeMap::new();
+        for name in has.iter().map(String::as_str) {
+            let only = numberless
+                .entry(without_numbers(name))
+                .or_insert(Some(name));
+            *only = only.filter(|only| *only == name);
+        }
+        Self {
+            parts: has.iter().map(|name| split_extension(name)).collect(),
+            numberless,
+        }
+    }
+
+    /// Whether a new name differs from one of these in numbers only, or puts
+    /// something that starts with a dash before the extension of it.
+    fn is_continued_by(&self, name: &str) -> bool {
+        let (_, extension) = split_extension(name);
+        let longer = name.match_indices('-').any(|(dash, _)| {
+            let (stem, rest) = name.split_at(dash);
+            let has =
+                |extension| rest.ends_with(extension) && self.parts.contains(&(stem, extension));
+            has("") || has(extension)
+        });
+        let other = |only: &Option<&str>| only.is_none_or(|only| only != name);
+        longer
+            || self
+                .numberless
+                .get(&without_numbers(name))
+                .is_some_and(other)
+    }
+}
+
+/// A name before its extension, and that with its dot. A leading dot starts
+/// none.
+fn split_extension(name: &str) -> (&str, &str) {
+    match name.rfind('.') {
+        Some(dot) if dot > 0 => name.split_at(dot),
+        _ => (name, ""),
+    }
 }
 
 /// A name with each run of digits as one mark.
-fn numberless(name: &str) -> String {
+fn without_numbers(name: &str) -> String {
     let mut out = String::new();
     for c in name.chars() {
         match c.is_ascii_digit() {
@@ -194,6 +241,7 @@ mod tests {
     #[test]
     fn new_names_continue_those_that_the_image_has() {
         let has = ["disk.vmdk", "old-s001.vmdk", "plain"].map(String::from);
+        let known = Known::new(&has);
         for name in [
             "old-s002.vmdk",
             "old-s1000.vmdk",
@@ -201,7 +249,7 @@ mod tests {
             "disk-flat.vmdk",
             "plain-1",
         ] {
-            assert!(continues(name, &has), "{name}");
+            assert!(known.is_continued_by(name), "{name}");
         }
         for name in [
             "disk.vmdk",
@@ -211,8 +259,27 @@ mod tests {
             "old-t001.vmdk",
             "plainer",
         ] {
-            assert!(!continues(name, &has), "{name}");
+            assert!(!known.is_continued_by(name), "{name}");
         }
+    }
+
+    #[test]
+    fn a_plan_makes_so_many_files_and_no_more() {
+        let has = vec!["disk-s0.vmdk".to_string()];
+        let limits = NameLimits {
+            most: usize::MAX,
+            cap: 0,
+            has: Some(has),
+        };
+        let new: Vec<NewName> = (1..=MAX_MADE + 1)
+            .map(|number| NewName::Plain(format!("disk-s{number}.vmdk")))
+            .collect();
+        let mut names = Names::new(Some(&limits), 0);
+        let made = |(number, name)| names.create(FileNo(number), name);
+        let results: Vec<_> = (0..).zip(&new).map(made).collect();
+        let (last, others) = results.split_last().unwrap();
+        assert!(others.iter().all(|made| *made == Ok(0)));
+        assert_eq!(*last, Err(PlanError::TooManyFiles(MAX_MADE)));
     }
 
     #[test]

@@ -4,11 +4,12 @@
 use super::ResizeOptions;
 use super::change::{Change, SLACK, limits};
 use super::disk::{Image, Link, exclusive, hold, shared};
-use super::error::{Error, Fault, Operation, printable_name};
+use super::error::{Error, ErrorKind, Fault, Operation, printable_name};
 use super::execute::execute;
 use super::guest::{Serving, Stream};
 use super::plan_check::{Commits, Limits, check};
 use super::read::unexpected;
+use super::write::Units;
 use instar_guest::plan::MAX_GAP;
 use instar_guest::proto::{PlanReply, Preallocation};
 use instar_guest::{ExtentKind, Plan, Reply, Request};
@@ -41,34 +42,8 @@ impl Image {
     pub fn resize(&self, size: u64, how: &ResizeOptions) -> Result<Vec<String>, Error> {
         self.may_resize()
             .and_then(|()| self.put_in_order())
-            .and_then(|_| self.own_last_unit(size))
-            .and_then(|()| self.resize_to(size, how))
+            .and_then(|_| self.resize_to(size, how))
             .map_err(|fault| fault.at(Operation::Resize, &self.path))
-    }
-
-    /// Where a longer backing image holds the unit that the disk ends in, a
-    /// larger disk would show more of it. Only the host has those bytes: it
-    /// writes one of them over, so that the image gets the unit for its own and
-    /// the plan can clear the rest.
-    fn own_last_unit(&self, size: u64) -> Result<(), Fault> {
-        let old = self.virtual_size();
-        let unit = shared(&self.facts).write_unit.max(1);
-        let longer = |backing: &Image| backing.virtual_size() > old;
-        let cut = size > old && !old.is_multiple_of(unit);
-        if !cut || !self.backing.as_deref().is_some_and(longer) {
-            return Ok(());
-        }
-        let facts = shared(&self.facts).clone();
-        if self.writable().is_err() || facts.no_write.is_some() || facts.no_resize.is_some() {
-            return Ok(());
-        }
-        let last = old - 1;
-        if self.look(last, 1, &mut None)?.kind != ExtentKind::Unallocated {
-            return Ok(());
-        }
-        let mut byte = [0];
-        self.fill(&mut byte, last, &mut None)?;
-        self.store(&byte, last)
     }
 
     pub(super) fn flush_all(&self) -> Result<(), Fault> {
@@ -159,11 +134,72 @@ impl Image {
         if let Some(why) = shared(&self.facts).unsettled.clone() {
             return self.plan_settling(&mut link, &why);
         }
-        let request = self.resize_request(size, how)?;
-        let reply = self.collect_plan(&mut link, &request)?;
-        let (reply, ()) = plan_in(reply, "Resize")?;
+        let borrowed = self.borrowed_unit(&mut link, size)?;
+        let mut reply = self.judge(&mut link, size, how, borrowed.is_some())?;
+        if let Some(unit) = borrowed {
+            reply.warnings.push(format!(
+                "{} bytes at {} are copied from the backing file first, so that the disk does \
+                 not show more of it; the plan does not list that",
+                unit.len(),
+                unit.start
+            ));
+        }
+        Ok(reply)
+    }
+
+    /// The plan of a resize, checked and not executed. The guest may refuse it
+    /// until the unit that the disk ends in is the image's own; what it would
+    /// plan then, it plans for a backing image that goes on no further.
+    fn judge(
+        &self,
+        link: &mut Link,
+        size: u64,
+        how: &ResizeOptions,
+        borrowed: bool,
+    ) -> Result<PlanReply, Fault> {
+        let mut request = self.resize_request(size, how)?;
+        let reply = match (self.collect_plan(link, &request), &mut request) {
+            (Err(fault), Request::Resize { backing_size, .. })
+                if borrowed && fault.kind == ErrorKind::OwnUnitFirst =>
+            {
+                *backing_size = Some(self.virtual_size());
+                self.collect_plan(link, &request)
+            }
+            (reply, _) => reply,
+        };
+        let (reply, ()) = plan_in(reply?, "Resize")?;
         check(&reply.plan, &self.growth(size, how))?;
         Ok(reply)
+    }
+
+    /// The unit that the disk ends in, where a longer backing image holds it and
+    /// a larger disk would show more of that.
+    fn borrowed_unit(&self, link: &mut Link, size: u64) -> Result<Option<Units>, Fault> {
+        let old = self.virtual_size();
+        let unit = shared(&self.facts).write_unit.max(1);
+        let longer = |backing: &Image| backing.virtual_size() > old;
+        let cut = size > old && !old.is_multiple_of(unit);
+        if !cut || !self.backing.as_deref().is_some_and(longer) {
+            return Ok(None);
+        }
+        if shared(&self.facts).no_write.is_some() {
+            return Ok(None);
+        }
+        let extent = self.look(old - 1, 1, &mut Some(link))?;
+        let borrowed = extent.kind == ExtentKind::Unallocated;
+        Ok(borrowed.then(|| self.units(old - 1, old)))
+    }
+
+    /// Gives the image that unit for its own, so that the plan can clear what
+    /// follows the disk's end in it: durably, and only where the plan would be
+    /// made then. As the holder of the session and not of `traffic`.
+    fn own_last_unit(&self, link: &mut Link, size: u64, how: &ResizeOptions) -> Result<(), Fault> {
+        let Some(unit) = self.borrowed_unit(link, size)? else {
+            return Ok(());
+        };
+        self.judge(link, size, how, true)?;
+        self.place_old(link, unit, false)?;
+        self.flush_held(link)
     }
 
     /// The plan that comes before any other.
@@ -200,8 +236,12 @@ impl Image {
         let _flushing = hold(&self.flushing);
         let mut link = hold(&self.session);
         self.flush_held(&mut link)?;
+        {
+            let _traffic = exclusive(&self.traffic);
+            self.settle_held(&mut link)?;
+        }
+        self.own_last_unit(&mut link, size, how)?;
         let _traffic = exclusive(&self.traffic);
-        self.settle_held(&mut link)?;
         let change = Change {
             request: self.resize_request(size, how)?,
             limits: self.growth(size, how),

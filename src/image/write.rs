@@ -27,13 +27,13 @@ const MAX_WIDER: usize = 4;
 
 /// Whole allocation units of the disk, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Units {
-    start: u64,
-    end: u64,
+pub(super) struct Units {
+    pub start: u64,
+    pub end: u64,
 }
 
 impl Units {
-    fn len(self) -> u64 {
+    pub fn len(self) -> u64 {
         self.end - self.start
     }
 }
@@ -247,7 +247,7 @@ impl Image {
     }
 
     /// The whole allocation units around a range, clipped at the disk's end.
-    fn units(&self, start: u64, end: u64) -> Units {
+    pub(super) fn units(&self, start: u64, end: u64) -> Units {
         let unit = shared(&self.facts).write_unit.max(1);
         let up = end.checked_next_multiple_of(unit).unwrap_or(u64::MAX);
         Units {
@@ -468,17 +468,30 @@ impl Image {
             false => CHUNK,
         };
         let wanted = self.units(start, start + extent.len.min(chunk));
+        match self.place_old(link, wanted, true) {
+            Ok(units) => Ok(units.end),
+            Err(fault) => self.make_room(link, fault).map(|()| start),
+        }
+    }
+
+    /// Has units placed with the content that they have; answers which, those
+    /// that had to be placed together with them included.
+    pub(super) fn place_old(
+        &self,
+        link: &mut Link,
+        wanted: Units,
+        reserve: bool,
+    ) -> Result<Units, Fault> {
         let mut widening = Widening::new(wanted);
         loop {
             let units = widening.now;
             let quiet = self.quiet(link, units)?;
             let old = self.old(link, units.start, units.end)?;
-            let placed = self.place(link, widening, &[old.piece()], true);
+            let placed = self.place(link, widening, &[old.piece()], reserve);
             drop(quiet);
-            match placed {
-                Ok(None) => return Ok(units.end),
-                Ok(Some(wider)) => widening = wider,
-                Err(fault) => return self.make_room(link, fault).map(|()| start),
+            match placed? {
+                None => return Ok(units),
+                Some(wider) => widening = wider,
             }
         }
     }

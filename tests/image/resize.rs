@@ -102,7 +102,17 @@ fn over_longer_backing(pool: &Arc<Pool>) -> Outcome {
         let create = ["create", "-q", "-f", "qcow2", "-F", "qcow2", "-b"];
         let last = [base.as_str(), "-o", options, &top, &old.to_string()];
         run("qemu-img", &[&create[..], &last[..]].concat())?;
+        let before = std::fs::read(&top).map_err(text)?;
         let image = open(pool, top.as_ref(), "qcow2", Access::Write)?;
+        // More than the format can express: nothing of the disk is copied.
+        let refused = image.resize(1 << 62, &ResizeOptions::default());
+        equal(refused.is_err(), true, "a disk of 4 EiB is refused")?;
+        let plan = image.plan_resize(3 << 20, &ResizeOptions::default());
+        let warnings = plan.map_err(text)?.warnings;
+        let copied = |text: &String| text.contains("are copied from the backing file first");
+        equal(warnings.iter().any(copied), true, "the copy is told")?;
+        image.flush().map_err(text)?;
+        same(&std::fs::read(&top).map_err(text)?, &before, "refused, dry")?;
         image
             .resize(3 << 20, &ResizeOptions::default())
             .map_err(text)?;

@@ -5,6 +5,7 @@ use super::{Fixture, Script, lock_elsewhere, told};
 use crate::image::create::create_with;
 use crate::image::{Error, ErrorKind, Operation};
 use crate::sandbox::{CallError, Files};
+use instar_guest::facts::NamedFile;
 use instar_guest::plan::{NewName, Plan, Purpose, Stage, Step};
 use instar_guest::proto::{Create, PlanReply};
 use instar_guest::{FileNo, Format, Reply, Request};
@@ -36,15 +37,7 @@ impl Rig {
         &self,
         answer: impl FnMut(&Request, &mut dyn Files) -> Result<Reply, CallError> + Send,
     ) -> Result<(), Error> {
-        let create = Create {
-            format: Format::Vmdk,
-            size: SIZE,
-            options: vec![("preallocation".to_string(), "falloc".to_string())],
-            backing: None,
-            backing_size: None,
-            backing_identity: None,
-        };
-        create_with(&mut Script(answer), &self.0.path, &create)
+        create_with(&mut Script(answer), &self.0.path, &request())
             .map(drop)
             .map_err(|fault| fault.at(Operation::Create, &self.0.path))
     }
@@ -69,6 +62,17 @@ impl Rig {
             .collect();
         files.sort();
         files
+    }
+}
+
+fn request() -> Create {
+    Create {
+        format: Format::Vmdk,
+        size: SIZE,
+        options: vec![("preallocation".to_string(), "falloc".to_string())],
+        backing: None,
+        backing_size: None,
+        backing_identity: None,
     }
 }
 
@@ -179,7 +183,8 @@ fn a_directory_or_a_link_under_an_extents_name_is_found_as_early() {
 
 #[test]
 fn the_image_is_not_made_from_itself() {
-    let text = "'image' would be both the image and a part of it".to_string();
+    let text = "'image' would be a part of the image, and is the image itself or its backing file"
+        .to_string();
     let stages = || vec![prepare(vec![extent(1, "image")]), commit("x")];
     for there in [&["image"][..], &[]] {
         let rig = Rig::new(there);
@@ -216,6 +221,37 @@ fn what_fails_in_the_middle_leaves_nothing_half_made() {
         "{error}"
     );
     assert_eq!(rig.files(), files(&[("image", ""), ("three", "old")]));
+}
+
+#[test]
+fn what_was_there_beside_a_failed_image_is_told_to_be_empty() {
+    let rig = Rig::new(&["one"]);
+    let mut stages = too_large();
+    stages[0].steps.push(write(1, 0, "half"));
+    let error = rig.plan(stages).unwrap_err();
+    let end = "; 'one' is empty now";
+    assert!(error.message().ends_with(end), "{error}");
+    assert_eq!(rig.files(), files(&[("one", "")]));
+}
+
+#[test]
+fn the_backing_file_is_no_part_of_the_image_on_it() {
+    for there in [&["two"][..], &["image", "two"]] {
+        let rig = Rig::new(there);
+        let before = rig.files();
+        let mut create = request();
+        create.backing = Some(NamedFile {
+            name: "two".to_string(),
+            format: Some("raw".to_string()),
+        });
+        let mut guest = Script(|_: &Request, _: &mut dyn Files| Ok(planned(two())));
+        let fault = create_with(&mut guest, &rig.0.path, &create).unwrap_err();
+        assert_eq!(fault.kind, ErrorKind::InvalidRequest);
+        let text =
+            "'two' would be a part of the image, and is the image itself or its backing file";
+        assert_eq!(fault.message, text);
+        assert_eq!(rig.files(), before);
+    }
 }
 
 #[test]

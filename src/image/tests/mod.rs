@@ -9,6 +9,7 @@ mod failing;
 mod faulty;
 mod hostile;
 mod named;
+mod plan_names;
 mod plans;
 mod renaming;
 mod settling;

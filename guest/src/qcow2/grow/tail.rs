@@ -216,7 +216,7 @@ impl Survey {
 
 fn partial_over_backing() -> Failure {
     Failure::new(
-        FailureKind::Unsupported,
+        FailureKind::OwnUnitFirst,
         "the disk ends inside a cluster that only the backing image holds, and the backing image \
          goes on behind it: write to the disk's last sector first",
     )
