@@ -39,7 +39,9 @@ struct Layout {
 }
 
 impl Check<'_> {
-    /// Streams a new refcount structure. Answers the stages up to the commit.
+    /// Streams a new refcount structure. Answers the stages up to the commit;
+    /// the entries that change are left for after it: a flag that is cleared
+    /// while a shared cluster is counted once lets the next writer free it.
     pub(super) fn plan_rebuild(&mut self) -> Result<Vec<Stage>, Failure> {
         let text = "Rebuilding refcount structure";
         self.tell.add(self.host, Severity::Repaired, text)?;
@@ -66,7 +68,6 @@ impl Check<'_> {
             })?;
         }
         self.emit_table(&layout, &mut rest)?;
-        rest.extend(self.entries.take());
         Ok(vec![Stage {
             purpose: Purpose::Prepare,
             steps: rest,

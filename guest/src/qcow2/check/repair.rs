@@ -3,10 +3,13 @@
 //! Counts are changed where they are, unless the refcount structure itself is
 //! broken: then a new one is made behind the end of the file. Counts that are
 //! too low go up before anything else, so that no state in between is worse than
-//! the one before. Clearing the header's dirty and corrupt bits commits.
+//! the one before. Clearing the header's dirty and corrupt bits commits. With a
+//! new structure the switch to it comes first, then what the entries say about
+//! its counts, then those bits.
 
 use super::super::Qcow2;
 use super::super::format::{autoclear, header, incompatible};
+use super::super::grow::commit::change;
 use super::patches::MAX_COUNTS;
 use super::{Check, Severity};
 use crate::bytes;
@@ -112,11 +115,17 @@ impl Check<'_> {
         })
     }
 
-    /// The whole plan: what comes before, and the commit.
-    fn complete(&mut self, mut stages: Vec<Stage>, rebuilt: bool) -> Result<Plan, Failure> {
+    /// The whole plan: what comes before, and the commits. Entries that are left
+    /// by now rely on counts that the first commit makes visible; before them
+    /// the header's flags do not say that all is well.
+    fn complete(
+        &mut self,
+        mut stages: Vec<Stage>,
+        rebuilt: bool,
+    ) -> Result<Plan, Failure> {
         let report = &self.tell.report;
         let sound = report.corruptions == 0 && report.check_errors == 0;
-        let commit = self.header_after(sound, rebuilt)?;
+        let entries = self.entries.take();
         if !rebuilt
             && let Some(step) = clear_unknown(self.image)
             && stages.iter().any(|stage| !stage.steps.is_empty())
@@ -127,16 +136,21 @@ impl Check<'_> {
             let purpose = Purpose::Prepare;
             stages.insert(0, Stage { purpose, steps });
         }
-        stages.extend(commit.map(|step| Stage {
-            purpose: Purpose::Commit,
-            steps: vec![step],
-        }));
+        let old = &self.image.first_sector;
+        let switched = self.header_after(sound && entries.is_empty(), rebuilt)?;
+        let last = self.header_after(sound, rebuilt)?;
+        stages.extend(commit(old, &switched)?);
+        let purpose = Purpose::Release;
+        let steps = entries;
+        stages.push(Stage { purpose, steps });
+        stages.extend(commit(&switched, &last)?);
         stages.retain(|stage| !stage.steps.is_empty());
         Ok(Plan { stages })
     }
 
-    /// The write of what changes in the header, if anything does.
-    fn header_after(&self, sound: bool, rebuilt: bool) -> Result<Option<Step>, Failure> {
+    /// The first sector with the rebuilt table, where there is one, and, where
+    /// the image is sound, without the flags that say otherwise.
+    fn header_after(&self, sound: bool, rebuilt: bool) -> Result<Vec<u8>, Failure> {
         let old = &self.image.first_sector;
         let mut new = old.clone();
         if let Some(table) = self.new_table.filter(|_| rebuilt) {
@@ -154,17 +168,18 @@ impl Check<'_> {
                 bytes::put_be64(&mut new, header::AUTOCLEAR, known)?;
             }
         }
-        let differs = |(a, b): (&u8, &u8)| a != b;
-        let Some(first) = old.iter().zip(&new).position(differs) else {
-            return Ok(None);
-        };
-        let last = old.iter().zip(&new).rposition(differs).unwrap_or(first);
-        Ok(Some(Step::Write {
-            file: FileNo::IMAGE,
-            offset: first as u64,
-            data: bytes::slice(&new, first, last + 1 - first)?.to_vec(),
-        }))
+        Ok(new)
     }
+}
+
+/// The stage that turns one first sector into another, where they differ.
+fn commit(old: &[u8], new: &[u8]) -> Result<Option<Stage>, Failure> {
+    if old == new {
+        return Ok(None);
+    }
+    let steps = vec![change(old, new)?];
+    let purpose = Purpose::Commit;
+    Ok(Some(Stage { purpose, steps }))
 }
 
 /// The write that clears the autoclear bits that mean nothing here.
