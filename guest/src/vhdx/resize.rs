@@ -35,6 +35,7 @@ impl Vhdx {
         }
         check_sectors(wish.size, self.metadata.geometry.sector)?;
         let plan = match wish.direction(self.metadata.size)? {
+            Direction::Same if wish.shrink => self.plan_finish(host)?,
             Direction::Same => return Ok(PlanReply::default()),
             Direction::Shrink if wish.size == 0 => return Err(no_size()),
             Direction::Shrink => self.plan_shrink(host, wish.size)?,

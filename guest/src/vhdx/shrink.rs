@@ -4,10 +4,12 @@
 //! larger disk would later show what was cut off: one entry of the log carries
 //! both, and the header that makes it count commits. Then what the last block
 //! holds behind the end is cleared, blocks at the end of the file move into
-//! gaps, and the file gets shorter.
+//! gaps, and the file gets shorter. The last two are finished by the same request
+//! where a crash came between.
 
 use super::Vhdx;
 use super::format::{MIB, PAGE, bat as on_disk};
+use super::guid::Guid;
 use super::space::{Space, Used, UsedFor};
 use super::update::{Flips, HeaderWriter, Logged, fresh_guid, stage, write};
 use crate::engine::Host;
@@ -35,7 +37,38 @@ struct Move {
 impl Vhdx {
     /// The plan that makes the disk smaller.
     pub(super) fn plan_shrink(&mut self, host: &mut dyn Host, size: u64) -> Result<Plan, Failure> {
-        let file_len = self.source.file_len;
+        let (moves, given_back) = self.compact(host, size)?;
+        let (tail, _) = self.clear_tail(host, size)?;
+        let mut headers = HeaderWriter::new(&self.headers, &mut self.chance);
+        let data_write = fresh_guid(&mut self.chance);
+        let mut stages = self.announce(&mut headers, Some(data_write))?;
+        stages.extend(self.cut(host, &mut headers, size, tail)?);
+        stages.extend(self.tidy(&moves, given_back));
+        stages.retain(|stage| !stage.steps.is_empty());
+        Ok(Plan { stages })
+    }
+
+    /// The plan that finishes a shrink to the present size which was interrupted
+    /// behind its commit; empty where there is nothing left to do.
+    pub(super) fn plan_finish(&mut self, host: &mut dyn Host) -> Result<Plan, Failure> {
+        let (moves, given_back) = self.compact(host, self.metadata.size)?;
+        if moves.is_empty() && given_back.is_empty() {
+            return Ok(Plan::default());
+        }
+        let mut headers = HeaderWriter::new(&self.headers, &mut self.chance);
+        let mut stages = self.announce(&mut headers, None)?;
+        stages.extend(self.tidy(&moves, given_back));
+        stages.retain(|stage| !stage.steps.is_empty());
+        Ok(Plan { stages })
+    }
+
+    /// Which blocks of a disk of that size move, and what gives the space behind
+    /// them back.
+    fn compact(
+        &mut self,
+        host: &mut dyn Host,
+        size: u64,
+    ) -> Result<(Vec<Move>, Vec<Step>), Failure> {
         let entries = self.metadata.geometry.entries(size);
         let mut highest = Highest::default();
         let mut present = 0;
@@ -44,25 +77,19 @@ impl Vhdx {
             highest.add(used);
         })?;
         let moves = self.moves(highest, &mut space);
-        let (tail, _) = self.clear_tail(host, size)?;
-
-        let mut headers = HeaderWriter::new(&self.headers, &mut self.chance);
-        let data_write = fresh_guid(&mut self.chance);
-        let mut stages = vec![
-            stage(Purpose::Prepare, headers.write(Some(data_write), None)?),
-            stage(Purpose::Prepare, headers.write(None, None)?),
-        ];
-        stages.extend(self.cut(host, &mut headers, size, tail)?);
-        stages.push(Stage {
-            purpose: Purpose::Release,
-            steps: moves.iter().flat_map(|step| self.copy(*step)).collect(),
-        });
-        stages.push(Stage {
-            purpose: Purpose::Release,
-            steps: moves.iter().map(|step| self.repoint(*step)).collect(),
-        });
         let absent = self.metadata.geometry.blocks(size).saturating_sub(present);
-        let end = self.new_end(&space, absent);
+        let steps = self.give_back(&space, absent, size);
+        Ok((moves, steps))
+    }
+
+    /// What gives the space that nothing uses back. Where the size stays and the
+    /// end does, what is free before it has been given back already.
+    fn give_back(&self, space: &Space, absent: u64, size: u64) -> Vec<Step> {
+        let file_len = self.source.file_len;
+        let end = self.new_end(space, absent);
+        if end >= file_len && size == self.metadata.size {
+            return Vec::new();
+        }
         let mut steps = Vec::new();
         if end < file_len {
             steps.push(Step::SetLength {
@@ -76,12 +103,30 @@ impl Vhdx {
             offset,
             len: len.min(file_len - offset),
         }));
-        stages.push(Stage {
-            purpose: Purpose::Release,
-            steps,
-        });
-        stages.retain(|stage| !stage.steps.is_empty());
-        Ok(Plan { stages })
+        steps
+    }
+
+    /// The headers that say that the file changes.
+    fn announce(
+        &self,
+        headers: &mut HeaderWriter,
+        data_write: Option<Guid>,
+    ) -> Result<Vec<Stage>, Failure> {
+        Ok(vec![
+            stage(Purpose::Prepare, headers.write(data_write, None)?),
+            stage(Purpose::Prepare, headers.write(None, None)?),
+        ])
+    }
+
+    /// The stages that move blocks and then give space back.
+    fn tidy(&self, moves: &[Move], given_back: Vec<Step>) -> Vec<Stage> {
+        let steps = [
+            moves.iter().flat_map(|step| self.copy(*step)).collect(),
+            moves.iter().map(|step| self.repoint(*step)).collect(),
+            given_back,
+        ];
+        let purpose = Purpose::Release;
+        steps.map(|steps| Stage { purpose, steps }).into()
     }
 
     /// The stages up to the smaller disk: the size, nothing in the entries behind

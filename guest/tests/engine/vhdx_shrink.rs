@@ -5,6 +5,7 @@ use crate::lab::{Check, Lab};
 use crate::vhdx_lab::{G, M, assert_same, create, open, raw, resize, scatter, settle, write};
 use instar_guest::plan::{Plan, Purpose};
 use instar_guest::proto::Preallocation;
+use instar_guest::testing::Session;
 use instar_guest::{Failure, FailureKind, Format, Step};
 
 /// All checks by name.
@@ -67,8 +68,10 @@ fn shrinks(options: &str, old: u64, new: u64) {
         .iter()
         .filter(|stage| stage.purpose == Purpose::Commit);
     assert_eq!(commits.count(), 1);
+    let uncut = session.host.image.clone();
     session.host.apply(&reply.plan);
     assert!(session.host.image.len() <= before);
+    finish_each_interruption(&uncut, &reply.plan, new, session.host.image.len());
     let facts = session.open(None).unwrap();
     assert_eq!((facts.virtual_size, facts.unsettled), (new, None));
     lab.write("disk.vhdx", &session.host.image);
@@ -90,6 +93,30 @@ fn shrinks(options: &str, old: u64, new: u64) {
     expected.resize(old as usize, 0);
     assert_same(&raw(&lab), &expected, "content after growing back");
     write(&lab, &[format!("write -P 9 {} 512", old - 512)]);
+}
+
+/// Cut off after any stage behind the commit, the image is settled, and the same
+/// request ends in a file of the same length with nothing left to do.
+fn finish_each_interruption(uncut: &[u8], plan: &Plan, size: u64, len: usize) {
+    let first = up_to_the_commit(plan).stages.len();
+    for done in first..plan.stages.len() {
+        let mut session = Session::new(uncut.to_vec());
+        let stages = plan.stages[..done].to_vec();
+        session.host.apply(&Plan { stages });
+        if session.open(None).unwrap().unsettled.is_some() {
+            let settled = settle(&mut session).unwrap();
+            session.host.apply(&settled.plan);
+            session.open(None).unwrap();
+        }
+        let before = session.read(0, size).unwrap();
+        let rest = resize(&mut session, size, Preallocation::Off, true).unwrap();
+        session.host.apply(&rest.plan);
+        assert_eq!(session.host.image.len(), len, "after {done} stages");
+        session.open(None).unwrap();
+        assert_same(&session.read(0, size).unwrap(), &before, "finished content");
+        let none = resize(&mut session, size, Preallocation::Off, true).unwrap();
+        assert!(none.plan.is_empty(), "after {done} stages: {:?}", none.plan);
+    }
 }
 
 /// Stages up to and with the one that commits.
