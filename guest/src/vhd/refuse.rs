@@ -57,7 +57,6 @@ pub fn inside_the_field(said: u64) -> Failure {
 pub fn no_size() -> Failure {
     Failure::new(
         FailureKind::InvalidRequest,
-        "a VHD disk cannot shrink to 0 bytes: no program opens such an image; choose a larger \
-         size, or delete the image",
+        "a VHD disk cannot shrink to 0 bytes: choose a larger size, or delete the image",
     )
 }
