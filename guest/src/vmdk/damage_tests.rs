@@ -394,3 +394,36 @@ fn overwriting_a_grain_changes_the_cid_before_that_is_done_without_asking() {
     let new = session.open(Some(Format::Vmdk)).unwrap().identity;
     assert_ne!(new, old);
 }
+
+#[test]
+fn a_shrink_moves_no_grain_onto_one_that_the_old_disk_has() {
+    let mut foreign = image();
+    foreign.truncate(64 * 512);
+    foreign.resize(256 * 512, 7);
+    foreign.resize(384 * 512, 8);
+    put(&mut foreign, header::OVERHEAD, &64u64.to_le_bytes());
+    for directory in [48, 56] {
+        let first = table(&foreign, directory);
+        put(&mut foreign, first, &64u32.to_le_bytes());
+        let second = first + 2048;
+        put(&mut foreign, second, &256u32.to_le_bytes());
+    }
+    let end = foreign.len() as u64;
+    let mut session = Session::new(foreign);
+    session.open(Some(Format::Vmdk)).unwrap();
+    let Ok(Reply::Plan(reply)) = session.call(resize(32 << 20)) else {
+        panic!("not a plan");
+    };
+    let copies = reply.plan.stages[0].steps.iter();
+    let copies: Vec<u64> = copies
+        .filter_map(|step| match step {
+            Step::Copy { to, .. } => Some(*to),
+            _ => None,
+        })
+        .collect();
+    assert!(matches!(copies[..], [to] if to >= end), "{copies:?}");
+    session.host.apply(&reply.plan);
+    session.open(Some(Format::Vmdk)).unwrap();
+    assert!(session.read(0, GRAIN as u64).unwrap() == vec![7; GRAIN]);
+    assert_eq!(session.host.image.len(), 256 * 512);
+}
