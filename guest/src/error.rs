@@ -44,7 +44,10 @@ pub struct Failure {
 
 impl Failure {
     /// A failure of the given kind.
+    #[track_caller]
     pub fn new(kind: FailureKind, message: impl Into<String>) -> Self {
+        #[cfg(any(test, feature = "testing"))]
+        crate::testing::note(core::panic::Location::caller());
         Self {
             kind,
             message: message.into(),

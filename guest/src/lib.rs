@@ -51,6 +51,8 @@ mod vmdk;
 
 #[cfg(test)]
 mod engine_tests;
+#[cfg(test)]
+mod field_tests;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 

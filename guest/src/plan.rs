@@ -32,7 +32,10 @@ pub enum NewName {
     /// As the image, with `.instar-new` behind it: it takes the place of a file
     /// later in the plan. What an interrupted plan left under the name goes.
     Replacement,
-    /// A name of its own, without a directory, that no file has yet.
+    /// A name of its own, without a directory, that no file has yet. What an
+    /// interrupted plan left under it goes, too: where a file waits to take the
+    /// image's place when the plan begins. A plan therefore makes the
+    /// replacement in a stage before any other file.
     Plain(String),
 }
 
@@ -73,6 +76,19 @@ pub enum Step {
         /// The file to change.
         file: FileNo,
         /// Host offset to copy from.
+        from: u64,
+        /// Host offset to copy to.
+        to: u64,
+        /// Length of both ranges.
+        len: u64,
+    },
+    /// Copy a range of another file into a file; extends that if needed.
+    CopyFrom {
+        /// The file to change.
+        file: FileNo,
+        /// The file to copy from, another one.
+        source: FileNo,
+        /// Offset in it to copy from.
         from: u64,
         /// Host offset to copy to.
         to: u64,
@@ -135,6 +151,7 @@ impl Step {
             | Step::Zero { file, .. }
             | Step::Fill { file, .. }
             | Step::Copy { file, .. }
+            | Step::CopyFrom { file, .. }
             | Step::Reserve { file, .. }
             | Step::SetLength { file, .. }
             | Step::Punch { file, .. }

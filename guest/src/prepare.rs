@@ -15,7 +15,7 @@ use alloc::vec;
 use alloc::vec::Vec;
 
 /// Bytes of collected steps from which on they are streamed.
-const STREAM_AT: usize = 4 << 20;
+const STREAM_AT: usize = 1 << 20;
 /// Bytes of a table that are made at once.
 const CHUNK: usize = 256 << 10;
 /// What a step weighs besides its data.
@@ -182,7 +182,7 @@ mod tests {
         let content: Vec<u8> = (0..10u32 << 20).map(|at| (at % 251) as u8 + 1).collect();
         prepare.fresh_slice(512, &content).unwrap();
         let rest = prepare.finish();
-        assert_eq!(host.streamed.len(), 2);
+        assert_eq!(host.streamed.len(), 10);
         assert!(matches!(rest.last(), Some(Step::SetLength { .. })));
         rest.iter()
             .rev()

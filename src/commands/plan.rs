@@ -134,7 +134,7 @@ fn parts(step: &Step) -> Parts {
         } => range("write", offset, data.len() as u64),
         Step::Zero { offset, len, .. } => range("zero", offset, len),
         Step::Fill { offset, len, .. } => range("fill", offset, len),
-        Step::Copy { to, len, .. } => range("copy", to, len),
+        Step::Copy { to, len, .. } | Step::CopyFrom { to, len, .. } => range("copy", to, len),
         Step::Reserve { offset, len, .. } => range("reserve", offset, len),
         Step::SetLength { len, .. } => part("set-length", None, Some(len)),
         Step::Punch { offset, len, .. } => range("punch", offset, len),
@@ -152,10 +152,16 @@ fn step_line(stage: &Stage, step: &Step, names: &[String]) -> String {
         "  {:<9}  {name:<10}  {place:>14}  {len:>12}",
         purpose(stage.purpose)
     );
-    if let Step::Copy { from, .. } = step {
+    if let Step::Copy { from, .. } | Step::CopyFrom { from, .. } = step {
         line.push_str(&format!("  from {from:#x}"));
     }
+    if let Step::CopyFrom { source, .. } = step {
+        line.push_str(&format!(" of {}", name_of(*source, names)));
+    }
     match step {
+        Step::CopyFrom { file, .. } => {
+            line.push_str(&format!("  into {}", name_of(*file, names)));
+        }
         Step::Create { file, .. } | Step::Unlink { file } => {
             line.push_str(&format!("  {}", name_of(*file, names)));
         }
@@ -198,6 +204,10 @@ fn step_json(step: &Step) -> Value {
     }
     match *step {
         Step::Copy { from, .. } => value["from"] = from.into(),
+        Step::CopyFrom { source, from, .. } => {
+            value["source"] = source.0.into();
+            value["from"] = from.into();
+        }
         Step::Rename { over, .. } => value["over"] = over.0.into(),
         _ => {}
     }

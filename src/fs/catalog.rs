@@ -1,14 +1,14 @@
 //! What every file of the tree is, remembered for as long as it does not
-//! change, and which files another image names.
+//! change.
 
 use super::disk::{At, Library, Portrait};
 use super::error::{Error, Result};
 use super::names::{FormatRules, is_replacement, may_be_a_part};
+use super::namings::Namings;
 use super::source::{FileId, Kind, Source, Stat, Time};
 use super::sync::lock;
 use crate::image::NameRule;
 use instar_guest::proto::Format;
-use nix::errno::Errno;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock};
@@ -20,16 +20,11 @@ const REMEMBERED: usize = 64 << 10;
 /// looked at sooner than this after a change may change again unnoticed.
 const TICK: Duration = Duration::from_millis(20);
 
-/// Permission of others to read a file.
-const OTHERS_READ: u16 = 0o004;
-/// Permission of others to write a file.
-const OTHERS_WRITE: u16 = 0o002;
-
 /// What a file is to the mount.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Face {
     /// An image.
-    Image(Portrait),
+    Image(Arc<Portrait>),
     /// An image that cannot be used: shown with size 0.
     Unusable(Error),
     /// No image, or part of another one: not shown.
@@ -38,7 +33,7 @@ pub enum Face {
 
 /// The version of a file that a face belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Stamp {
+pub(super) struct Stamp {
     size: u64,
     mtime: Time,
     ctime: Time,
@@ -46,14 +41,6 @@ struct Stamp {
 
 /// A file, and the format that it is read as.
 type Look = (FileId, Option<Format>);
-
-/// What an image names, to be resolved when it matters.
-#[derive(Clone, Debug)]
-struct Naming {
-    path: PathBuf,
-    backing: Vec<String>,
-    files: Vec<String>,
-}
 
 /// A look at all images of a directory. Done once; who comes second waits for
 /// the first.
@@ -70,7 +57,7 @@ pub struct Catalog {
     formats: FormatRules,
     library: Box<dyn Library>,
     faces: Mutex<HashMap<Look, (Stamp, Face)>>,
-    namings: Mutex<HashMap<FileId, Naming>>,
+    namings: Namings,
     /// Directories whose images have been asked for the names they hold.
     surveys: Mutex<HashMap<(PathBuf, FileId), Arc<Survey>>>,
 }
@@ -82,7 +69,7 @@ impl Catalog {
             formats,
             library,
             faces: Mutex::default(),
-            namings: Mutex::default(),
+            namings: Namings::default(),
             surveys: Mutex::default(),
         }
     }
@@ -111,11 +98,16 @@ impl Catalog {
             self.survey_siblings(source, path);
         }
         let face = match rule {
-            NameRule::Raw => Face::Image(raw_portrait(stat)),
+            NameRule::Raw => Face::Image(Arc::new(raw_portrait(stat))),
             NameRule::Must(format) => self.described(source, path, stat, Some(format)),
             NameRule::Probe => self.described(source, path, stat, None),
         };
-        if face != Face::Hidden && self.is_part(source, stat.id) {
+        let directory = path.parent().unwrap_or(Path::new(""));
+        if face != Face::Hidden
+            && source
+                .stat(directory)
+                .is_ok_and(|directory| self.namings.is_part(source, path, stat.id, &directory))
+        {
             return Face::Hidden;
         }
         face
@@ -123,10 +115,14 @@ impl Catalog {
 
     /// Disk space of the other files that an image names for its parts, in
     /// blocks of 512 bytes.
-    pub fn blocks_of_parts(&self, source: &Source, path: &Path, portrait: &Portrait) -> u64 {
-        let files = portrait.files.iter();
-        let found = files.filter_map(|file| source.resolve(path, &file.name));
-        found.fold(0, |sum, part| part.blocks.saturating_add(sum))
+    pub fn blocks_of_parts(
+        &self,
+        source: &Source,
+        path: &Path,
+        id: FileId,
+        portrait: &Portrait,
+    ) -> u64 {
+        self.namings.blocks_of_parts(source, path, id, portrait)
     }
 
     /// Whether another image of the tree names the file as its backing image.
@@ -136,7 +132,7 @@ impl Catalog {
         while let Some(directory) = directories.pop() {
             directories.extend(self.survey(source, &directory));
         }
-        self.named(source, file, OTHERS_READ, |naming| &naming.backing)
+        self.namings.is_backing(source, file)
     }
 
     /// Looks at every image of a directory that may name other files, and
@@ -196,60 +192,6 @@ impl Catalog {
         });
     }
 
-    fn is_part(&self, source: &Source, file: FileId) -> bool {
-        self.named(source, file, OTHERS_READ | OTHERS_WRITE, |naming| {
-            &naming.files
-        })
-    }
-
-    /// Whether an image whose owner may use the file names it: what anybody
-    /// else's image says must not take it from its owner. `perm` is what others
-    /// need for that use.
-    fn named(
-        &self,
-        source: &Source,
-        file: FileId,
-        perm: u16,
-        field: impl Fn(&Naming) -> &[String],
-    ) -> bool {
-        let namings: Vec<(FileId, PathBuf, String)> = lock(&self.namings)
-            .iter()
-            .flat_map(|(id, naming)| {
-                let names = field(naming).iter();
-                names.map(|name| (*id, naming.path.clone(), name.clone()))
-            })
-            .collect();
-        namings.iter().any(|(namer, path, name)| {
-            let stat = source.stat(path);
-            let is_gone = match &stat {
-                Ok(stat) => stat.id != *namer,
-                Err(error) => error.errno == Errno::ENOENT,
-            };
-            if is_gone {
-                self.forget_naming(*namer, path);
-            }
-            *namer != file
-                && stat.is_ok_and(|stat| {
-                    stat.id == *namer
-                        && source.resolve(path, name).is_some_and(|target| {
-                            target.id == file && may_name(stat.uid, &target, perm)
-                        })
-                })
-        })
-    }
-
-    /// Forgets what an image names that is not where it was: if it has moved,
-    /// it is looked at under its new name.
-    fn forget_naming(&self, namer: FileId, path: &Path) {
-        let mut namings = lock(&self.namings);
-        if namings
-            .get(&namer)
-            .is_some_and(|naming| naming.path == path)
-        {
-            namings.remove(&namer);
-        }
-    }
-
     fn described(&self, source: &Source, path: &Path, stat: &Stat, format: Option<Format>) -> Face {
         let key = (stat.id, format);
         let stamp = Stamp::of(stat);
@@ -287,46 +229,30 @@ impl Catalog {
         let face = if format.is_none() && portrait.format == Format::Raw {
             Face::Hidden
         } else {
-            Face::Image(portrait)
+            Face::Image(Arc::new(portrait))
         };
         Ok((face, Stamp::of(&stat)))
     }
 
     fn note_names(&self, path: &Path, id: FileId, face: &Face) {
-        let mut namings = lock(&self.namings);
         match face {
-            Face::Image(portrait) if portrait.backing.is_some() || !portrait.files.is_empty() => {
-                let (backing, files) = (portrait.backing.as_ref(), portrait.files.iter());
-                let naming = Naming {
-                    path: path.to_path_buf(),
-                    backing: backing.map(|named| named.names.clone()).unwrap_or_default(),
-                    files: files.map(|named| named.name.clone()).collect(),
-                };
-                namings.insert(id, naming);
-            }
+            Face::Image(portrait) => self.namings.note(path, id, portrait),
             // What it names is as little known as the rest.
             Face::Unusable(error) if error.is_passing() => {}
-            _ => {
-                namings.remove(&id);
-            }
+            _ => self.namings.remove(id),
         }
     }
 }
 
 impl Stamp {
-    fn of(stat: &Stat) -> Self {
+    /// The version of which these are the attributes.
+    pub(super) fn of(stat: &Stat) -> Self {
         Self {
             size: stat.size,
             mtime: stat.mtime,
             ctime: stat.ctime,
         }
     }
-}
-
-/// Whether an image of that owner may have the file for a backing or data file,
-/// as the gate decides it when the image is opened.
-fn may_name(owner: u32, file: &Stat, perm: u16) -> bool {
-    owner == 0 || owner == file.uid || file.perm & perm == perm
 }
 
 fn raw_portrait(stat: &Stat) -> Portrait {
@@ -341,7 +267,7 @@ fn raw_portrait(stat: &Stat) -> Portrait {
 
 /// Whether the file last changed long enough ago for its time stamp to tell a
 /// further change.
-fn settled(stat: &Stat) -> bool {
+pub(super) fn settled(stat: &Stat) -> bool {
     let now = SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .unwrap_or_default();

@@ -50,11 +50,22 @@ impl Filesystem {
     pub fn write(&self, handle: u64, offset: u64, data: &[u8]) -> Result<()> {
         let handle = self.handle(handle)?;
         let end = offset.checked_add(data.len() as u64).ok_or(Errno::EFBIG)?;
-        let small = handle.write(self.context(), |disk| Ok(disk.virtual_size() < end))?;
-        if small {
+        loop {
+            let written = handle.write(self.context(), |disk| {
+                if disk.virtual_size() < end {
+                    return Ok(false);
+                }
+                match disk.write_at(data, offset) {
+                    // The end has moved over the range meanwhile.
+                    Err(_) if disk.virtual_size() < end => Ok(false),
+                    written => written.map(|()| true),
+                }
+            })?;
+            if written {
+                return Ok(());
+            }
             self.grow_for_write(&handle, end)?;
         }
-        handle.write(self.context(), |disk| disk.write_at(data, offset))
     }
 
     fn grow_for_write(&self, handle: &Handle, end: u64) -> Result<()> {
@@ -198,7 +209,7 @@ impl Filesystem {
         let path = self.source.display(&file.node.path);
         let old = disk.virtual_size();
         self.whole_units(file, disk, size)?;
-        if size == old {
+        if size == old && !self.is_unfinished(file, disk) {
             return Ok(());
         }
         if size < old && !self.options.shrink {
@@ -211,19 +222,28 @@ impl Filesystem {
                 ),
             ));
         }
-        let preallocation = match size < old {
-            true => Preallocation::Off,
-            false => preallocation,
+        let preallocation = match size > old {
+            true => preallocation,
+            false => Preallocation::Off,
         };
         let resized = disk.resize(size, preallocation);
+        file.node.note_resize(resized.is_ok());
         // Also after a failure: the new size may be on disk.
         self.follow(file, disk);
+        file.note_size(disk.virtual_size());
         for warning in resized? {
             log::warn!("{}: {warning}", path.display());
         }
-        file.note_size(disk.virtual_size());
         log::debug!("{}: resized to {size} bytes", path.display());
         Ok(())
+    }
+
+    /// Whether the image may have something left to do for the size that it
+    /// has: a change that failed half way, or a shrink that was cut off before
+    /// it gave back its space.
+    fn is_unfinished(&self, file: &OpenFile, disk: &dyn Disk) -> bool {
+        let may_be = file.node.is_resize_failed() || disk.is_unsettled() || self.options.shrink;
+        may_be && disk.is_resizable()
     }
 
     /// Refuses a size that the format cannot express.

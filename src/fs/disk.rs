@@ -37,8 +37,10 @@ pub struct Portrait {
 }
 
 /// A file that holds a part of an image.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Part {
+    /// Which file it is.
+    pub id: FileId,
     /// Length in bytes.
     pub size: u64,
     /// Last change of the content.
@@ -107,12 +109,19 @@ pub trait Disk: Send + Sync {
     /// The image file, which a change of the size may replace by another.
     fn file(&self) -> Option<FileId>;
 
-    /// The other files that hold parts of the image, as they are now.
+    /// The files that have the names of the image's parts, as they are now.
     fn parts(&self) -> Result<Vec<Part>>;
 
     /// Changes the size, durably; the return value is what the user should be
     /// told. Whether it may become smaller is for the caller to know.
     fn resize(&self, size: u64, preallocation: Preallocation) -> Result<Vec<String>>;
+
+    /// Whether its size can be changed at all.
+    fn is_resizable(&self) -> bool;
+
+    /// Whether it was left in the middle of a change and must be put in order
+    /// before the next.
+    fn is_unsettled(&self) -> bool;
 
     /// What lies in a range inside the disk: runs without gaps, from `offset`
     /// to at least one byte further.

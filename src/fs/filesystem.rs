@@ -457,7 +457,9 @@ impl Filesystem {
             Some(Face::Hidden) => (own_size().unwrap_or(0), BLOCK),
         };
         if let Some(Face::Image(portrait)) = face {
-            let parts = self.catalog.blocks_of_parts(&self.source, path, portrait);
+            let parts = self
+                .catalog
+                .blocks_of_parts(&self.source, path, stat.id, portrait);
             stat.blocks = stat.blocks.saturating_add(parts);
         }
         let block = block.clamp(4096, 2 << 20).next_power_of_two();

@@ -161,9 +161,13 @@ impl Disk for OpenImage {
         if self.0.facts().files.is_empty() {
             return Ok(Vec::new());
         }
-        let files = self.0.on_disk()?.into_iter().skip(1);
+        let files = self.0.parts_by_name()?.into_iter().flatten();
         Ok(files
             .map(|file| Part {
+                id: FileId {
+                    dev: file.dev(),
+                    ino: file.ino(),
+                },
                 size: file.len(),
                 mtime: Time::new(file.mtime(), file.mtime_nsec()),
             })
@@ -176,6 +180,14 @@ impl Disk for OpenImage {
             shrink: true,
         };
         Ok(self.0.resize(size, &how)?)
+    }
+
+    fn is_resizable(&self) -> bool {
+        self.0.facts().no_resize.is_none()
+    }
+
+    fn is_unsettled(&self) -> bool {
+        self.0.facts().unsettled.is_some()
     }
 
     fn runs(&self, offset: u64, len: u64) -> Result<Vec<Run>> {

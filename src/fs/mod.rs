@@ -17,6 +17,7 @@ pub mod fuse;
 mod library;
 mod memory;
 mod names;
+mod namings;
 mod nodes;
 mod open;
 mod source;

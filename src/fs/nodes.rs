@@ -14,6 +14,7 @@ use std::collections::HashMap;
 use std::collections::hash_map::{Entry, RandomState};
 use std::hash::BuildHasher;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, RwLock};
 
 /// A node's id, as the kernel and `st_ino` know it. 1 is the root.
@@ -35,9 +36,20 @@ pub struct Node {
     /// Directory or regular file.
     pub kind: Kind,
     file: Mutex<FileId>,
+    resize_failed: AtomicBool,
 }
 
 impl Node {
+    /// Takes note of how the last change of its size went.
+    pub fn note_resize(&self, done: bool) {
+        self.resize_failed.store(!done, Ordering::Release);
+    }
+
+    /// Whether the last change of its size failed, perhaps half way.
+    pub fn is_resize_failed(&self) -> bool {
+        self.resize_failed.load(Ordering::Acquire)
+    }
+
     /// Which file it was when it was looked up, or has become by a change of
     /// ours since.
     pub fn file(&self) -> FileId {
@@ -79,6 +91,7 @@ impl Nodes {
                 path: PathBuf::new(),
                 kind: Kind::Directory,
                 file: Mutex::new(root),
+                resize_failed: AtomicBool::new(false),
             }),
         }
     }
@@ -135,6 +148,7 @@ impl Nodes {
                     path,
                     kind,
                     file: Mutex::new(file),
+                    resize_failed: AtomicBool::new(false),
                 });
                 slot.insert(Held {
                     node: Arc::clone(&node),

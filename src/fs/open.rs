@@ -17,6 +17,7 @@ use super::sync::{lock, read, try_read, try_write, write};
 use crate::image::Access;
 use instar_guest::proto::Format;
 use nix::errno::Errno;
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, RwLock, RwLockWriteGuard};
 
@@ -25,8 +26,9 @@ pub struct OpenFile {
     /// The file.
     pub node: Arc<Node>,
     state: RwLock<State>,
-    /// The size of the disk when it was last asked for, for as long as the
-    /// image is open and locked.
+    /// The size of the disk, for as long as the image is open and locked. Noted
+    /// where it changes and nowhere else: whoever merely asks for the size may
+    /// be slow to note it, and bring an old one back.
     size: Mutex<Option<u64>>,
     uses: Mutex<Uses>,
     sizing: Mutex<()>,
@@ -176,13 +178,13 @@ impl OpenFile {
     /// The size of the disk, while the image is open and locked. Does not wait
     /// for whoever is opening or closing it: the last size known is right then.
     pub fn virtual_size(&self) -> Option<u64> {
-        let Some(state) = try_read(&self.state) else {
-            return *lock(&self.size);
-        };
-        let locked = state.open.as_ref().filter(|open| open.locked);
-        let size = locked.map(|open| open.disk.virtual_size());
-        *lock(&self.size) = size;
-        size
+        match try_read(&self.state) {
+            Some(state) => {
+                let locked = state.open.as_ref().filter(|open| open.locked);
+                locked.map(|open| open.disk.virtual_size())
+            }
+            None => *lock(&self.size),
+        }
     }
 
     /// The image file, while the image is open. Does not wait for whoever is
@@ -300,11 +302,16 @@ impl OpenFile {
     fn whole(&self, context: Context<'_>, disk: &dyn Disk) -> Result<Stat> {
         let image = context.source.stat(&self.node.path)?;
         let parts = disk.parts()?;
-        Ok(parts.iter().fold(image, |whole, part| Stat {
-            size: whole.size.wrapping_add(part.size),
-            mtime: whole.mtime.max(part.mtime),
-            ..whole
-        }))
+        if parts.is_empty() {
+            return Ok(image);
+        }
+        // A fingerprint: it serves no other purpose than to be compared.
+        let mut hasher = DefaultHasher::new();
+        (image.size, parts).hash(&mut hasher);
+        Ok(Stat {
+            size: hasher.finish(),
+            ..image
+        })
     }
 
     /// Remembers what the file is like while it is still locked.
@@ -378,6 +385,7 @@ impl OpenFile {
             match open.disk.lock() {
                 Ok(()) => {
                     open.locked = true;
+                    self.note_size(open.disk.virtual_size());
                     state.left = Left::Not;
                     return Ok(());
                 }
@@ -390,6 +398,7 @@ impl OpenFile {
             }
         }
         self.reopen(context, state, wanted)
+            .inspect_err(|_| *lock(&self.size) = None)
     }
 
     /// Opens the image anew: our own locks stand in the way of a change from

@@ -40,7 +40,7 @@ pub enum Kind {
 }
 
 /// A point in time as the source file system records it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Time {
     /// Seconds since the epoch.
     pub sec: i64,
@@ -100,6 +100,9 @@ pub struct Source {
     root: OwnedFd,
     path: PathBuf,
     only: Option<OsString>,
+    /// Paths that the kernel has been asked to follow.
+    #[cfg(test)]
+    pub(super) asked: std::sync::atomic::AtomicUsize,
 }
 
 impl Source {
@@ -124,7 +127,13 @@ impl Source {
             OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC,
             Mode::empty(),
         )?;
-        Ok(Self { root, path, only })
+        Ok(Self {
+            root,
+            path,
+            only,
+            #[cfg(test)]
+            asked: Default::default(),
+        })
     }
 
     /// Canonical path of the directory at the root.
@@ -143,6 +152,8 @@ impl Source {
             root: self.root.try_clone()?,
             path: self.path.clone(),
             only: self.only.clone(),
+            #[cfg(test)]
+            asked: Default::default(),
         })
     }
 
@@ -211,17 +222,42 @@ impl Source {
     /// The file of this tree that an image at `relative` names, if it names one
     /// and the file exists. Nothing is opened for reading.
     pub fn resolve(&self, relative: &Path, name: &str) -> Option<Stat> {
-        let name = name.strip_prefix("file:").unwrap_or(name);
-        let target = match Path::new(name).strip_prefix(&self.path) {
-            Ok(below) => below.to_path_buf(),
-            Err(_) if name.starts_with('/') => return None,
-            Err(_) => relative.parent()?.join(name),
+        let target = self.named(relative, name)?;
+        self.target(&target, ResolveFlag::empty()).ok()?
+    }
+
+    /// The same, and whether it takes a change of the image's directory to make
+    /// the name lead elsewhere.
+    pub fn resolve_in(&self, relative: &Path, name: &str) -> (Option<Stat>, bool) {
+        let Some(target) = self.named(relative, name) else {
+            return (None, true);
         };
+        match self.target(&target, ResolveFlag::RESOLVE_NO_SYMLINKS) {
+            Err(Errno::ELOOP) => (self.resolve(relative, name), false),
+            found => {
+                let stays = target.parent() == relative.parent();
+                (found.ok().flatten(), stays)
+            }
+        }
+    }
+
+    /// Where below the root the file is that an image at `relative` names.
+    fn named(&self, relative: &Path, name: &str) -> Option<PathBuf> {
+        let name = name.strip_prefix("file:").unwrap_or(name);
+        match Path::new(name).strip_prefix(&self.path) {
+            Ok(below) => Some(below.to_path_buf()),
+            Err(_) if name.starts_with('/') => None,
+            Err(_) => Some(relative.parent()?.join(name)),
+        }
+    }
+
+    fn target(&self, target: &Path, also: ResolveFlag) -> nix::Result<Option<Stat>> {
+        let beneath = ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_MAGICLINKS;
         let how = OpenHow::new()
             .flags(OFlag::O_PATH | OFlag::O_CLOEXEC)
-            .resolve(ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_MAGICLINKS);
-        let fd = self.resolved(&target, how).ok()?;
-        Stat::of(&fstat(fd).ok()?)
+            .resolve(beneath | also);
+        let fd = self.resolved(target, how)?;
+        Ok(Stat::of(&fstat(fd)?))
     }
 
     /// Space and files of the file system that holds the root.
@@ -300,6 +336,9 @@ impl Source {
     }
 
     fn resolved(&self, path: &Path, how: OpenHow) -> nix::Result<OwnedFd> {
+        #[cfg(test)]
+        self.asked
+            .fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         loop {
             match openat2(&self.root, path, how) {
                 // A rename somewhere in the tree while it was resolved, which
@@ -376,90 +415,5 @@ fn time_spec(time: Option<NewTime>) -> TimeSpec {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use std::os::unix::fs::symlink;
-
-    fn tree() -> tempfile::TempDir {
-        let dir = tempfile::tempdir().unwrap();
-        std::fs::write(dir.path().join("a.raw"), [0; 512]).unwrap();
-        std::fs::create_dir(dir.path().join("sub")).unwrap();
-        std::fs::write(dir.path().join("sub/b.raw"), [0; 1024]).unwrap();
-        symlink("/etc/passwd", dir.path().join("link.raw")).unwrap();
-        symlink("/etc", dir.path().join("linked")).unwrap();
-        nix::unistd::mkfifo(&dir.path().join("pipe.raw"), Mode::S_IRWXU).unwrap();
-        dir
-    }
-
-    fn sorted(mut names: Vec<Name>) -> Vec<(String, Kind)> {
-        names.sort_by(|a, b| a.name.cmp(&b.name));
-        names
-            .into_iter()
-            .map(|n| (n.name.into_string().unwrap(), n.kind))
-            .collect()
-    }
-
-    #[test]
-    fn only_directories_and_regular_files_are_listed() {
-        let dir = tree();
-        let source = Source::open(dir.path()).unwrap();
-        assert_eq!(
-            sorted(source.list(Path::new("")).unwrap()),
-            [
-                ("a.raw".to_string(), Kind::File),
-                ("sub".to_string(), Kind::Directory)
-            ]
-        );
-    }
-
-    #[test]
-    fn a_link_leads_nowhere_as_a_file_and_as_a_directory() {
-        let dir = tree();
-        let source = Source::open(dir.path()).unwrap();
-        for path in ["link.raw", "linked/passwd", "linked", "pipe.raw"] {
-            let error = source.stat(Path::new(path)).unwrap_err();
-            assert_eq!(error.errno, Errno::ENOENT, "{path}");
-        }
-        let error = source.open_file(Path::new("link.raw"), false).unwrap_err();
-        assert_eq!(error.errno, Errno::ENOENT);
-    }
-
-    #[test]
-    fn nothing_above_the_root_is_reached() {
-        let dir = tree();
-        let source = Source::open(&dir.path().join("sub")).unwrap();
-        let error = source.stat(Path::new("../a.raw")).unwrap_err();
-        assert_eq!(error.errno, Errno::EXDEV);
-        assert_eq!(source.resolve(Path::new("b.raw"), "../a.raw"), None);
-    }
-
-    #[test]
-    fn a_single_image_is_the_only_file() {
-        let dir = tree();
-        std::fs::write(dir.path().join("c.raw"), b"").unwrap();
-        let source = Source::open(&dir.path().join("c.raw")).unwrap();
-        assert_eq!(
-            sorted(source.list(Path::new("")).unwrap()),
-            [("c.raw".to_string(), Kind::File)]
-        );
-        assert_eq!(
-            source.stat(Path::new("a.raw")).unwrap_err().errno,
-            Errno::ENOENT
-        );
-        assert_eq!(source.stat(Path::new("c.raw")).unwrap().size, 0);
-    }
-
-    #[test]
-    fn a_name_resolves_relative_to_its_image_or_absolute() {
-        let dir = tree();
-        let source = Source::open(dir.path()).unwrap();
-        let id = source.stat(Path::new("a.raw")).unwrap().id;
-        let image = Path::new("sub/b.raw");
-        let absolute = source.path().join("a.raw");
-        let resolve = |name| source.resolve(image, name).map(|stat| stat.id);
-        assert_eq!(resolve("../a.raw"), Some(id));
-        assert_eq!(resolve(absolute.to_str().unwrap()), Some(id));
-        assert_eq!(resolve("/etc/passwd"), None);
-        assert_eq!(resolve("a.raw"), None);
-    }
-}
+#[path = "source_tests.rs"]
+mod tests;

@@ -88,6 +88,7 @@ impl Opening<'_> {
                 guest,
                 reach: self.reach,
                 placed: 0,
+                made_room: false,
                 stale: false,
                 postponed: None,
             }),
@@ -119,7 +120,7 @@ impl Opening<'_> {
             ));
         }
         let format = match backing_format(named)? {
-            None if self.options.trust_names => format_by_name(&passed.spot.path, named)?,
+            None if self.options.trust_names => format_by_name(&passed.spot.path),
             stated => stated,
         };
         let access = match self.reach.access {
@@ -233,11 +234,11 @@ fn backing_format(named: &Backing) -> Result<Option<Format>, Fault> {
 }
 
 /// The format that a backing file's own name says it has; `None` probes.
-fn format_by_name(path: &Path, named: &Backing) -> Result<Option<Format>, Fault> {
+fn format_by_name(path: &Path) -> Option<Format> {
     match format_of_name(path.file_name().unwrap_or_default()) {
-        NameRule::Raw => Ok(Some(Format::Raw)),
-        NameRule::Must(format) => Ok(Some(format)),
-        NameRule::Probe => Ok(None),
+        NameRule::Raw => Some(Format::Raw),
+        NameRule::Must(format) => Some(format),
+        NameRule::Probe => None,
     }
 }
 

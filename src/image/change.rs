@@ -11,7 +11,7 @@ use super::names::Names;
 use super::plan_check::{Commits, FileLimits, Limits, check};
 use super::plan_names::NameLimits;
 use super::reach::spare_files;
-use instar_guest::plan::{MAX_GAP, Step};
+use instar_guest::plan::{MAX_GAP, NewName, Step};
 use instar_guest::proto::PlanReply;
 use instar_guest::{FileNo, Plan, Reply, Request};
 use std::path::Path;
@@ -98,7 +98,7 @@ impl Image {
         let planned = reply.and_then(plan_of).and_then(|(plan, rest)| {
             check(&plan.plan, &limits)?;
             if changes_names(&plan.plan) {
-                self.allow_names(&plan.plan)?;
+                self.allow_names(&plan.plan, &link.reach.owners())?;
             }
             Ok(Planned {
                 plan,
@@ -114,10 +114,18 @@ impl Image {
 
     /// Lets a plan change names, where it can: each of them can be changed so
     /// that the old file is gone with it.
-    fn allow_names(&self, plan: &Plan) -> Result<(), Fault> {
+    fn allow_names(&self, plan: &Plan, owners: &[u32]) -> Result<(), Fault> {
         let mut targets = Vec::new();
+        let mut wanted = Vec::new();
         for step in plan.stages.iter().flat_map(|stage| &stage.steps) {
             let file = match *step {
+                Step::Create {
+                    name: NewName::Plain(ref name),
+                    ..
+                } => {
+                    wanted.push(name.as_str());
+                    continue;
+                }
                 Step::Rename { over, .. } => over,
                 Step::Unlink { file } => file,
                 _ => continue,
@@ -126,7 +134,7 @@ impl Image {
         }
         let image = self.files.file(FileNo::IMAGE)?;
         let lock = (!self.force_share).then(|| LockSet::of(self.access));
-        let names = Names::over(&self.home, image, targets, lock)?;
+        let names = Names::over(&self.home, image, targets, &wanted, lock, owners)?;
         self.files.allow_names(names);
         Ok(())
     }

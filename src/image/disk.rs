@@ -62,6 +62,8 @@ pub(super) struct Link {
     pub reach: Reach,
     /// Bytes for which places were given.
     pub placed: u64,
+    /// Whether a flush has made room since places were given last.
+    pub made_room: bool,
     /// Whether the guest has to read the image again before it is asked
     /// anything else.
     pub stale: bool,
@@ -197,8 +199,8 @@ impl Image {
         for file in self.files.numbers().filter(|_| !self.force_share) {
             LockSet::of(self.access).take(&self.files.file(file)?.file, &self.path)?;
         }
-        let unchanged = self.identity().is_ok_and(|now| now == *identity)
-            && self.home.holds(&self.files.file(FileNo::IMAGE)?.file)?;
+        let unchanged =
+            self.identity().is_ok_and(|now| now == *identity) && self.have_their_names()?;
         match unchanged {
             true => Ok(()),
             false => Err(Fault::new(
@@ -206,6 +208,16 @@ impl Image {
                 "The file was changed or replaced by another program",
             )),
         }
+    }
+
+    /// Whether every file still has the name under which it was opened.
+    fn have_their_names(&self) -> io::Result<bool> {
+        let image = self.files.file(FileNo::IMAGE)?;
+        let others = self.files.handles().into_iter().skip(1);
+        others.fold(self.home.holds(&image.file), |so_far, file| {
+            let home = file.home.get();
+            Ok(so_far? && home.map_or(Ok(true), |home| home.holds(&file.file))?)
+        })
     }
 
     fn release_files(&self) -> io::Result<()> {

@@ -33,6 +33,15 @@ pub trait Effects: Send + Sync {
     }
     /// Copies a range; source and destination do not overlap.
     fn copy(&self, file: FileNo, from: u64, to: u64, len: u64) -> io::Result<()>;
+    /// Copies a range of another file.
+    fn copy_from(
+        &self,
+        file: FileNo,
+        source: FileNo,
+        from: u64,
+        to: u64,
+        len: u64,
+    ) -> io::Result<()>;
     /// Allocates disk space, length and content unchanged.
     fn reserve(&self, file: FileNo, offset: u64, len: u64) -> io::Result<()>;
     /// Gives disk space back; the range reads as zeroes afterwards.
@@ -109,13 +118,24 @@ impl Effects for DiskEffects {
     }
 
     fn copy(&self, file: FileNo, from: u64, to: u64, len: u64) -> io::Result<()> {
-        let file = &self.file(file)?.file;
+        self.copy_from(file, file, from, to, len)
+    }
+
+    fn copy_from(
+        &self,
+        file: FileNo,
+        source: FileNo,
+        from: u64,
+        to: u64,
+        len: u64,
+    ) -> io::Result<()> {
+        let (file, source) = (self.file(file)?, self.file(source)?);
         let mut buf = vec![0; CHUNK.min(len as usize)];
         let mut done = 0;
         while done < len {
             let n = (len - done).min(CHUNK as u64) as usize;
-            file.read_exact_at(&mut buf[..n], from + done)?;
-            file.write_all_at(&buf[..n], to + done)?;
+            source.file.read_exact_at(&mut buf[..n], from + done)?;
+            file.file.write_all_at(&buf[..n], to + done)?;
             done += n as u64;
         }
         Ok(())

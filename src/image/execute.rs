@@ -169,7 +169,7 @@ fn turn_of(step: &Step, old: &[u64]) -> Turn {
         | Step::Zero { offset, .. }
         | Step::Fill { offset, .. }
         | Step::Punch { offset, .. } => offset,
-        Step::Copy { to, .. } => to,
+        Step::Copy { to, .. } | Step::CopyFrom { to, .. } => to,
         Step::SetLength { len, .. } => len,
         Step::Create { .. } => return Turn::Create,
         Step::Rename { .. } | Step::Unlink { .. } => return Turn::Inside,
@@ -192,6 +192,7 @@ fn what(step: &Step) -> &'static str {
         Step::Write { .. } | Step::Zero { .. } => "Could not write metadata",
         Step::Fill { .. } => "Could not allocate disk space",
         Step::Copy { .. } => "Could not copy metadata",
+        Step::CopyFrom { .. } => "Could not copy data",
         Step::Reserve { .. } => "Could not reserve disk space",
         Step::SetLength { .. } => "Could not set the length of the file",
         Step::Punch { .. } => "Could not release disk space",

@@ -106,7 +106,10 @@ impl FileTable {
     /// Removes the files from the `old`th on, which a plan made that has failed.
     pub fn remove_made(&self, old: usize) {
         let files = self.handles.all();
-        for file in self.numbers().skip(old) {
+        let made: Vec<FileNo> = self.numbers().skip(old).collect();
+        // The replacement was made first and goes last: while it is there, the
+        // others count as left over.
+        for file in made.into_iter().rev() {
             // The failure of the plan is the one to tell. What stays is empty
             // space under a name that nothing refers to.
             let _ = self.effects.unlink(file);
@@ -222,6 +225,15 @@ impl FileTable {
                 len,
             } => self.change(file, Some(to + len), |effects| {
                 effects.copy(file, from, to, len)
+            }),
+            Step::CopyFrom {
+                file,
+                source,
+                from,
+                to,
+                len,
+            } => self.change(file, Some(to + len), |effects| {
+                effects.copy_from(file, source, from, to, len)
             }),
             Step::Reserve { file, offset, len } => self.reserve(file, offset, len),
             Step::SetLength { file, len } => self.set_len(file, len),

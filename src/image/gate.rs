@@ -284,6 +284,18 @@ fn may_pass(owner: u32, dir: &Metadata) -> bool {
     owner == 0 || dir.mode() & search != 0
 }
 
+/// Whether the user who owns an image could make, replace or remove a name in
+/// the directory by himself; `file` is the one that has the name. Where he is
+/// the one who runs this program, the kernel judges.
+pub(crate) fn may_rename(owner: u32, dir: &Metadata, file: Option<&Metadata>) -> bool {
+    if owner == 0 || owner == dir.uid() || owner == nix::unistd::geteuid().as_raw() {
+        return true;
+    }
+    let sticky = dir.mode() & 0o1000 != 0;
+    let his = file.is_none_or(|file| owner == file.uid());
+    dir.mode() & 0o003 == 0o003 && (his || !sticky)
+}
+
 /// Where an open file lies: links on the way to it do not show.
 fn place_of(file: &impl AsRawFd) -> io::Result<PathBuf> {
     std::fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd()))

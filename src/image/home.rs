@@ -4,7 +4,7 @@ use super::gate::Tree;
 use super::handles::id_of;
 use nix::fcntl::OFlag;
 use std::ffi::OsStr;
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -21,6 +21,14 @@ pub(crate) enum Home {
 impl Home {
     /// Whether the name still stands for this file.
     pub fn holds(&self, file: &File) -> io::Result<bool> {
+        match self.metadata()? {
+            Some(named) => Ok(super::handles::id(&named) == id_of(file)?),
+            None => Ok(false),
+        }
+    }
+
+    /// Attributes of the file that the name stands for, if there is one.
+    pub fn metadata(&self) -> io::Result<Option<Metadata>> {
         let named = match self {
             Self::Path(path) => std::fs::metadata(path),
             Self::Below(tree, path) => tree
@@ -28,8 +36,8 @@ impl Home {
                 .and_then(|file| file.metadata()),
         };
         match named {
-            Ok(named) => Ok(super::handles::id(&named) == id_of(file)?),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            Ok(named) => Ok(Some(named)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(error),
         }
     }

@@ -2,11 +2,13 @@
 //! each is, what a new file gets from the image, what is to be made durable.
 
 use super::error::{ErrorKind, Fault, printable_name};
+use super::gate::may_rename;
 use super::handles::{Handle, Id, id_of};
-use super::home::Home;
+use super::home::{Home, directory};
 use super::lock::LockSet;
 use instar_guest::FileNo;
 use instar_guest::plan::NewName;
+use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, openat, renameat};
 use nix::sys::stat::{Mode, SFlag, fstatat};
 use nix::unistd::{UnlinkatFlags, unlinkat};
@@ -23,7 +25,9 @@ use xattr::FileExt;
 const REPLACEMENT: &str = ".instar-new";
 /// Extended attributes that a new file gets from the image: what users set, who
 /// else may use the file, and its label. All others describe the old content.
-const ATTRIBUTES: [&str; 3] = ["user.", "system.posix_acl_access", "security.selinux"];
+const ATTRIBUTES: [&str; 3] = ["user.", ACCESS_LIST, "security.selinux"];
+/// Who else may use a file than its permissions say.
+const ACCESS_LIST: &str = "system.posix_acl_access";
 
 /// A name in an open directory.
 #[derive(Clone, Debug)]
@@ -36,13 +40,9 @@ impl Place {
     /// The place of a file's name.
     pub fn of(home: &Home) -> io::Result<Self> {
         let (tree, path) = home.tree()?;
-        let dir = match path.parent() {
-            Some(dir) if dir != Path::new("") => dir,
-            _ => Path::new("."),
-        };
         let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY;
         Ok(Self {
-            dir: Arc::new(tree.open_below(dir, flags)?),
+            dir: Arc::new(tree.open_below(directory(&path), flags)?),
             name: path.file_name().unwrap_or_default().to_owned(),
         })
     }
@@ -51,6 +51,54 @@ impl Place {
     fn beside(&self, name: OsString) -> Self {
         let dir = Arc::clone(&self.dir);
         Self { dir, name }
+    }
+
+    /// Where the file waits that takes the place of this one.
+    fn replacement(&self) -> Self {
+        let mut name = self.name.clone();
+        name.push(REPLACEMENT);
+        self.beside(name)
+    }
+
+    /// Whether the name is that of anything.
+    fn is_taken(&self) -> io::Result<bool> {
+        let name = self.name.as_os_str();
+        match fstatat(&*self.dir, name, AtFlags::AT_SYMLINK_NOFOLLOW) {
+            Ok(_) => Ok(true),
+            Err(Errno::ENOENT) => Ok(false),
+            Err(errno) => Err(errno.into()),
+        }
+    }
+
+    /// The same, with the directory of a known place where it is the same one:
+    /// it is made durable once.
+    fn of_known(home: &Home, known: &[Self]) -> io::Result<Self> {
+        let mut place = Self::of(home)?;
+        let id = id_of(&place.dir)?;
+        let same = |known: &&Self| id_of(&known.dir).is_ok_and(|known| known == id);
+        if let Some(known) = known.iter().find(same) {
+            place.dir = Arc::clone(&known.dir);
+        }
+        Ok(place)
+    }
+
+    /// Refuses changes of names in a directory in which one of the owners could
+    /// not make them himself: that of `file`, or of none that is there yet.
+    fn check_owners(&self, owners: &[u32], file: Option<&File>) -> Result<(), Fault> {
+        let dir = self.dir.metadata()?;
+        let file = file.map(File::metadata).transpose()?;
+        let mut owners = owners.iter();
+        match owners.all(|&owner| may_rename(owner, &dir, file.as_ref())) {
+            true => Ok(()),
+            false => Err(Fault::new(
+                ErrorKind::Forbidden,
+                format!(
+                    "'{}' lies in a directory in which the owner of the image may not change it; \
+                     change a copy in a directory of his",
+                    printable_name(&self.name.to_string_lossy())
+                ),
+            )),
+        }
     }
 
     /// Refuses a name that cannot be given to another file so that the file
@@ -99,8 +147,13 @@ fn unsupported(message: String) -> Fault {
 /// How a new file comes into being.
 #[derive(Debug)]
 enum Birth {
-    /// As a copy of the image's attributes.
-    Like(Arc<Handle>),
+    /// As a copy of the image's attributes. What an interrupted plan left under
+    /// names that are given to new files goes before its replacement does: as
+    /// long as that is there, the others count as left over.
+    Like {
+        image: Arc<Handle>,
+        left: Vec<Place>,
+    },
     /// With these permissions, or by emptying a file that is there.
     New {
         mode: Mode,
@@ -122,26 +175,41 @@ pub(crate) struct Names {
 
 impl Names {
     /// The names that a plan over an open image changes. `targets` are the
-    /// files, with where they are, whose names it gives to others or removes.
+    /// files, with where they are, whose names it gives to others or removes;
+    /// `wanted` are the names of its own that it gives to new files. Each of
+    /// `owners` must be allowed to change them, and to make new ones.
     pub fn over(
         home: &Home,
         image: Arc<Handle>,
         targets: Vec<(FileNo, Arc<Handle>)>,
+        wanted: &[&str],
         lock: Option<LockSet>,
+        owners: &[u32],
     ) -> Result<Self, Fault> {
+        let own = Place::of(home)?;
+        own.check_owners(owners, None)?;
+        let mut known = vec![own.clone()];
         let mut places = BTreeMap::new();
         for (number, target) in targets {
             let place = match (number, target.home.get()) {
-                (FileNo::IMAGE, _) => Place::of(home)?,
-                (_, Some(home)) => Place::of(home)?,
+                (FileNo::IMAGE, _) => own.clone(),
+                (_, Some(home)) => Place::of_known(home, &known)?,
                 (_, None) => return Err(super::open::replaced()),
             };
             place.check(&target.file)?;
+            place.check_owners(owners, Some(&target.file))?;
+            if !known
+                .iter()
+                .any(|other| Arc::ptr_eq(&other.dir, &place.dir))
+            {
+                known.push(place.clone());
+            }
             places.insert(number, place);
         }
+        let left = left_over(&own, wanted, lock)?;
         Ok(Self {
-            image: Place::of(home)?,
-            birth: Birth::Like(image),
+            image: own,
+            birth: Birth::Like { image, left },
             lock,
             places,
             changed: Vec::new(),
@@ -185,11 +253,7 @@ impl Names {
     pub fn create(&mut self, number: FileNo, name: &NewName) -> io::Result<Handle> {
         let (place, leftover) = match name {
             NewName::Plain(name) => (self.image.beside(name.into()), false),
-            NewName::Replacement => {
-                let mut name = self.image.name.clone();
-                name.push(REPLACEMENT);
-                (self.image.beside(name), true)
-            }
+            NewName::Replacement => (self.image.replacement(), true),
         };
         if let Birth::New { there, .. } = &mut self.birth
             && let Some(file) = there.remove(&place.name)
@@ -197,6 +261,7 @@ impl Names {
             file.set_len(0)?;
             return Handle::made(file);
         }
+        self.remove_left()?;
         if leftover {
             remove(&place).or_else(|error| match error.kind() {
                 io::ErrorKind::NotFound => Ok(()),
@@ -209,10 +274,18 @@ impl Names {
         Handle::made(file)
     }
 
+    /// Removes what an interrupted plan left.
+    fn remove_left(&mut self) -> io::Result<()> {
+        if let Birth::Like { left, .. } = &mut self.birth {
+            left.drain(..).try_for_each(|place| remove(&place))?;
+        }
+        Ok(())
+    }
+
     /// Makes the file itself; removes it again where it cannot be made ready.
     fn make(&self, place: &Place) -> io::Result<File> {
         let mode = match &self.birth {
-            Birth::Like(_) => Mode::S_IRUSR | Mode::S_IWUSR,
+            Birth::Like { .. } => Mode::S_IRUSR | Mode::S_IWUSR,
             Birth::New { mode, .. } => *mode,
         };
         let flags = OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_EXCL;
@@ -229,7 +302,7 @@ impl Names {
                 .map_err(|fault| io::Error::from_raw_os_error(fault.kind.errno()))?;
         }
         match &self.birth {
-            Birth::Like(image) => resemble(file, &image.file),
+            Birth::Like { image, .. } => resemble(file, &image.file),
             Birth::New { .. } => Ok(()),
         }
     }
@@ -282,6 +355,37 @@ impl Names {
     }
 }
 
+/// Which of the names that a plan gives to new files an interrupted one left:
+/// any that are there, but only where the file that was to replace the image is
+/// there, too. Nobody may be using them.
+fn left_over(image: &Place, wanted: &[&str], lock: Option<LockSet>) -> Result<Vec<Place>, Fault> {
+    let interrupted = image.replacement().is_taken()?;
+    let mut left = Vec::new();
+    for name in wanted {
+        let place = image.beside(OsString::from(name));
+        if !place.is_taken()? {
+            continue;
+        }
+        let shown = printable_name(name);
+        if !interrupted {
+            return Err(unsupported(format!(
+                "the change needs the name '{shown}', and a file has it that is no part of the \
+                 image; move it away, or remove it if an earlier change left it there"
+            )));
+        }
+        let flags = OFlag::O_RDWR | OFlag::O_NONBLOCK | OFlag::O_NOCTTY;
+        let file = open_at(&place.dir, &place.name, flags, Mode::empty())
+            .map_err(|error| Fault::os(format_args!("Could not open '{shown}'"), error))?;
+        super::open::check_regular(&file)?;
+        place.check(&file)?;
+        if let Some(lock) = lock {
+            lock.take(&file, Path::new(name))?;
+        }
+        left.push(place);
+    }
+    Ok(left)
+}
+
 fn open_at(dir: &File, name: &OsStr, flags: OFlag, mode: Mode) -> io::Result<File> {
     let flags = flags | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
     Ok(openat(dir, name, flags, mode)?.into())
@@ -310,6 +414,11 @@ fn copy_attributes(file: &File, model: &File) -> io::Result<()> {
         Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => return Ok(()),
         Err(error) => return Err(error),
     };
+    let names: Vec<OsString> = names.collect();
+    // The directory may have given the file one for everybody that it makes.
+    if !names.iter().any(|name| *name == *ACCESS_LIST) {
+        remove_attribute(file, ACCESS_LIST)?;
+    }
     for name in names {
         let shown = name.to_string_lossy();
         if !ATTRIBUTES.iter().any(|kind| shown.starts_with(kind)) {
@@ -325,4 +434,13 @@ fn copy_attributes(file: &File, model: &File) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+fn remove_attribute(file: &File, name: &str) -> io::Result<()> {
+    match file.remove_xattr(name) {
+        Err(error) if matches!(error.raw_os_error(), Some(libc::ENODATA | libc::EOPNOTSUPP)) => {
+            Ok(())
+        }
+        done => done,
+    }
 }

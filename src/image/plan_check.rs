@@ -231,6 +231,17 @@ impl<'a> Walk<'a> {
                 }
                 len.max(end)
             }
+            Step::CopyFrom {
+                source,
+                from,
+                to,
+                len: bytes,
+                ..
+            } => {
+                self.fills(bytes)?;
+                within(from, bytes, self.readable(source, file)?)?;
+                len.max(target(to, bytes, limits)?)
+            }
             Step::Punch {
                 offset, len: bytes, ..
             } => {
@@ -254,6 +265,16 @@ impl<'a> Walk<'a> {
             Step::Create { .. } | Step::Rename { .. } | Step::Unlink { .. } => len,
         };
         Ok(())
+    }
+
+    /// The length of a file that is copied into another.
+    fn readable(&self, source: FileNo, into: FileNo) -> Result<u64, PlanError> {
+        self.writable(source)?;
+        self.names.touch(source)?;
+        match self.lens.get(source.0 as usize) {
+            Some(&len) if source != into => Ok(len),
+            _ => Err(PlanError::UnknownFile(source)),
+        }
     }
 
     fn fills(&mut self, bytes: u64) -> Result<(), PlanError> {

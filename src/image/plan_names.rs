@@ -81,6 +81,9 @@ impl<'a> Names<'a> {
                 if known.is_some_and(|has| !continues(name, has)) {
                     return Err(PlanError::ForeignName);
                 }
+                if known.is_some_and(|has| has.contains(name)) {
+                    return Err(PlanError::NameTwice);
+                }
                 if self.made.contains(&name.as_str()) {
                     return Err(PlanError::NameTwice);
                 }

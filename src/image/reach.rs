@@ -39,6 +39,14 @@ impl Reach {
         Ok(self.gate.insert(gate))
     }
 
+    /// Those who must be able to do by themselves what the image has done.
+    pub fn owners(&self) -> Vec<u32> {
+        match &self.gate {
+            Some(gate) => gate.owners.clone(),
+            None => vec![self.owner],
+        }
+    }
+
     fn first_gate(&self) -> Result<Gate, Fault> {
         let (tree, path) = self.home.tree()?;
         let mut trees = vec![tree];

@@ -232,6 +232,8 @@ impl Image {
             ));
         }
         self.with_link(held, |link| {
+            // The disk may have become smaller while the session was waited for.
+            self.inside(offset, 1)?;
             // Another thread may have been quicker.
             let known = |at| shared(&self.extents).find(at).is_some();
             if known(offset) {

@@ -39,7 +39,10 @@ impl Image {
             telling: None,
         };
         self.change(link, change, |reply| plan_in(reply, "Settle"))?;
-        self.reopen(link)?;
+        // After a change of names it has been read again already.
+        if link.stale {
+            self.reopen(link)?;
+        }
         match self.is_unsettled() {
             false => Ok(Some(why)),
             true => Err(Fault::new(

@@ -207,6 +207,8 @@ impl Image {
     fn store_placed(&self, buf: &[u8], offset: u64) -> Result<usize, Fault> {
         let mut link = hold(&self.session);
         self.catch_up(&mut link)?;
+        // The disk may have become smaller while the session was waited for.
+        self.inside(offset, buf.len() as u64)?;
         let end = offset + (buf.len() as u64).min(CHUNK);
         let end = self.end_of_fixed(&mut link, offset, end)?;
         if end == offset {
@@ -352,6 +354,7 @@ impl Image {
         // From here on the guest's mapping differs from the file's.
         self.unflushed.store(true, Ordering::Release);
         link.placed += len;
+        link.made_room = false;
         let room = SLACK + MAX_GAP + link.placed.saturating_mul(SLACK_FACTOR);
         let cap = |file| {
             let writable = self.files.writable(file);
@@ -480,13 +483,16 @@ impl Image {
         }
     }
 
-    /// Where the guest's memory is full of changes, a flush makes room and the
-    /// request is worth another try; any other failure stays one.
+    /// Where the guest wants a flush first, one makes room and the request is
+    /// worth another try; any other failure stays one, and so does a second one.
     fn make_room(&self, link: &mut Link, fault: Fault) -> Result<(), Fault> {
-        match fault.kind == ErrorKind::GuestMemory && link.placed > 0 {
-            true => self.flush_held(link),
-            false => Err(fault),
+        if fault.kind != ErrorKind::GuestMemory || link.made_room {
+            return Err(fault);
         }
+        link.made_room = true;
+        // What the flush is for waits in the guest, even where nothing was placed.
+        self.unflushed.store(true, Ordering::Release);
+        self.flush_held(link)
     }
 }
 

@@ -228,7 +228,9 @@ fn in_bounds(plan: &Plan) -> Result<(), u64> {
             | Step::Fill { offset, len, .. }
             | Step::Reserve { offset, len, .. }
             | Step::Punch { offset, len, .. } => offset.checked_add(len),
-            Step::Copy { from, to, len, .. } => from.max(to).checked_add(len),
+            Step::Copy { from, to, len, .. } | Step::CopyFrom { from, to, len, .. } => {
+                from.max(to).checked_add(len)
+            }
             Step::SetLength { len, .. } => Some(len),
             Step::Create { .. } | Step::Rename { .. } | Step::Unlink { .. } => Some(0),
         };

@@ -141,7 +141,11 @@ fn use_damaged(path: &Path, damage: &Damage) -> Option<String> {
             }
             let opened = OpenOptions::new().write(true).open(path);
             let grown = opened.and_then(|file| file.set_len(pool::LARGE));
-            (grown, &[libc::EIO, libc::EPERM, libc::EOPNOTSUPP])
+            // EROFS where nothing at all of the image can be changed.
+            (
+                grown,
+                &[libc::EIO, libc::EPERM, libc::EOPNOTSUPP, libc::EROFS],
+            )
         }
     };
     refused(path, failed, wanted, damage.says)

@@ -106,6 +106,24 @@ impl Effects for Recorder {
         })
     }
 
+    fn copy_from(
+        &self,
+        file: FileNo,
+        source: FileNo,
+        from: u64,
+        to: u64,
+        len: u64,
+    ) -> io::Result<()> {
+        self.real.copy_from(file, source, from, to, len)?;
+        self.note(&Step::CopyFrom {
+            file,
+            source,
+            from,
+            to,
+            len,
+        })
+    }
+
     fn reserve(&self, file: FileNo, offset: u64, len: u64) -> io::Result<()> {
         self.real.reserve(file, offset, len)
     }

@@ -106,6 +106,10 @@ pub const PER_VARIANT: &[VariantCase] = &[
         "writers do not disturb each other",
         write::concurrent_writers,
     ),
+    (
+        "flushes and resizes disturb no writer",
+        write::beside_flushes_and_resizes,
+    ),
     ("preallocation keeps the content", write::preallocation),
 ];
 

@@ -223,6 +223,10 @@ impl Effects for Full {
         no_space()
     }
 
+    fn copy_from(&self, _: FileNo, _: FileNo, _: u64, _: u64, _: u64) -> io::Result<()> {
+        no_space()
+    }
+
     fn reserve(&self, _file: FileNo, _offset: u64, _len: u64) -> io::Result<()> {
         no_space()
     }

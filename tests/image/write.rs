@@ -6,7 +6,9 @@ use instar::image::{Access, Image, ResizeOptions, SegmentKind};
 use instar::sandbox::Pool;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
+use std::time::Duration;
 
 pub const CASES: &[Case] = &[
     ("writes cost what they must", costs),
@@ -101,6 +103,70 @@ fn write_stripes(image: &Image, first: u64, step: u64, stripes: u64, len: u64) -
         same(&buf, &data, "read after write")?;
         if stripe % 97 == first {
             image.flush().map_err(text)?;
+        }
+    }
+    Ok(())
+}
+
+/// One thread writes the disk from start to end, twice, and looks back at what it
+/// wrote, while others flush and make the disk larger, as a filesystem on a loop
+/// device and its administrator do.
+pub fn beside_flushes_and_resizes(pool: &Arc<Pool>, variant: &'static Variant) -> Outcome {
+    let lab = Lab::new(variant)?;
+    let image = lab.open(pool, Access::Write)?;
+    let mut model = lab.content.clone();
+    let done = AtomicBool::new(false);
+    let mut larger = model.len() as u64;
+    thread::scope(|scope| {
+        let (image, stop) = (&image, &done);
+        let flushing = scope.spawn(move || repeat(stop, || image.flush().map_err(text)));
+        let growing = scope.spawn(move || {
+            repeat(stop, || {
+                larger += 100 * 512;
+                image
+                    .resize(larger, &ResizeOptions::default())
+                    .map_err(text)
+                    .map(drop)
+            })
+        });
+        let wrote = write_through(image, &mut model);
+        done.store(true, Ordering::Relaxed);
+        wrote?;
+        flushing.join().map_err(text)??;
+        growing.join().map_err(text)?
+    })?;
+    model.resize(image.virtual_size() as usize, 0);
+    same(&content(&image)?, &model, "read at the end")?;
+    image.flush().map_err(text)?;
+    drop(image);
+    lab.judge(&model)
+}
+
+/// Does something again and again, with a pause each time, until it is told to
+/// stop.
+fn repeat(done: &AtomicBool, mut act: impl FnMut() -> Outcome) -> Outcome {
+    while !done.load(Ordering::Relaxed) {
+        act()?;
+        thread::sleep(Duration::from_millis(1));
+    }
+    Ok(())
+}
+
+fn write_through(image: &Image, model: &mut [u8]) -> Outcome {
+    let mut random = Random(0x10af);
+    let mut buf = Vec::new();
+    for _ in 0..2 {
+        let mut at = 0;
+        while at < model.len() {
+            let len = (1 + random.below(200_000) as usize).min(model.len() - at);
+            let piece = random.bytes(len);
+            image.write_at(&piece, at as u64).map_err(text)?;
+            model[at..at + len].copy_from_slice(&piece);
+            at += len;
+            let from = at.saturating_sub(300_000);
+            buf.resize(at - from, 0);
+            image.read_at(&mut buf, from as u64).map_err(text)?;
+            same(&buf, &model[from..at], "read after write")?;
         }
     }
     Ok(())

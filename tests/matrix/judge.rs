@@ -1,8 +1,8 @@
 //! What has to be true of an image after a cell.
 
 use crate::cells::{Cell, Mode, Outlook};
-use crate::machine::Outcome;
 use crate::kinds::DATA_END;
+use crate::machine::Outcome;
 use crate::stage::{EXPECTED, IMAGES, Stage, head, instar, must_line, tail};
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt as _;

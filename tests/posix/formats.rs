@@ -29,13 +29,6 @@ pub const CLAIMS: &[Claim] = &[
 /// What is proven of an image that can be allocated as it grows.
 pub const SPACE: &[Claim] = &[claim("fallocate_grows_it", &[], fallocate_grows_it)];
 
-/// What is proven of an image that consists of sparse files.
-pub const SPLIT: &[Claim] = &[claim(
-    "what_it_cannot_do_changes_nothing",
-    &[],
-    what_it_cannot_do_changes_nothing,
-)];
-
 /// What is proven of an image that can only be read.
 pub const READ_ONLY: &[Claim] = &[
     claim("it_reads_like_the_original", &["cp"], it_reads),
@@ -124,20 +117,6 @@ fn a_write_is_kept_or_refused(rig: &Rig) {
     mount.unmount();
     rig.check();
     rig.compare(&expected);
-}
-
-fn what_it_cannot_do_changes_nothing(rig: &Rig) {
-    let mount = rig.mount_with("shrink");
-    let disk = File::options().write(true).open(&mount.disk).unwrap();
-    assert_eq!(errno(disk.set_len(DISK / 2)), Errno::EOPNOTSUPP);
-    let why = xattr(&mount.disk, "user.instar.error").unwrap();
-    assert!(why.contains("shrinks by whole extents"), "{why}");
-    assert_eq!(errno(fallocate(&disk, 0, DISK, 1 << 20)), Errno::EOPNOTSUPP);
-    assert_eq!(disk.metadata().unwrap().len(), DISK);
-    drop(disk);
-    mount.unmount();
-    rig.check();
-    rig.compare(rig.originals.raw());
 }
 
 fn it_is_not_opened_for_writing(rig: &Rig) {

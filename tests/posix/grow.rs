@@ -210,6 +210,28 @@ fn an_odd_size_is_refused_unless_raw(rig: &Rig) {
     assert!(fs::read(&rig.image).unwrap() == before);
 }
 
+/// Says which blocks differ, and how, and whether the device is still ours.
+#[track_caller]
+fn assert_same(found: &[u8], expected: &[u8], rig: &Rig, device: &LoopDevice) {
+    const BLOCK: usize = 4096;
+    let blocks = found.chunks(BLOCK).zip(expected.chunks(BLOCK)).enumerate();
+    let wrong = blocks.filter(|(_, (found, expected))| found != expected);
+    let wrong = wrong.map(|(block, (found, _))| {
+        let head = &found[..found.len().min(16)];
+        format!("{block}: {head:02x?}")
+    });
+    // The slices first: an iterator is slow in a build for debugging.
+    assert!(
+        found == expected,
+        "{} bytes of {}, from {}; blocks of {BLOCK} bytes: {:?}\n{}",
+        found.len(),
+        expected.len(),
+        device.backing_file(),
+        wrong.collect::<Vec<_>>(),
+        rig.log()
+    );
+}
+
 fn its_filesystem_grows_with_it(rig: &Rig) {
     let mount = rig.mount();
     let device = LoopDevice::attach(&mount.disk);
@@ -226,7 +248,8 @@ fn its_filesystem_grows_with_it(rig: &Rig) {
     fs::write(inner.0.join("new"), &new).unwrap();
     inner.unmount();
     let inner = Mounted::new(&device.0, rig.path("inner"));
-    assert!(fs::read(inner.0.join("new")).unwrap() == new);
+    let found = fs::read(inner.0.join("new")).unwrap();
+    assert_same(&found, &new, rig, &device);
     inner.unmount();
     device.detach();
     run("e2fsck", &[Path::new("-fn"), &mount.disk]);

@@ -79,6 +79,11 @@ pub const OTHERS: &[Variant] = &[
         "disk.vmdk",
         &["-O", "vmdk", "-o", "subformat=twoGbMaxExtentFlat"],
     ),
+    other(
+        "vmdk-split",
+        "disk.vmdk",
+        &["-O", "vmdk", "-o", "subformat=twoGbMaxExtentSparse"],
+    ),
     other("vhd", "disk.vhd", &["-O", "vpc", "-o", "force_size=on"]),
     other(
         "vhd-fixed",
@@ -92,13 +97,6 @@ pub const OTHERS: &[Variant] = &[
         &["-O", "vhdx", "-o", "subformat=fixed"],
     ),
 ];
-
-/// An image that consists of sparse files, whose disk can have few sizes.
-pub const SPLIT: Variant = other(
-    "vmdk-split",
-    "disk.vmdk",
-    &["-O", "vmdk", "-o", "subformat=twoGbMaxExtentSparse"],
-);
 
 /// An image that is read and not resized.
 pub const STREAM: Variant = other(

@@ -69,9 +69,6 @@ fn main() -> ExitCode {
                 trials.push(make(sandbox, variant, claim, &missing, &originals));
             }
         }
-        for claim in SPLIT.iter().copied().flatten() {
-            trials.push(make(sandbox, &images::SPLIT, claim, &missing, &originals));
-        }
         for claim in formats::READ_ONLY {
             trials.push(make(sandbox, &images::STREAM, claim, &missing, &originals));
         }
@@ -103,8 +100,6 @@ const RESIZED: &[&[Claim]] = &[
     grow::SPACE,
     shrink::CLAIMS,
 ];
-/// For an image that consists of sparse files.
-const SPLIT: &[&[Claim]] = &[formats::CLAIMS, formats::SPLIT, grow::SIZES];
 
 /// What concerns the mount more than the image.
 const PLAIN: &[&[Claim]] = &[

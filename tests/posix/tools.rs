@@ -142,13 +142,21 @@ impl LoopDevice {
         size.trim().parse().unwrap()
     }
 
+    /// The file that it shows, as the kernel knows it; nothing for a free one.
+    pub fn backing_file(&self) -> String {
+        std::fs::read_to_string(self.attribute()).unwrap_or_default()
+    }
+
     /// Detaches it, and waits until it is.
     pub fn detach(self) {
-        let device = self.0.clone();
+        let backing = self.attribute();
         drop(self);
-        let name = device.file_name().unwrap().to_str().unwrap();
-        let backing = PathBuf::from(format!("/sys/block/{name}/loop/backing_file"));
         eventually("the loop device is free", || !backing.exists());
+    }
+
+    fn attribute(&self) -> PathBuf {
+        let name = self.0.file_name().unwrap().to_str().unwrap();
+        PathBuf::from(format!("/sys/block/{name}/loop/backing_file"))
     }
 }
 

@@ -27,6 +27,7 @@ struct Operation {
 }
 
 const MIB: u64 = 1 << 20;
+const TIB: u64 = 1 << 40;
 
 const OPERATIONS: &[Operation] = &[
     qcow2("qcow2: read, first access to a region", |_| Ok(()), read),
@@ -67,6 +68,22 @@ const OPERATIONS: &[Operation] = &[
         |_| Ok(()),
         |image| grow(image, 80 * MIB, Preallocation::Falloc),
     ),
+    qcow2(
+        "qcow2: grow with metadata",
+        |_| Ok(()),
+        |image| grow(image, 80 * MIB, Preallocation::Metadata),
+    ),
+    qcow2(
+        "qcow2: grow with full",
+        |_| Ok(()),
+        |image| grow(image, 80 * MIB, Preallocation::Full),
+    ),
+    qcow2("qcow2: shrink", |_| Ok(()), |image| shrink(image, 32 * MIB)),
+    qcow2(
+        "qcow2: shrink, data is dropped",
+        |_| Ok(()),
+        |image| shrink(image, MIB / 8),
+    ),
     raw("raw: read", |_| Ok(()), read),
     raw("raw: read again", read, read),
     raw(
@@ -87,12 +104,35 @@ const OPERATIONS: &[Operation] = &[
         |_| Ok(()),
         |image| grow(image, 65 * MIB, Preallocation::Falloc),
     ),
+    raw("raw: shrink", |_| Ok(()), |image| shrink(image, 32 * MIB)),
+    other("vmdk: grow", Format::Vmdk, |image| {
+        grow(image, 128 * MIB, Preallocation::Off)
+    }),
+    other("vmdk: shrink", Format::Vmdk, |image| {
+        shrink(image, 32 * MIB)
+    }),
+    other("vhd: grow", Format::Vhd, |image| {
+        grow(image, 128 * MIB, Preallocation::Off)
+    }),
+    other("vhd: shrink", Format::Vhd, |image| shrink(image, 32 * MIB)),
+    other("vhdx: grow", Format::Vhdx, |image| {
+        grow(image, 128 * MIB, Preallocation::Off)
+    }),
+    other("vhdx: grow, the BAT moves", Format::Vhdx, |image| {
+        grow(image, 4 * TIB, Preallocation::Off)
+    }),
+    other("vhdx: shrink", Format::Vhdx, |image| {
+        shrink(image, 32 * MIB)
+    }),
 ];
 
 /// Rows whose operation is the opening itself.
-const OPENINGS: [(&str, Format); 2] = [
+const OPENINGS: [(&str, Format); 5] = [
     ("qcow2: open (`info`)", Format::Qcow2),
     ("raw: open (`info`)", Format::Raw),
+    ("vmdk: open (`info`)", Format::Vmdk),
+    ("vhd: open (`info`)", Format::Vhd),
+    ("vhdx: open (`info`)", Format::Vhdx),
 ];
 
 const fn qcow2(
@@ -126,11 +166,36 @@ const fn raw(
     }
 }
 
+const fn other(name: &'static str, format: Format, run: fn(&Image) -> Outcome) -> Operation {
+    Operation {
+        name,
+        image: match format {
+            Format::Vmdk => |dir| plain(dir, "vmdk"),
+            Format::Vhd => |dir| plain(dir, "vpc"),
+            _ => |dir| plain(dir, "vhdx"),
+        },
+        format,
+        before: |_| Ok(()),
+        run,
+    }
+}
+
+/// An image as qemu-img makes it, with some data.
+fn plain(dir: &Path, format: &str) -> Result<(), String> {
+    let arguments = ["create", "-q", "-f", format, "image", "64M"];
+    must(dir, "qemu-img", &arguments)?;
+    fill(dir, format)
+}
+
+fn fill(dir: &Path, format: &str) -> Result<(), String> {
+    let fill = ["-f", format, "-c", "write -P 1 0 256k", "image"];
+    must(dir, "qemu-io", &fill).map(drop)
+}
+
 fn create(dir: &Path, options: &str, size: &str) -> Result<(), String> {
     let arguments = ["create", "-q", "-f", "qcow2", "-o", options, "image", size];
     must(dir, "qemu-img", &arguments)?;
-    let fill = ["-f", "qcow2", "-c", "write -P 1 0 256k", "image"];
-    must(dir, "qemu-io", &fill).map(drop)
+    fill(dir, "qcow2")
 }
 
 fn read(image: &Image) -> Outcome {
@@ -140,6 +205,14 @@ fn read(image: &Image) -> Outcome {
 fn grow(image: &Image, size: u64, preallocation: Preallocation) -> Outcome {
     let how = ResizeOptions {
         preallocation,
+        ..ResizeOptions::default()
+    };
+    image.resize(size, &how).map(drop)
+}
+
+fn shrink(image: &Image, size: u64) -> Outcome {
+    let how = ResizeOptions {
+        shrink: true,
         ..ResizeOptions::default()
     };
     image.resize(size, &how).map(drop)
@@ -243,6 +316,12 @@ const LIMITS: &[(&str, Cost)] = &[
     ("qcow2: grow, the L1 table has room", [ANY, 2, 2]),
     ("qcow2: grow, the L1 table moves", [ANY, 4, 6]),
     ("raw: grow", [ANY, 1, 1]),
+    ("raw: shrink", [ANY, 1, 1]),
+    ("vmdk: open (`info`)", [1, 0, 0]),
+    ("vhd: open (`info`)", [1, 0, 0]),
+    ("vhdx: open (`info`)", [3, 0, 0]),
+    ("vhdx: grow", [ANY, 8, ANY]),
+    ("vhdx: grow, the BAT moves", [ANY, 8, ANY]),
 ];
 
 /// The document keeps to [`LIMITS`], and measuring keeps the document true.

@@ -2,7 +2,7 @@
 //! with the whole message.
 
 use crate::error::FailureKind;
-use crate::proto::Request;
+use crate::proto::{Preallocation, Request};
 use crate::testing::{Blank, Session};
 use crate::{ExtentKind, FileNo};
 use alloc::format;
@@ -98,7 +98,7 @@ fn the_undamaged_image_maps() {
 }
 
 #[test]
-fn l1_entries() {
+pub(super) fn l1_entries() {
     l1_refused(0x1001, "reserved bits are set (0x1)");
     l1_refused(
         1 << 57 | 0x1000,
@@ -117,7 +117,7 @@ fn l1_entries() {
 }
 
 #[test]
-fn an_l2_table_with_two_owners() {
+pub(super) fn an_l2_table_with_two_owners() {
     let mut small = Small::new(Blank::default());
     let (l1, l2) = (small.blank.l1(), small.l2());
     small.put(l1 + 8 * 3, COPIED | l2 as u64);
@@ -134,7 +134,7 @@ fn an_l2_table_with_two_owners() {
 }
 
 #[test]
-fn an_l2_table_in_the_header_or_between_clusters() {
+pub(super) fn an_l2_table_in_the_header_or_between_clusters() {
     let blank = Blank {
         cluster_bits: 12,
         ..Blank::default()
@@ -156,7 +156,7 @@ fn an_l2_table_in_the_header_or_between_clusters() {
 }
 
 #[test]
-fn l2_entries() {
+pub(super) fn l2_entries() {
     let blank = Blank::default();
     let refused = |entry, why| l2_refused(blank, entry, None, why);
     refused(0x1002, "reserved bits are set (0x2)");
@@ -183,7 +183,7 @@ fn l2_entries() {
 }
 
 #[test]
-fn an_l2_entry_between_clusters() {
+pub(super) fn an_l2_entry_between_clusters() {
     let blank = Blank {
         cluster_bits: 12,
         ..Blank::default()
@@ -197,7 +197,7 @@ fn an_l2_entry_between_clusters() {
 }
 
 #[test]
-fn the_zero_flag_in_version_2() {
+pub(super) fn the_zero_flag_in_version_2() {
     let blank = Blank {
         version: 2,
         ..Blank::default()
@@ -211,7 +211,7 @@ fn the_zero_flag_in_version_2() {
 }
 
 #[test]
-fn extended_l2_entries() {
+pub(super) fn extended_l2_entries() {
     let blank = Blank {
         cluster_bits: 14,
         incompatible: 16,
@@ -262,7 +262,7 @@ fn data_files_are_mapped_one_to_one() {
 }
 
 #[test]
-fn nothing_is_read_before_the_data_file_is_open() {
+pub(super) fn nothing_is_read_before_the_data_file_is_open() {
     let blank = Blank {
         incompatible: 4,
         ..Blank::default()
@@ -276,7 +276,7 @@ fn nothing_is_read_before_the_data_file_is_open() {
 }
 
 #[test]
-fn garbage_in_a_compressed_cluster_names_the_cluster() {
+pub(super) fn garbage_in_a_compressed_cluster_names_the_cluster() {
     let mut small = Small::new(Blank::default());
     let (l2, data) = (small.l2(), small.data());
     small.image[data..].fill(0xff);
@@ -297,7 +297,7 @@ fn garbage_in_a_compressed_cluster_names_the_cluster() {
 }
 
 #[test]
-fn only_whole_compressed_clusters_are_inflated() {
+pub(super) fn only_whole_compressed_clusters_are_inflated() {
     let mut session = Session::new(Small::new(Blank::default()).image);
     session.open(None).unwrap();
     for (offset, len, why) in [
@@ -330,7 +330,7 @@ fn data_past_the_end_of_the_file_reads_as_zeroes() {
 }
 
 #[test]
-fn shared_clusters_are_not_overwritten_in_place() {
+pub(super) fn shared_clusters_are_not_overwritten_in_place() {
     for (l1_copied, l2_copied) in [(0, COPIED), (COPIED, 0), (0, 0)] {
         let mut small = Small::new(Blank::default());
         let (l1, l2, data) = (small.blank.l1(), small.l2(), small.data());
@@ -347,4 +347,86 @@ fn shared_clusters_are_not_overwritten_in_place() {
             }
         );
     }
+}
+
+fn resize(size: u64) -> Request {
+    Request::Resize {
+        size,
+        preallocation: Preallocation::Off,
+        shrink: true,
+        backing_size: None,
+    }
+}
+
+#[test]
+pub(super) fn entries_of_the_refcount_table_are_checked_before_a_change() {
+    for (entry, why) in [
+        (0x401, "0x401: reserved bits are set"),
+        (0x100_0000, "0x1000000: past the end of the file"),
+        (0x600, "0x600: the active L1 table"),
+    ] {
+        let mut small = Small::new(Blank::default());
+        small.put(small.blank.refcount_table(), entry);
+        let mut session = Session::new(small.image.clone());
+        session.open(None).unwrap();
+        let refused = [
+            resize(1 << 30),
+            Request::Allocate {
+                offset: 0x10000,
+                len: 512,
+            },
+        ];
+        for request in refused {
+            let failure = session.call(request).unwrap_err();
+            let text = format!("refcount table entry 0 is {why}{CHECK}");
+            assert_eq!(failure.message, text);
+        }
+        assert!(session.host.image == small.image);
+    }
+}
+
+#[test]
+pub(super) fn a_cluster_in_use_that_nothing_counts_is_not_changed() {
+    let mut small = Small::new(Blank::default());
+    let data = small.data();
+    let counts = small.blank.refcount_block();
+    let text = format!("the cluster at {data:#x} is in use but has reference count 0{CHECK}");
+    let (l1, l2) = (small.blank.l1(), small.l2());
+    // The mapping is there for the last part of the disk alone.
+    let last = 8 * (small.blank.l1_entries() - 1);
+    small.put(l1, 0);
+    small.put(l1 + last, COPIED | l2 as u64);
+    small.image[counts + 2 * l2 / 512 + 1] = 1;
+    let before = small.image.clone();
+    let mut session = Session::new(small.image);
+    session.open(None).unwrap();
+    let failure = session.call(resize(512 << 10)).unwrap_err();
+    assert_eq!(failure.message, text);
+    assert!(session.host.image == before);
+    // The block that would count the data is not there.
+    let mut far = before.clone();
+    far[l2..l2 + 8].copy_from_slice(&(COPIED | 0x28000).to_be_bytes());
+    far.resize(0x28200, 0);
+    shrink_refused(
+        far,
+        "the cluster at 0x28000 is in use but has reference count 0",
+    );
+    let mut bare = before;
+    let table = Blank::default().refcount_table();
+    bare[table..table + 8].fill(0);
+    shrink_refused(
+        bare,
+        "the refcount table at 0x200 is in use but has reference count 0",
+    );
+}
+
+#[track_caller]
+fn shrink_refused(image: Vec<u8>, why: &str) {
+    let mut session = Session::new(image.clone());
+    session.open(None).unwrap();
+    match session.call(resize(512 << 10)) {
+        Err(failure) => assert_eq!(failure.message, format!("{why}{CHECK}")),
+        Ok(_) => panic!("accepted: {why}"),
+    }
+    assert!(session.host.image == image);
 }

@@ -2,6 +2,7 @@
 //! with the whole message.
 
 use crate::error::FailureKind;
+use crate::proto::{Preallocation, Request};
 use crate::testing::{Blank, Session};
 use alloc::format;
 use alloc::string::String;
@@ -126,7 +127,7 @@ fn a_snapshot_is_read_with_and_without_extra_data() {
 }
 
 #[test]
-fn snapshot_l1_table() {
+pub(super) fn snapshot_l1_table() {
     for (l1, entries, why) in [
         (
             0x600,
@@ -158,7 +159,7 @@ fn snapshot_l1_table() {
 }
 
 #[test]
-fn snapshot_extra_data() {
+pub(super) fn snapshot_extra_data() {
     assert_eq!(
         Small::with_snapshots(&[&snapshot(0, 0, &[0; 1025])]).refusal(),
         format!(
@@ -168,7 +169,7 @@ fn snapshot_extra_data() {
 }
 
 #[test]
-fn snapshots_end_with_the_file() {
+pub(super) fn snapshots_end_with_the_file() {
     let mut small = Small::with_snapshots(&[&snapshot(0, 0, &[]), &snapshot(0, 0, &[])]);
     small.image.truncate(small.image.len() - 8);
     assert_eq!(
@@ -181,7 +182,7 @@ fn snapshots_end_with_the_file() {
 }
 
 #[test]
-fn snapshot_names_are_bounded() {
+pub(super) fn snapshot_names_are_bounded() {
     let mut long = snapshot(0, 0, &[]);
     long[14..16].copy_from_slice(&u16::MAX.to_be_bytes());
     long.resize(long.len() - 3 + usize::from(u16::MAX), b'n');
@@ -198,7 +199,7 @@ fn snapshot_names_are_bounded() {
 }
 
 #[test]
-fn version_2_with_snapshots_is_not_resized() {
+pub(super) fn version_2_with_snapshots_is_not_resized() {
     let mut small = Small::with_snapshots(&[&snapshot(0, 0, &[])]);
     small.put(4, &2u32.to_be_bytes());
     let facts = Session::new(small.image).open(None).unwrap();
@@ -213,7 +214,7 @@ fn version_2_with_snapshots_is_not_resized() {
 }
 
 #[test]
-fn bitmaps_are_listed_and_hinder_writers() {
+pub(super) fn bitmaps_are_listed_and_hinder_writers() {
     let enabled = bitmap(0x600, 1, 2, 1, 16);
     let facts = Session::new(Small::with_bitmaps(&[&enabled]).image)
         .open(None)
@@ -244,7 +245,7 @@ fn bitmaps_without_their_autoclear_bit_are_ignored() {
 }
 
 #[test]
-fn bitmap_directory_entry() {
+pub(super) fn bitmap_directory_entry() {
     for (entry, why) in [
         (bitmap(0x600, 1, 0, 2, 16), "unknown bitmap type 2"),
         (bitmap(0x600, 1, 8, 1, 16), "reserved flags are set (0x8)"),
@@ -270,7 +271,7 @@ fn bitmap_directory_entry() {
 }
 
 #[test]
-fn bitmap_constraints() {
+pub(super) fn bitmap_constraints() {
     for (entry, why) in [
         (
             bitmap(0x600, 1, 0, 1, 8),
@@ -305,7 +306,7 @@ fn bitmap_constraints() {
 }
 
 #[test]
-fn bitmaps_header_extension() {
+pub(super) fn bitmaps_header_extension() {
     let valid = bitmap(0x600, 1, 0, 1, 16);
     for (at, bytes, message) in [
         (
@@ -354,7 +355,7 @@ fn bitmaps_header_extension() {
 }
 
 #[test]
-fn a_bitmap_directory_has_the_length_of_its_entries() {
+pub(super) fn a_bitmap_directory_has_the_length_of_its_entries() {
     let mut small = Small::with_bitmaps(&[&bitmap(0x600, 1, 0, 1, 16)]);
     small.image.extend([0; 8]);
     small.put(128, &40u64.to_be_bytes());
@@ -365,4 +366,38 @@ fn a_bitmap_directory_has_the_length_of_its_entries() {
              32{CHECK}"
         )
     );
+}
+
+#[test]
+pub(super) fn a_bitmap_directory_does_not_end_inside_an_entry() {
+    let valid = bitmap(0x600, 1, 0, 1, 16);
+    let mut small = Small::with_bitmaps(&[&valid, &valid]);
+    small.image.truncate(small.at + 56);
+    small.put(128, &56u64.to_be_bytes());
+    assert_eq!(
+        small.refusal(),
+        format!("bitmap directory: entry 1 reaches past its end{CHECK}")
+    );
+}
+
+#[test]
+pub(super) fn bits_of_a_bitmap_past_the_end_are_refused_by_a_shrink() {
+    let mut small = Small::with_bitmaps(&[&bitmap(0xa00, 1, 0, 1, 9)]);
+    small.image.resize(0xa00, 0);
+    small.image.extend((1u64 << 40).to_be_bytes());
+    small.image.resize(0xc00, 0);
+    // The directory and the table are counted.
+    for cluster in 3..6 {
+        small.put(0x400 + 2 * cluster, &[0, 1]);
+    }
+    let mut session = Session::new(small.image);
+    session.open(None).unwrap();
+    let failure = session.call(Request::Resize {
+        size: 600 << 10,
+        preallocation: Preallocation::Off,
+        shrink: true,
+        backing_size: None,
+    });
+    let text = "Bitmap 'b': its bits at 0x10000000000 are past the end of the file";
+    assert_eq!(failure.unwrap_err().message, format!("{text}{CHECK}"));
 }

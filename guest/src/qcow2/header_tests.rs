@@ -60,14 +60,14 @@ fn the_unchanged_image_opens() {
 }
 
 #[test]
-fn magic() {
+pub(super) fn magic() {
     let (kind, message) = changed(Blank::default(), &[(0, b"QFI\0")]);
     assert_eq!(kind, FailureKind::NotThisFormat);
     assert!(message.starts_with("Image is not in qcow2 format"));
 }
 
 #[test]
-fn truncated_header() {
+pub(super) fn truncated_header() {
     for len in [5, 71, 72, 103] {
         let (kind, message) = refusal(Blank::default().build()[..len].to_vec());
         assert_eq!(kind, FailureKind::Damaged);
@@ -79,7 +79,7 @@ fn truncated_header() {
 }
 
 #[test]
-fn version() {
+pub(super) fn version() {
     for (value, message) in [
         (
             1,
@@ -99,7 +99,7 @@ fn version() {
 }
 
 #[test]
-fn cluster_bits() {
+pub(super) fn cluster_bits() {
     for bits in [0, 8, 22, u32::MAX] {
         damaged(
             &[(20, &be32(bits))],
@@ -111,7 +111,7 @@ fn cluster_bits() {
 }
 
 #[test]
-fn cluster_bits_with_extended_l2() {
+pub(super) fn cluster_bits_with_extended_l2() {
     damaged(
         &[(20, &be32(13)), (72, &be64(16))],
         "Extended L2 entries are only supported with cluster sizes of at least 16384 bytes \
@@ -120,7 +120,7 @@ fn cluster_bits_with_extended_l2() {
 }
 
 #[test]
-fn header_length() {
+pub(super) fn header_length() {
     for (len, why) in [
         (72, "qcow2 header too short"),
         (520, "qcow2 header exceeds cluster size"),
@@ -135,7 +135,7 @@ fn header_length() {
 }
 
 #[test]
-fn size_beyond_signed_offsets() {
+pub(super) fn size_beyond_signed_offsets() {
     damaged(
         &[(24, &be64(1 << 63))],
         "Image is too big (header field size is 9223372036854775808)",
@@ -143,7 +143,7 @@ fn size_beyond_signed_offsets() {
 }
 
 #[test]
-fn size_beyond_the_largest_l1_table() {
+pub(super) fn size_beyond_the_largest_l1_table() {
     damaged(
         &[(24, &be64(1 << 40))],
         "Image is too big (header field size is 1099511627776, which needs 33554432 L1 entries \
@@ -152,7 +152,7 @@ fn size_beyond_the_largest_l1_table() {
 }
 
 #[test]
-fn size_beyond_this_l1_table() {
+pub(super) fn size_beyond_this_l1_table() {
     damaged(
         &[(24, &be64((1 << 20) + 512))],
         "L1 table is too small (header field l1_size is 32, the virtual size needs 33)",
@@ -168,7 +168,7 @@ fn a_size_that_is_no_multiple_of_a_sector_is_rounded_down() {
 }
 
 #[test]
-fn crypt_method() {
+pub(super) fn crypt_method() {
     damaged(
         &[(32, &be32(3))],
         "Unsupported encryption method 3 (header field crypt_method must be 0 to 2)",
@@ -176,7 +176,7 @@ fn crypt_method() {
 }
 
 #[test]
-fn l1_size() {
+pub(super) fn l1_size() {
     damaged(
         &[(36, &be32(0x7fff_ffff))],
         "Active L1 table too large (header field l1_size is 2147483647, at most 4194304)",
@@ -184,7 +184,7 @@ fn l1_size() {
 }
 
 #[test]
-fn l1_table_offset() {
+pub(super) fn l1_table_offset() {
     for (offset, why) in [
         (1000, "not a multiple of the cluster size"),
         (0, "overlaps the header"),
@@ -202,7 +202,7 @@ fn l1_table_offset() {
 }
 
 #[test]
-fn l1_table_over_the_refcount_table() {
+pub(super) fn l1_table_over_the_refcount_table() {
     damaged(
         &[(40, &be64(512))],
         "the refcount table at 0x200 (512 bytes) overlaps the active L1 table",
@@ -210,7 +210,7 @@ fn l1_table_over_the_refcount_table() {
 }
 
 #[test]
-fn refcount_table_clusters() {
+pub(super) fn refcount_table_clusters() {
     damaged(
         &[(56, &be32(0))],
         "Image does not contain a reference count table (header field refcount_table_clusters \
@@ -224,7 +224,7 @@ fn refcount_table_clusters() {
 }
 
 #[test]
-fn refcount_table_offset() {
+pub(super) fn refcount_table_offset() {
     for (offset, why) in [
         (513, "not a multiple of the cluster size"),
         (0, "overlaps the header"),
@@ -241,7 +241,7 @@ fn refcount_table_offset() {
 }
 
 #[test]
-fn refcount_order() {
+pub(super) fn refcount_order() {
     damaged(
         &[(96, &be32(7))],
         "Reference count entry width too large; may not exceed 64 bits (header field \
@@ -250,7 +250,7 @@ fn refcount_order() {
 }
 
 #[test]
-fn nb_snapshots() {
+pub(super) fn nb_snapshots() {
     damaged(
         &[(60, &be32(65537))],
         "Snapshot table too large (header field nb_snapshots is 65537, at most 65536)",
@@ -258,7 +258,7 @@ fn nb_snapshots() {
 }
 
 #[test]
-fn snapshots_offset() {
+pub(super) fn snapshots_offset() {
     for (offset, why) in [
         (0x201, "not a multiple of the cluster size"),
         (0, "overlaps the header"),
@@ -275,7 +275,7 @@ fn snapshots_offset() {
 }
 
 #[test]
-fn snapshots_over_the_l1_table() {
+pub(super) fn snapshots_over_the_l1_table() {
     let message = changed(
         Blank::default(),
         &[(60, &be32(1)), (64, &be64(Blank::default().l1() as u64))],
@@ -288,7 +288,7 @@ fn snapshots_over_the_l1_table() {
 }
 
 #[test]
-fn unknown_incompatible_features_are_listed() {
+pub(super) fn unknown_incompatible_features_are_listed() {
     assert_eq!(
         changed(Blank::default(), &[(72, &be64(1 << 5 | 1 << 60))]),
         (
@@ -302,7 +302,7 @@ fn unknown_incompatible_features_are_listed() {
 }
 
 #[test]
-fn unknown_incompatible_features_are_named_where_the_image_names_them() {
+pub(super) fn unknown_incompatible_features_are_named_where_the_image_names_them() {
     let mut record = [0; 48];
     record[1] = 5;
     record[2..8].copy_from_slice(b"frobni");
@@ -329,7 +329,7 @@ fn unknown_compatible_and_autoclear_features_are_accepted() {
 }
 
 #[test]
-fn compression_type() {
+pub(super) fn compression_type() {
     damaged(
         &[(104, &[1])],
         "Compression type incompatible feature bit must be set (header field compression_type is \
@@ -346,7 +346,7 @@ fn compression_type() {
 }
 
 #[test]
-fn backing_file_offset() {
+pub(super) fn backing_file_offset() {
     for offset in [8, 513, u64::MAX] {
         damaged(
             &[(8, &be64(offset)), (16, &be32(4))],
@@ -359,7 +359,7 @@ fn backing_file_offset() {
 }
 
 #[test]
-fn backing_file_size() {
+pub(super) fn backing_file_size() {
     damaged(
         &[(8, &be64(0x100)), (16, &be32(257))],
         "Backing file name too long (header field backing_file_size is 257, at most 256 fit)",
@@ -378,7 +378,7 @@ fn backing_file_size() {
 }
 
 #[test]
-fn header_extensions_end_with_the_header_cluster() {
+pub(super) fn header_extensions_end_with_the_header_cluster() {
     damaged(
         &[(112, &be32(0x1234_5678)), (116, &be32(u32::MAX))],
         "Header extension too large (extension 0x12345678 at byte 112 is 4294967295 bytes long, \
@@ -387,7 +387,7 @@ fn header_extensions_end_with_the_header_cluster() {
 }
 
 #[test]
-fn header_extensions_end_at_the_backing_name() {
+pub(super) fn header_extensions_end_at_the_backing_name() {
     damaged(
         &[
             (8, &be64(0x80)),
@@ -401,7 +401,7 @@ fn header_extensions_end_at_the_backing_name() {
 }
 
 #[test]
-fn a_known_header_extension_occurs_once() {
+pub(super) fn a_known_header_extension_occurs_once() {
     damaged(
         &[
             (112, &be32(0xe279_2aca)),
@@ -416,7 +416,7 @@ fn a_known_header_extension_occurs_once() {
 }
 
 #[test]
-fn names_in_header_extensions_are_bounded() {
+pub(super) fn names_in_header_extensions_are_bounded() {
     let blank = Blank {
         cluster_bits: 16,
         ..Blank::default()
@@ -437,7 +437,7 @@ fn names_in_header_extensions_are_bounded() {
 }
 
 #[test]
-fn the_encryption_header_belongs_to_luks() {
+pub(super) fn the_encryption_header_belongs_to_luks() {
     let place = |offset: u64| {
         [
             be32(0x0537_be77).as_slice(),
@@ -473,6 +473,51 @@ fn the_encryption_header_belongs_to_luks() {
     );
 }
 
+/// An image that is encrypted, with its encryption header behind everything.
+fn luks(change: (usize, &[u8])) -> Vec<u8> {
+    let mut image = Blank::default().build();
+    let at = image.len();
+    let mut header = Vec::from(*b"LUKS\xba\xbe\0\x01");
+    header.resize(1024, 0);
+    header[40..49].copy_from_slice(b"xts-plain");
+    for slot in 0..8 {
+        header[208 + 48 * slot..][..4].copy_from_slice(&be32(0xdead));
+    }
+    header[change.0..change.0 + change.1.len()].copy_from_slice(change.1);
+    image.extend(header);
+    image[32..36].copy_from_slice(&be32(2));
+    image[112..116].copy_from_slice(&be32(0x0537_be77));
+    image[116..120].copy_from_slice(&be32(16));
+    image[120..128].copy_from_slice(&be64(at as u64));
+    image[128..136].copy_from_slice(&be64(592));
+    image
+}
+
+#[test]
+pub(super) fn the_encryption_header_is_checked() {
+    assert!(Session::new(luks((0, b"L"))).open(None).is_ok());
+    for (at, bytes, message) in [
+        (
+            0,
+            &b"L0"[..],
+            "Volume is not in LUKS format (encryption header)",
+        ),
+        (
+            40,
+            b"none\0\0\0\0\0",
+            "Unexpected cipher mode string format 'none' (encryption header)",
+        ),
+        (
+            208 + 48,
+            b"\0\0\0\x07",
+            "Keyslot 1 state (active/disable) is corrupted (encryption header, 0x00000007)",
+        ),
+    ] {
+        let expected = (FailureKind::Damaged, format!("{message}{BACKUP}"));
+        assert_eq!(refusal(luks((at, bytes))), expected);
+    }
+}
+
 fn facts_with(incompatible: u64) -> crate::facts::Facts {
     let blank = Blank {
         incompatible,
@@ -482,7 +527,7 @@ fn facts_with(incompatible: u64) -> crate::facts::Facts {
 }
 
 #[test]
-fn a_corrupt_image_opens_but_does_not_change() {
+pub(super) fn a_corrupt_image_opens_but_does_not_change() {
     let facts = facts_with(2);
     assert!(facts.corrupt && !facts.dirty);
     for refusal in [facts.no_write, facts.no_resize] {
@@ -493,7 +538,7 @@ fn a_corrupt_image_opens_but_does_not_change() {
 }
 
 #[test]
-fn a_dirty_image_is_put_in_order_before_it_changes() {
+pub(super) fn a_dirty_image_is_put_in_order_before_it_changes() {
     let facts = facts_with(1);
     assert!(facts.dirty && !facts.corrupt);
     assert_eq!((facts.no_write, facts.no_resize), (None, None));

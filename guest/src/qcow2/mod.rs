@@ -39,6 +39,8 @@ mod write;
 pub use create::create;
 
 #[cfg(test)]
+mod check_tests;
+#[cfg(test)]
 mod damage_tests;
 #[cfg(test)]
 mod directory_tests;

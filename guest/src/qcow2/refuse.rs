@@ -6,6 +6,7 @@ use alloc::format;
 use core::fmt::Display;
 
 /// A header that contradicts itself or the specification.
+#[track_caller]
 pub fn header(what: impl Display) -> Failure {
     Failure::new(
         FailureKind::Damaged,
@@ -14,6 +15,7 @@ pub fn header(what: impl Display) -> Failure {
 }
 
 /// A table behind the header that contradicts itself or the specification.
+#[track_caller]
 pub fn table(what: impl Display) -> Failure {
     Failure::new(
         FailureKind::Damaged,

@@ -11,8 +11,10 @@
 )]
 
 mod blank;
+mod refusals;
 
 pub use blank::Blank;
+pub use refusals::{Place, note, noted};
 
 use crate::engine::{Engine, Host, Read};
 use crate::error::{Failure, FailureKind};
@@ -108,6 +110,19 @@ impl MemHost {
             }
             _ => {}
         }
+        if let &Step::CopyFrom {
+            file,
+            source,
+            from,
+            to,
+            len,
+        } = step
+        {
+            let source = self.file(source).expect("the plan names a file");
+            let data = source[from as usize..(from + len) as usize].to_vec();
+            let offset = to;
+            return self.step(&Step::Write { file, offset, data });
+        }
         let file = self.file(step.file()).expect("the plan names a file");
         match step {
             Step::Write { offset, data, .. } => {
@@ -133,7 +148,10 @@ impl MemHost {
                     range.fill(0);
                 }
             }
-            Step::Create { .. } | Step::Rename { .. } | Step::Unlink { .. } => {}
+            Step::CopyFrom { .. }
+            | Step::Create { .. }
+            | Step::Rename { .. }
+            | Step::Unlink { .. } => {}
         }
     }
 }

@@ -5,16 +5,18 @@
 //! next block would go to the end of the file. Footers that differ are a
 //! corruption that can be repaired.
 
+use super::fixed::Stages;
 use super::format::table::FREE;
 use super::header::Header;
 use super::shrink::{reads_zero, tail_at};
 use super::survey::metadata_end;
 use super::table::{misplaced, walk};
+use super::write::MAX_BATCH;
 use super::{Layout, Vhd, parent, plan};
 use crate::engine::Host;
 use crate::error::Failure;
 use crate::findings::{Repair, Report, Severity};
-use crate::plan::SECTOR;
+use crate::plan::{SECTOR, Step};
 use crate::proto::PlanReply;
 use crate::tell::Tell;
 use alloc::format;
@@ -39,6 +41,8 @@ struct Check<'a> {
     used: Vec<(u32, u32)>,
     /// The block that the end of the disk cuts, where it is there.
     cut: Option<u64>,
+    /// For how many blocks there is room before the footer at the end.
+    kept: u64,
 }
 
 impl Vhd {
@@ -53,6 +57,7 @@ impl Vhd {
             tell: Tell::default(),
             used: Vec::new(),
             cut: None,
+            kept: 0,
         };
         let result = self.check_all(&mut check);
         let planned = result.and_then(|()| self.repair(&mut check, repair));
@@ -85,7 +90,8 @@ impl Vhd {
                 "the footer gives the disk {said} bytes; its geometry, which counts, {shown}"
             ))?;
         }
-        let extra = self.file_len.saturating_sub(shown.saturating_add(SECTOR));
+        let disk = self.footer.reach();
+        let extra = self.file_len.saturating_sub(disk.saturating_add(SECTOR));
         if matches!(self.layout, Layout::Fixed) && self.unsettled.is_none() && extra > 0 {
             check.leak(
                 format!("Leaked {extra} bytes behind the end of the disk"),
@@ -97,7 +103,7 @@ impl Vhd {
 
     /// Every entry of the table.
     fn check_table(&self, check: &mut Check<'_>, header: &Header) -> Result<(), Failure> {
-        let size = self.footer.virtual_size();
+        let size = self.footer.reach();
         let count = header.entries_for(size);
         let is_cut = !size.is_multiple_of(header.block_size);
         let (mut stale, mut allocated, mut fragmented) = (0u64, 0u64, 0u64);
@@ -108,8 +114,8 @@ impl Vhd {
             tell,
             used,
             cut,
+            ..
         } = check;
-        used.reserve_exact(MAX_BLOCKS.min(count as usize));
         walk(*host, header, 0..header.entries, |host, index, entry| {
             if entry == FREE {
                 return Ok(());
@@ -186,7 +192,7 @@ impl Vhd {
                 last.0
             ))?;
         }
-        check.hole(header, last.1.max(front), footer)?;
+        check.room(header, last.1.max(front), footer)?;
         check.tell.report.image_end_offset = Some(last.1.max(front) + SECTOR);
         if blocks.len() == MAX_BLOCKS && check.tell.report.allocated_clusters > MAX_BLOCKS as u64 {
             check.tell.add(
@@ -199,7 +205,7 @@ impl Vhd {
     }
 
     /// Where the footer at the end is, or would be.
-    fn footer_at(&self) -> u64 {
+    pub(super) fn footer_at(&self) -> u64 {
         let is_missing = self
             .unsettled
             .is_some_and(|unsettled| unsettled.lacks_end());
@@ -214,12 +220,26 @@ impl Vhd {
         let Some(block) = check.cut else {
             return Ok(());
         };
-        let (at, len) = tail_at(header, block, self.footer.virtual_size());
+        let (at, len) = tail_at(header, block, self.footer.reach());
         match reads_zero(check.host, at, len)? {
             true => Ok(()),
             false => check.warn(format!(
                 "the last block has data behind the end of the disk, at {at:#x}"
             )),
+        }
+    }
+
+    /// How many units of leaks the stages cut off.
+    fn freed(&self, stages: &Stages) -> u64 {
+        let steps = stages.iter().flat_map(|(_, steps)| steps);
+        let len = steps.fold(self.file_len, |len, step| match *step {
+            Step::SetLength { len, .. } => len,
+            _ => len,
+        });
+        let cut = self.file_len.saturating_sub(len);
+        match &self.layout {
+            Layout::Fixed => u64::from(cut > 0),
+            Layout::Dynamic(dynamic) => cut / dynamic.header.stride(),
         }
     }
 
@@ -243,20 +263,24 @@ impl Vhd {
             }
             Some(_) => PlanReply::default(),
         };
-        if report.corruptions > 0 || report.leaks == 0 || self.no_resize().is_some() {
+        let wasted = report.leaks > 0 || check.kept > 0;
+        if report.corruptions > 0 || !wasted || self.no_resize().is_some() {
             return Ok(reply);
         }
         let stages = match &self.layout {
-            Layout::Fixed => self.cut_fixed(self.footer.virtual_size()),
+            Layout::Fixed => self.cut_fixed(),
             Layout::Dynamic(dynamic) => {
                 let budget = (MOVED + self.file_len / 16) / dynamic.header.stride();
                 self.tidy(check.host, &self.footer, false, budget.max(1) as usize)?
             }
         };
-        check.tell.report.leaks_fixed = report.leaks;
-        check.tell.report.leaks = 0;
-        let text = format!("Repairing {} leaks", report.leaks);
-        check.tell.add(check.host, Severity::Repaired, text)?;
+        let fixed = self.freed(&stages).min(report.leaks);
+        check.tell.report.leaks_fixed = fixed;
+        check.tell.report.leaks = report.leaks - fixed;
+        if fixed > 0 {
+            let text = format!("Repairing {fixed} leaks");
+            check.tell.add(check.host, Severity::Repaired, text)?;
+        }
         Ok(PlanReply {
             plan: plan(stages),
             ..reply
@@ -278,6 +302,18 @@ impl Check<'_> {
         self.tell.add(self.host, Severity::Leak, text)?;
         self.tell.report.leaks += count - 1;
         Ok(())
+    }
+
+    /// Room before the footer at the end: some is made ahead of new blocks.
+    fn room(&mut self, header: &Header, start: u64, end: u64) -> Result<(), Failure> {
+        self.kept = end.saturating_sub(start) / header.stride();
+        match self.kept {
+            0 => Ok(()),
+            kept if kept <= MAX_BATCH => self.warn(format!(
+                "there is room for {kept} new blocks before the footer, at {start:#x}"
+            )),
+            _ => self.hole(header, start, end),
+        }
     }
 
     /// Room that nothing refers to.

@@ -1,20 +1,25 @@
 //! Damaged and unusual images: each field that is looked at has its own answer,
 //! and the image stays as it is.
 
+use super::parent_tests;
 use super::test_images::{
     END, HEADER, M, TABLE, checked, dynamic, fixed, opened, put, put_both, resize,
 };
+use crate::field_tests::{self, Variant};
+use crate::findings::Repair;
 use crate::testing::Session;
-use crate::{FailureKind, Format};
+use crate::{FailureKind, Format, Reply, Request};
 use alloc::format;
 use alloc::vec::Vec;
 
 type Damage = fn(&mut Vec<u8>);
+type Case = (&'static str, Damage, FailureKind, &'static str);
 
-#[test]
-fn each_field_has_its_own_error() {
+/// Damage that keeps an image from being opened: what it is, what it does, how
+/// it is refused.
+fn closed() -> [Case; 21] {
     use FailureKind::{Damaged, NotThisFormat, TooLarge, Unsupported};
-    let cases: [(&str, Damage, FailureKind, &str); 21] = [
+    [
         (
             "cookies",
             |i| {
@@ -147,14 +152,46 @@ fn each_field_has_its_own_error() {
             Damaged,
             "not a power of two of at least 512",
         ),
-    ];
-    for (name, damage, kind, words) in cases {
+    ]
+}
+
+#[test]
+fn each_field_has_its_own_error() {
+    for (name, damage, kind, words) in closed() {
         let mut image = dynamic();
         damage(&mut image);
         let failure = opened(&image).expect_err(name);
         assert_eq!(failure.kind, kind, "{name}: {failure}");
         assert!(failure.message.contains(words), "{name}: {failure}");
     }
+}
+
+#[test]
+fn every_request_on_a_damaged_image_is_answered_or_refused() {
+    let damaged = |(name, damage, ..): Case| {
+        let mut image = dynamic();
+        damage(&mut image);
+        Variant::new(name, image)
+    };
+    let mut variants: Vec<Variant> = closed().into_iter().map(damaged).collect();
+    let mut cut = fixed();
+    cut.drain(..512);
+    variants.push(Variant::new("fixed disk cut off", cut));
+    for entry in ENTRIES {
+        let mut image = dynamic();
+        image[TABLE + 4..TABLE + 8].copy_from_slice(&entry.0.to_be_bytes());
+        variants.push(Variant::new(entry.1, image));
+    }
+    field_tests::refuse_all(Format::Vhd, variants);
+}
+
+#[test]
+fn every_check_has_a_damaged_image() {
+    let tests: &[fn()] = &[
+        every_request_on_a_damaged_image_is_answered_or_refused,
+        parent_tests::a_parent_without_a_name_or_with_one_that_is_too_long_is_refused,
+    ];
+    field_tests::every_check_refuses("vhd", tests, &[]);
 }
 
 #[test]
@@ -211,15 +248,17 @@ fn what_forbids_changes_is_said_at_once() {
     }
 }
 
+/// Entries that lead nowhere, and what is said about them.
+const ENTRIES: [(u32, &str); 4] = [
+    (0, "overlaps the footer copy"),
+    (1, "overlaps the dynamic header"),
+    (3, "overlaps the block allocation table"),
+    (0x00ff_0000, "reaches past the end of the file"),
+];
+
 #[test]
 fn entries_that_lead_nowhere_are_refused_where_they_are_used() {
-    let cases: [(u32, &str); 4] = [
-        (0, "overlaps the footer copy"),
-        (1, "overlaps the dynamic header"),
-        (3, "overlaps the block allocation table"),
-        (0x00ff_0000, "reaches past the end of the file"),
-    ];
-    for (entry, words) in cases {
+    for (entry, words) in ENTRIES {
         let mut image = dynamic();
         image[TABLE + 4..TABLE + 8].copy_from_slice(&entry.to_be_bytes());
         let mut session = Session::new(image);
@@ -255,7 +294,7 @@ fn blocks_that_overlap_are_found() {
         "{failure}"
     );
     let report = checked(&mut session);
-    assert_eq!((report.corruptions, report.leaks), (1, 1));
+    assert_eq!((report.corruptions, report.leaks), (1, 0));
     assert!(
         session.host.findings[0]
             .text
@@ -292,4 +331,86 @@ fn sizes_are_refused_that_the_format_does_not_have() {
     let large = session.call(resize((2040 << 30) + 512)).unwrap_err();
     assert_eq!(large.kind, FailureKind::TooLarge);
     assert!(session.call(resize(2040 << 30)).is_ok());
+}
+
+/// Virtual PC goes by the geometry, others by the size: 17 sectors, and 2 MiB.
+const SMALL_GEOMETRY: [u8; 4] = [0, 1, 1, 17];
+
+#[test]
+fn what_only_other_programs_see_of_a_fixed_disk_is_kept() {
+    let mut image = fixed();
+    let end = image.len() - 512;
+    image[..end].fill(7);
+    put(&mut image, end, 28, b"vpc ");
+    put(&mut image, end, 56, &SMALL_GEOMETRY);
+    let mut session = Session::new(image.clone());
+    assert_eq!(session.open(None).unwrap().virtual_size, 17 * 512);
+    for repair in [Repair::Leaks, Repair::All] {
+        let check = Request::Check {
+            repair: Some(repair),
+        };
+        let Ok(Reply::Checked { report, repair }) = session.call(check) else {
+            panic!("no report");
+        };
+        assert_eq!((report.leaks, repair.plan.is_empty()), (0, true));
+    }
+    match session.call(resize(17 * 512)) {
+        Ok(Reply::Plan(reply)) => assert!(reply.plan.is_empty()),
+        other => panic!("not a plan: {other:?}"),
+    }
+    let refusal = session.call(resize(18 * 512)).unwrap_err();
+    assert!(refusal.message.contains("at least 1048576"), "{refusal}");
+    match session.call(resize(3 * M)) {
+        Ok(Reply::Plan(reply)) => session.host.apply(&reply.plan),
+        other => panic!("not a plan: {other:?}"),
+    }
+    assert_eq!(session.open(None).unwrap().virtual_size, 3 * M);
+    assert!(session.host.image[..end] == image[..end]);
+    let added = &session.host.image[end..3 * M as usize];
+    assert!(added.iter().all(|&byte| byte == 0));
+}
+
+#[test]
+fn what_only_other_programs_see_of_a_dynamic_disk_is_kept() {
+    let mut image = dynamic();
+    put_both(&mut image, 28, b"vpc ");
+    put_both(&mut image, 56, &SMALL_GEOMETRY);
+    let mut session = Session::new(image);
+    assert_eq!(session.open(None).unwrap().virtual_size, 17 * 512);
+    match session.call(resize(17 * 512)) {
+        Ok(Reply::Plan(reply)) => assert!(reply.plan.is_empty()),
+        other => panic!("not a plan: {other:?}"),
+    }
+    assert_eq!(checked(&mut session).leaks, 0);
+    match session.call(resize(9 * M)) {
+        Ok(Reply::Plan(reply)) => session.host.apply(&reply.plan),
+        other => panic!("not a plan: {other:?}"),
+    }
+    session.open(None).unwrap();
+    let content = session.read(0, 9 * M).unwrap();
+    let expected = [(0x11, 2 * M), (0x22, 2 * M), (0, 5 * M)];
+    let expected = expected.map(|(byte, len)| alloc::vec![byte; len as usize]);
+    assert!(content == expected.concat());
+}
+
+#[test]
+fn a_disk_cannot_shrink_to_nothing() {
+    for image in [dynamic(), fixed()] {
+        let mut session = Session::new(image);
+        session.open(None).unwrap();
+        let refusal = session.call(resize(0)).unwrap_err();
+        assert_eq!(refusal.kind, FailureKind::InvalidRequest);
+    }
+}
+
+#[test]
+fn a_block_over_the_footer_is_refused_before_a_change() {
+    let mut image = dynamic();
+    image[TABLE + 7] += 1;
+    let mut session = Session::new(image);
+    session.open(None).unwrap();
+    for size in [5 * M, 16 * M] {
+        let refusal = session.call(resize(size)).unwrap_err();
+        assert!(refusal.message.contains("overlaps the footer"), "{refusal}");
+    }
 }

@@ -4,6 +4,10 @@
 //! its footer says. Then everything between the old end and the new one is made
 //! zero, the former footer included, and the last footer gets the new size. To
 //! shrink, the footer gets the smaller size where it is; then it moves down.
+//!
+//! Where the footer's geometry gives a smaller disk than its size field, what
+//! lies between is the disk's for programs that go by the field: it keeps its
+//! content, also when a grow makes it visible to all.
 
 use super::Vhd;
 use super::settle::write_footer;
@@ -25,7 +29,7 @@ impl Vhd {
         let last = wish.size.max(old_end - SECTOR);
         let footer = self.footer.resized(wish.size)?;
         let mut append = Vec::new();
-        let mut zero = vec![zeroes(self.footer.virtual_size(), old_end.min(last))];
+        let mut zero = vec![blank(wish, self.footer.reach(), old_end.min(last))];
         if last >= old_end {
             if matches!(
                 wish.preallocation,
@@ -68,7 +72,8 @@ impl Vhd {
 
     /// The stages that cut off what lies behind the disk, where there is more
     /// than the footer.
-    pub(super) fn cut_fixed(&self, size: u64) -> Stages {
+    pub(super) fn cut_fixed(&self) -> Stages {
+        let size = self.footer.reach().next_multiple_of(SECTOR);
         match self.file_len > size + SECTOR {
             false => Vec::new(),
             true => vec![
@@ -84,6 +89,19 @@ fn cut(size: u64) -> Step {
     Step::SetLength {
         file: FileNo::IMAGE,
         len: size + SECTOR,
+    }
+}
+
+/// The same inside the file, with disk space where that is asked for.
+pub(super) fn blank(wish: &Wish, start: u64, end: u64) -> Option<Step> {
+    let zero = zeroes(start, end)?;
+    match wish.preallocation {
+        Preallocation::Off | Preallocation::Metadata => Some(zero),
+        Preallocation::Falloc | Preallocation::Full => Some(Step::Fill {
+            file: FileNo::IMAGE,
+            offset: start,
+            len: end - start,
+        }),
     }
 }
 

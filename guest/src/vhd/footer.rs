@@ -169,6 +169,12 @@ impl Footer {
         }
     }
 
+    /// How far the disk reaches for any program, in bytes: what one that goes by
+    /// the geometry does not see, others do. Nothing before this is let go of.
+    pub fn reach(&self) -> u64 {
+        self.current_size().max(self.virtual_size())
+    }
+
     /// The UUID.
     pub fn uuid(&self) -> [u8; 16] {
         self.array(field::UUID)

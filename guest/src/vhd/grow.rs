@@ -7,7 +7,7 @@
 //! the file never ends without one. Entries for the added range are behind the
 //! end of the disk, invisible, until the two footers get the new size.
 
-use super::fixed::{Stages, zeroes};
+use super::fixed::{Stages, blank, zeroes};
 use super::format::table::{ENTRY_LEN, FREE};
 use super::header::{Header, table_end};
 use super::room::Room;
@@ -64,12 +64,14 @@ impl Vhd {
         };
         let header = &dynamic.header;
         let entries = header.entries_for(wish.size).max(header.entries);
-        let survey = self.survey(host, table_end(header.table, entries))?;
-        let known = header.entries_for(self.footer.virtual_size());
-        if (entries - known) * ENTRY_LEN > MAX_TABLE {
+        if (entries - header.entries) * ENTRY_LEN > MAX_TABLE {
             return Err(grow_in_steps(header));
         }
+        let survey = self.survey(host, table_end(header.table, entries))?;
         let grow = Grow::place(self, header, wish, &survey, entries)?;
+        if grow.moves_table() && (entries - grow.kept()) * ENTRY_LEN > MAX_TABLE {
+            return Err(grow_in_steps(header));
+        }
         let streamed = grow.stream(host)?;
         grow.stages(streamed)
     }
@@ -163,7 +165,7 @@ impl<'a> Grow<'a> {
 
     /// Entries that the disk of the old size needs.
     fn old_count(&self) -> u64 {
-        self.header.entries_for(self.vhd.footer.virtual_size())
+        self.header.entries_for(self.vhd.footer.reach())
     }
 
     /// Space for what is added, and a footer behind it.
@@ -200,7 +202,7 @@ impl<'a> Grow<'a> {
     /// The rest of the block that the old end cuts.
     fn zero_tail(&self) -> Option<Step> {
         let data = self.survey.cut? + self.header.bitmap_len();
-        let kept = self.vhd.footer.virtual_size() % self.header.block_size;
+        let kept = self.vhd.footer.reach() % self.header.block_size;
         zeroes(data + kept, data + self.header.block_size)
     }
 
@@ -216,7 +218,7 @@ impl<'a> Grow<'a> {
         for &at in &self.places {
             let data = at + self.header.bitmap_len();
             // What lies inside the old file is not zero by itself.
-            steps.extend(zeroes(data, (at + stride).min(self.vhd.file_len)));
+            steps.extend(blank(self.wish, data, (at + stride).min(self.vhd.file_len)));
             if at < self.vhd.file_len || !streamed {
                 steps.push(self.bitmap(at));
             }
@@ -233,7 +235,7 @@ impl<'a> Grow<'a> {
         if !self.moves_table() {
             return Vec::new();
         }
-        let kept = self.old_count().min(self.added.start);
+        let kept = self.kept();
         let mut steps = Vec::new();
         if kept > 0 {
             steps.push(copy(self.header.table, self.table, kept * ENTRY_LEN));
@@ -241,6 +243,12 @@ impl<'a> Grow<'a> {
         let at = self.table + kept * ENTRY_LEN;
         steps.push(write(at, self.entries_from(kept)));
         steps
+    }
+
+    /// Entries of the disk that a table which moves takes along.
+    fn kept(&self) -> u64 {
+        let kept = self.old_count().min(self.added.start);
+        kept.min(self.header.entries)
     }
 
     /// The bytes of all entries from `first` on, to the end of the table's last
@@ -319,9 +327,9 @@ impl<'a> Grow<'a> {
 
 /// The blocks of the added range that get a place at once.
 fn added_blocks(vhd: &Vhd, header: &Header, survey: &Survey, wish: &Wish) -> Range<u64> {
-    let old = header.entries_for(vhd.footer.virtual_size());
+    let old = header.entries_for(vhd.footer.reach());
     let end = header.entries_for(wish.size);
-    let is_cut = !vhd.footer.virtual_size().is_multiple_of(header.block_size);
+    let is_cut = !vhd.footer.reach().is_multiple_of(header.block_size);
     let start = match is_cut && survey.cut.is_none() {
         true => old.saturating_sub(1),
         false => old,

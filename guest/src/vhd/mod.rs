@@ -114,13 +114,20 @@ impl Vhd {
         if wish.size > format::MAX_SECTORS * crate::plan::SECTOR {
             return Err(create::too_large());
         }
+        if direction == Direction::Shrink && wish.size == 0 {
+            return Err(refuse::no_size());
+        }
+        let said = self.footer.current_size();
+        if direction == Direction::Grow && wish.size < said {
+            return Err(refuse::inside_the_field(said));
+        }
         let stages = match (&self.layout, direction) {
             (Layout::Fixed, Direction::Grow) => self.grow_fixed(wish)?,
             (Layout::Fixed, Direction::Shrink) => self.shrink_fixed(wish)?,
             (Layout::Dynamic(_), Direction::Grow) => self.grow_dynamic(host, wish)?,
             (Layout::Dynamic(_), Direction::Shrink) => self.shrink_dynamic(host, wish)?,
             // An interrupted shrink that has committed ends with the same request.
-            (Layout::Fixed, Direction::Same) if wish.shrink => self.cut_fixed(wish.size),
+            (Layout::Fixed, Direction::Same) if wish.shrink => self.cut_fixed(),
             (Layout::Dynamic(_), Direction::Same) if wish.shrink => {
                 self.tidy(host, &self.footer, false, shrink::MAX_MOVES)?
             }

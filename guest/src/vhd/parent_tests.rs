@@ -69,7 +69,7 @@ fn a_differencing_image_names_its_parent_and_has_single_sectors() {
 }
 
 #[test]
-fn a_parent_without_a_name_or_with_one_that_is_too_long_is_refused() {
+pub(super) fn a_parent_without_a_name_or_with_one_that_is_too_long_is_refused() {
     let mut image = differencing(&[]);
     put(&mut image, HEADER, 64, &[0, 0]);
     let failure = opened(&image).unwrap_err();
@@ -81,4 +81,19 @@ fn a_parent_without_a_name_or_with_one_that_is_too_long_is_refused() {
         failure.message.contains("parent locator 0 has 65536 bytes"),
         "{failure}"
     );
+}
+
+#[test]
+fn a_footer_that_is_written_again_spares_the_name_of_the_parent() {
+    let mut image = differencing(&[(b"W2ru", "a.vhd")]);
+    image.truncate(image.len() - 512);
+    let before = image.clone();
+    let mut session = Session::new(image);
+    session.open(None).unwrap();
+    match session.call(crate::Request::Settle) {
+        Ok(crate::Reply::Plan(reply)) => session.host.apply(&reply.plan),
+        other => panic!("not a plan: {other:?}"),
+    }
+    assert!(session.host.image[..before.len()] == before);
+    assert_eq!(session.host.image.len(), before.len() + 512);
 }

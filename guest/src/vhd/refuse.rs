@@ -5,6 +5,7 @@ use alloc::format;
 use core::fmt::Display;
 
 /// What the image says cannot be.
+#[track_caller]
 pub fn damaged(what: impl Display) -> Failure {
     Failure::new(
         FailureKind::Damaged,
@@ -15,6 +16,7 @@ pub fn damaged(what: impl Display) -> Failure {
 }
 
 /// A table entry that cannot be.
+#[track_caller]
 pub fn table(what: impl Display) -> Failure {
     Failure::new(
         FailureKind::Damaged,
@@ -23,6 +25,7 @@ pub fn table(what: impl Display) -> Failure {
 }
 
 /// What the image has that is not handled.
+#[track_caller]
 pub fn unsupported(what: impl Display) -> Failure {
     Failure::new(
         FailureKind::Unsupported,
@@ -31,9 +34,30 @@ pub fn unsupported(what: impl Display) -> Failure {
 }
 
 /// What has to be put in order first.
+#[track_caller]
 pub fn unsettled(what: &str) -> Failure {
     Failure::new(
         FailureKind::Damaged,
         format!("{what}; put it in order with `instar check -r all` first"),
+    )
+}
+
+/// A grow that would cut the disk off for other programs.
+pub fn inside_the_field(said: u64) -> Failure {
+    Failure::new(
+        FailureKind::InvalidRequest,
+        format!(
+            "the footer gives the disk {said} bytes and a geometry of fewer: the programs that go \
+             by the former would lose data; grow to at least {said} bytes"
+        ),
+    )
+}
+
+/// A disk without a size.
+pub fn no_size() -> Failure {
+    Failure::new(
+        FailureKind::InvalidRequest,
+        "a VHD disk cannot shrink to 0 bytes: no program opens such an image; choose a larger \
+         size, or delete the image",
     )
 }

@@ -24,9 +24,12 @@ impl Room {
         }
     }
 
-    /// The same from another start on.
-    pub fn from(self, next: u64) -> Self {
-        Self { next, ..self }
+    /// The same behind so many more blocks.
+    pub fn behind(mut self, count: u64) -> Self {
+        for _ in 0..count {
+            self.block();
+        }
+        self
     }
 
     /// Place of a block.

@@ -6,7 +6,7 @@
 
 use super::footer::{Footer, Kind, Place};
 use super::format::footer as field;
-use super::{Layout, Vhd, open};
+use super::{Layout, Vhd, open, parent};
 use crate::disk::Opening;
 use crate::engine::{Host, Read};
 use crate::error::Failure;
@@ -16,9 +16,7 @@ use alloc::vec;
 use alloc::vec::Vec;
 
 /// Bytes that a search for a footer reads at once.
-const PIECE: u64 = 1 << 20;
-/// How far from the end a footer is searched for, in bytes.
-const MAX_SEARCH: u64 = 256 << 20;
+const PIECE: u64 = 4 << 20;
 
 /// What has to be put in order before a change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -78,15 +76,15 @@ pub fn find_torn(host: &mut dyn Host, opening: &Opening<'_>) -> Result<Option<Vh
     if !file_len.is_multiple_of(SECTOR) || !ends_in_zeroes || file_len == 0 {
         return Ok(None);
     }
-    let lowest = file_len.saturating_sub(MAX_SEARCH);
+    let mut buffer = vec![0; file_len.min(PIECE) as usize];
     let mut end = file_len;
-    while end > lowest {
-        let start = end.saturating_sub(PIECE).max(lowest);
-        let mut piece = vec![0; (end - start) as usize];
+    while end > 0 {
+        let start = end.saturating_sub(PIECE);
+        let piece = buffer.get_mut(..(end - start) as usize).unwrap_or_default();
         host.read(&mut [Read {
             file: FileNo::IMAGE,
             offset: start,
-            buf: &mut piece,
+            buf: piece,
         }])?;
         let (sectors, _) = piece.as_chunks::<{ field::LEN }>();
         let last = sectors
@@ -150,7 +148,9 @@ impl Vhd {
         if dynamic.has_old_footer {
             return Err(open::old_footer());
         }
-        let end = self.survey(host, 0)?.used_end;
+        let names = parent::located(&self.footer, &dynamic.header)?;
+        let names_end = names.iter().map(|name| name.end).max();
+        let end = self.survey(host, 0)?.used_end.max(names_end.unwrap_or(0));
         let last_sector = self.file_len / SECTOR * SECTOR - SECTOR;
         let is_whole = self.file_len.is_multiple_of(SECTOR);
         Ok(match is_whole && last_sector >= end {

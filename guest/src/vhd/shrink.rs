@@ -77,7 +77,7 @@ impl Vhd {
             return Err(self.refuse("has no blocks"));
         };
         let header = &dynamic.header;
-        let size = footer.virtual_size();
+        let size = footer.reach();
         let mut blocks: Vec<Block> = Vec::new();
         let survey = self.survey_with(host, size, 0, |index, sector| {
             if blocks.len() <= MAX_BLOCKS {
@@ -98,12 +98,12 @@ impl Vhd {
         }
         let entries = header.entries_for(size).min(header.entries);
         let tidy = Tidy::new(self.file_len, header, entries, &survey, (&blocks, most));
-        let mut lay_down = clear_stale(header, &survey);
-        lay_down.extend(tidy.lay_down(header, entries)?);
+        tail.extend(clear_stale(header, &survey));
         // The block with the tail may move: it is zeroed before it is copied.
+        // Nothing refers to what copies overwrite, or lies behind a shorter table.
         let mut stages = vec![
             (Purpose::Release, tail),
-            (Purpose::Release, lay_down),
+            (Purpose::Release, tidy.lay_down(header, entries)?),
             (Purpose::Release, tidy.relink(header)),
         ];
         stages.extend(cut(footer, self.file_len, tidy.footer));

@@ -3,7 +3,7 @@
 use super::format::table::FREE;
 use super::header::{Header, table_end};
 use super::table::{block_at, walk};
-use super::{Layout, Vhd};
+use super::{Layout, Vhd, refuse};
 use crate::engine::{Host, Read};
 use crate::error::{Failure, FailureKind};
 use crate::plan::SECTOR;
@@ -79,7 +79,7 @@ impl Survey {
 impl Vhd {
     /// Walks over the table. `wanted` is where it is to end.
     pub(super) fn survey(&self, host: &mut dyn Host, wanted: u64) -> Result<Survey, Failure> {
-        self.survey_with(host, self.footer.virtual_size(), wanted, |_, _| {})
+        self.survey_with(host, self.footer.reach(), wanted, |_, _| {})
     }
 
     /// The same for a disk of `size` bytes; `keep` gets the index and the sector
@@ -99,6 +99,7 @@ impl Vhd {
         let mut survey = Survey::new(self, header);
         let in_the_way = header.table_end()..wanted;
         let mut any = false;
+        let footer = self.footer_at();
         walk(host, header, 0..header.entries, |_, index, entry| {
             if entry == FREE {
                 return Ok(());
@@ -113,6 +114,11 @@ impl Vhd {
             }
             let at = block_at(header, self.file_len, index, entry)?;
             let end = at + header.stride();
+            if end > footer {
+                return Err(refuse::table(format!(
+                    "block {index} at {at:#x} overlaps the footer at the end of the file"
+                )));
+            }
             survey.blocks_end = survey.blocks_end.max(end);
             survey.used_end = survey.used_end.max(end);
             let data = at + header.bitmap_len();

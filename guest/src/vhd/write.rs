@@ -2,10 +2,10 @@
 //! say that all of them is.
 //!
 //! New blocks go to where the last footer is, so that what the host has not
-//! written of them is zero. A flush appends a footer behind them, whose barrier
-//! makes the data durable as well; then come the bitmaps, then the entries.
-//! Until the first of these the file ends in data: readers then take the footer
-//! copy at the start, which does not change.
+//! written of them is zero. Before any place is handed out, a flush appends
+//! another footer behind room for some blocks: the file ends with a footer at
+//! all times. Once the data and the bitmaps of new blocks are durable, their
+//! entries follow.
 
 use super::footer::Kind;
 use super::format::table::FREE;
@@ -18,7 +18,7 @@ use super::{Dynamic, Layout, Vhd, plan, refuse};
 use crate::disk::Disk;
 use crate::engine::{Host, Read};
 use crate::error::{Failure, FailureKind};
-use crate::plan::{Purpose, SECTOR};
+use crate::plan::{Purpose, SECTOR, Step};
 use crate::proto::{Content, FileNo, Place, PlanReply, Reply};
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::vec;
@@ -28,6 +28,10 @@ use alloc::vec::Vec;
 const MAX_WAITING: usize = 4096;
 /// Most bytes of bitmaps that wait for a flush.
 const MAX_BITMAPS: u64 = 4 << 20;
+/// Most blocks for which room is made at once, but for an allocation of more.
+pub const MAX_BATCH: u64 = 16;
+/// Most bytes of room that is made at once, likewise.
+const MAX_ROOM: u64 = 64 << 20;
 /// Most blocks that are known to have full bitmaps.
 const MAX_KNOWN: usize = 64 << 10;
 
@@ -41,8 +45,10 @@ pub struct Pending {
     bitmaps: BTreeSet<u64>,
     /// Blocks by place whose bitmaps are full on disk.
     full: BTreeSet<u64>,
-    /// Whether places behind the last footer were handed out.
-    reaches_out: bool,
+    /// For how many blocks the next flush has to make room.
+    wanted: u64,
+    /// For how many blocks room was made last.
+    batch: u64,
     /// Blocks and bitmaps of the last allocation.
     last: Option<(Vec<u64>, Vec<u64>)>,
 }
@@ -56,6 +62,22 @@ impl Pending {
     /// Whether the bitmap of a block is full, or will be after a flush.
     pub fn is_full(&self, at: u64) -> bool {
         self.full.contains(&at) || self.bitmaps.contains(&at)
+    }
+
+    /// Asks for a flush that makes room for so many new blocks, where there is
+    /// none before the footer at the end, which is at `footer`.
+    fn check_room(&mut self, header: &Header, footer: u64, count: u64) -> Result<(), Failure> {
+        let room = self.room.map(|room| room.behind(count).footer());
+        if count == 0 || room.is_some_and(|end| end <= footer) {
+            return Ok(());
+        }
+        let most = MAX_BATCH.min(MAX_ROOM / header.stride()).max(count);
+        self.batch = (self.batch * 2).clamp(count, most);
+        self.wanted = self.batch;
+        Err(Failure::new(
+            FailureKind::FlushFirst,
+            "a flush has to make room for new blocks first",
+        ))
     }
 
     /// Whether the bitmap of a block is full on disk.
@@ -156,29 +178,29 @@ impl Vhd {
         pending.last = None;
         let (Some(room), true) = (
             pending.room,
-            pending.reaches_out || !pending.bitmaps.is_empty(),
+            pending.wanted > 0 || !pending.bitmaps.is_empty(),
         ) else {
             return Ok(PlanReply::default());
         };
-        let mut first = Vec::new();
-        if pending.reaches_out {
-            let at = room.footer();
-            first.push(write_footer(&self.footer, at));
-            self.file_len = at + SECTOR;
-            pending.room = Some(room.from(at));
-        }
+        let fresh: BTreeSet<u64> = pending.blocks.values().copied().collect();
         let len = header.bitmap_len() as usize;
-        let bitmaps = pending.bitmaps.iter();
-        let bitmaps = bitmaps.map(|&at| write(at, vec![0xff; len])).collect();
-        let link = pending.blocks.iter().map(|(&index, &at)| {
+        let fill = |&at: &u64| write(at, vec![0xff; len]);
+        // Nobody looks at the bitmap of a block without an entry.
+        let mut first: Vec<Step> = fresh.iter().map(fill).collect();
+        let mut link: Vec<Step> = pending.bitmaps.difference(&fresh).map(fill).collect();
+        link.extend(pending.blocks.iter().map(|(&index, &at)| {
             table.set(index, (at / SECTOR) as u32);
             write(entry_at(header, index), entry_bytes([at].iter()))
-        });
-        let link = link.collect();
+        }));
+        if pending.wanted > 0 {
+            let at = room.behind(pending.wanted).footer().max(self.file_len);
+            first.push(write_footer(&self.footer, at));
+            self.file_len = at + SECTOR;
+        }
+        pending.wanted = 0;
         pending.full.append(&mut pending.bitmaps);
         pending.blocks.clear();
-        pending.reaches_out = false;
-        let mut plan = plan(vec![(Purpose::Prepare, bitmaps), (Purpose::Link, link)]);
+        let mut plan = plan(vec![(Purpose::Link, link)]);
         // The first barrier is for the data, even where there are no steps.
         plan.stages.insert(
             0,
@@ -204,12 +226,15 @@ impl Dynamic {
     ) -> Result<Vec<Place>, Failure> {
         let block_size = self.header.block_size;
         let range = offset / block_size..(offset + len).div_ceil(block_size);
-        self.check_room(range.end - range.start)?;
+        self.check_changes(range.end - range.start)?;
         let mut known = Vec::new();
         for index in range {
             known.push((index, self.find(host, file_len, index)?));
         }
         let places: Vec<u64> = known.iter().filter_map(|&(_, at)| at).collect();
+        let count = (known.len() - places.len()) as u64;
+        let footer = file_len - SECTOR;
+        self.pending.check_room(&self.header, footer, count)?;
         self.learn_bitmaps(host, &places)?;
         let (mut blocks, mut bitmaps, mut list) = (Vec::new(), Vec::new(), Vec::new());
         for (index, found) in known {
@@ -242,7 +267,7 @@ impl Dynamic {
     }
 
     /// Refuses what would make the plan of a flush too long.
-    fn check_room(&self, count: u64) -> Result<(), Failure> {
+    fn check_changes(&self, count: u64) -> Result<(), Failure> {
         let pending = &self.pending;
         let waiting = (pending.blocks.len() + pending.bitmaps.len()) as u64;
         let bytes = (pending.bitmaps.len() as u64 + count) * self.header.bitmap_len();
@@ -279,7 +304,6 @@ impl Dynamic {
             .map(Room::block)
             .filter(|at| at / SECTOR < u64::from(FREE));
         let at = at.ok_or_else(super::create::too_large)?;
-        self.pending.reaches_out = true;
         self.pending.blocks.insert(index, at);
         Ok(at)
     }

@@ -26,6 +26,10 @@ struct Findings {
     tell: Tell,
     /// What blocks and tables use.
     space: Space,
+    /// What is kept for blocks that read as zeroes.
+    kept: Space,
+    /// Host offset of the first block.
+    first: u64,
 }
 
 impl Findings {
@@ -50,6 +54,8 @@ impl Vhdx {
         let mut found = Findings {
             tell: Tell::default(),
             space: Space::new(self.source.file_len)?,
+            kept: Space::new(self.source.file_len)?,
+            first: u64::MAX,
         };
         for region in &self.table.regions {
             found.space.take(region.offset, region.len);
@@ -65,6 +71,7 @@ impl Vhdx {
         )?;
         self.check_bitmaps(host, &mut found)?;
         self.check_rest(host, &mut found.tell)?;
+        self.check_waste(host, &mut found)?;
         found.tell.flush(host)?;
         Ok((found.tell.report, reply))
     }
@@ -94,7 +101,8 @@ impl Vhdx {
         let mends = repair == Some(Repair::All) && !flaws.is_empty();
         for (severity, text) in flaws {
             if mends {
-                tell.report.corruptions_fixed += 1;
+                let counts = severity == Severity::Corruption;
+                tell.report.corruptions_fixed += u64::from(counts);
                 tell.add(host, Severity::Repaired, format!("Repairing: {text}"))?;
             } else {
                 tell.add(host, severity, text)?;
@@ -154,14 +162,18 @@ impl Vhdx {
         match place {
             Place::Full(at) | Place::Partial(at) => {
                 let used = self.used_of(block, len);
-                self.check_place(host, found, index, (at, len, used))
+                self.check_place(host, found, index, (at, len, used), block.is_some())
             }
             Place::Zero { .. } if block.is_none() => found.corrupt(
                 host,
                 index,
                 &"is that of a sector bitmap with a block's state",
             ),
-            Place::Absent | Place::Zero { .. } => Ok(()),
+            Place::Zero { kept: Some(at) } => {
+                found.kept.take(at, len);
+                Ok(())
+            }
+            Place::Absent | Place::Zero { kept: None } => Ok(()),
         }
     }
 
@@ -181,6 +193,7 @@ impl Vhdx {
         found: &mut Findings,
         index: u64,
         (at, len, used): (u64, u64, u64),
+        is_data: bool,
     ) -> Result<(), Failure> {
         let file_len = self.source.file_len;
         let end = at.saturating_add(used);
@@ -199,9 +212,14 @@ impl Vhdx {
             );
             return found.corrupt(host, index, &why);
         }
-        if let Err(why) = self.check_block(at, len) {
+        let checked = match is_data {
+            true => self.check_block(at, len),
+            false => self.check_bitmap(at, len),
+        };
+        if let Err(why) = checked {
             return found.corrupt(host, index, &format_args!("is invalid: {why}"));
         }
+        found.first = found.first.min(at);
         if !found.space.take(at, len) {
             let why = format_args!("is invalid: the block at {at:#x} overlaps another block");
             return found.corrupt(host, index, &why);
@@ -234,6 +252,25 @@ impl Vhdx {
                 _ => Ok(()),
             }
         })
+    }
+
+    /// Space between blocks that nothing refers to. Before them, programs keep
+    /// room for longer tables; a fixed image keeps space for the blocks that it
+    /// has not got yet.
+    fn check_waste(&self, host: &mut dyn Host, found: &mut Findings) -> Result<(), Failure> {
+        if self.metadata.fixed {
+            return Ok(());
+        }
+        let end = found.space.end();
+        found.space.merge(&found.kept);
+        match found.space.free_in(found.first..end) {
+            0 => Ok(()),
+            wasted => found.tell.add(
+                host,
+                Severity::Warning,
+                format!("{wasted} MiB between the blocks are not used"),
+            ),
+        }
     }
 
     /// Entries behind those of the disk: a program that only writes a larger

@@ -23,7 +23,7 @@ use core::ops::Range;
 
 /// Bytes of new entries from which on they are streamed, which can be done past
 /// the end of the file only.
-const STREAM_AT: u64 = 4 << 20;
+const STREAM_AT: u64 = 1 << 20;
 /// The longest range of a fixed image that is zeroed rather than punched.
 const MAX_ZEROED: u64 = 32 << 20;
 

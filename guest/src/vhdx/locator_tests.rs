@@ -143,7 +143,7 @@ fn a_bitmap_says_which_sectors_are_here() {
 }
 
 #[test]
-fn a_child_is_neither_resized_nor_written() {
+pub(super) fn a_child_is_neither_resized_nor_written() {
     let before = child(&usual());
     let mut session = Session::new(before.clone());
     let facts = session.open(None).unwrap();
@@ -167,7 +167,7 @@ fn a_child_is_neither_resized_nor_written() {
 }
 
 #[test]
-fn a_locator_that_names_nothing_is_refused() {
+pub(super) fn a_locator_that_names_nothing_is_refused() {
     let cut = |len: usize| usual()[..len].to_vec();
     let mut unknown = usual();
     unknown[0] ^= 1;
@@ -211,7 +211,7 @@ fn a_locator_that_names_nothing_is_refused() {
 }
 
 #[test]
-fn a_partial_block_without_a_bitmap_is_damage() {
+pub(super) fn a_partial_block_without_a_bitmap_is_damage() {
     let mut damaged = child(&usual());
     damaged[BITMAP_ENTRY..BITMAP_ENTRY + 8].fill(0);
     let mut session = Session::new(damaged);

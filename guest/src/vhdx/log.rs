@@ -5,7 +5,7 @@
 //! which its last one names as its tail (2.3.1.4).
 
 use super::checksum::{checksum, seal};
-use super::format::{MIB, PAGE, log as on_disk, region};
+use super::format::{MIB, PAGE, limit, log as on_disk, region};
 use super::guid::Guid;
 use super::header::Header;
 use super::overlay::Overlay;
@@ -77,6 +77,14 @@ pub fn replay(host: &mut dyn Host, header: &Header, file_len: u64) -> Result<Rep
             "the file is {file_len} bytes long, and its log says that it had {} bytes: it has \
              been cut off",
             head.flushed_len
+        )));
+    }
+    if !head.last_len.is_multiple_of(MIB) || head.last_len > limit::MAX_TRACKED {
+        return Err(damaged(format!(
+            "the log says that the file has {} bytes afterwards, which is no multiple of 1 MiB or \
+             more than {}",
+            head.last_len,
+            limit::MAX_TRACKED
         )));
     }
     let file_len = file_len.max(head.last_len);

@@ -249,6 +249,46 @@ fn resealed(image: &mut [u8], at: usize, value: u8) {
     seal(entry, on_disk::CHECKSUM);
 }
 
+/// The damaged logs that are refused for reasons of their own.
+pub(super) fn damaged() -> Vec<(&'static str, Vec<u8>)> {
+    let own = CASES.iter().filter(|(_, _, words)| *words != NONE);
+    let damaged = own.map(|(name, damage, _)| {
+        let mut image = pending(2 << 20);
+        damage(&mut image);
+        (*name, image)
+    });
+    damaged.collect()
+}
+
+#[test]
+pub(super) fn a_log_that_changes_too_much_is_not_replayed() {
+    let mut image = image();
+    let (mut at, mut nth) = (0, 0);
+    image.resize(24 << 20, 0);
+    for header_at in header::SLOTS {
+        let header = &mut image[header_at as usize..header_at as usize + header::LEN];
+        header[header::LOG_LEN..][..4].copy_from_slice(&(8u32 << 20).to_le_bytes());
+        header[header::LOG_OFFSET..][..8].copy_from_slice(&(12u64 << 20).to_le_bytes());
+    }
+    mark(&mut image);
+    // As many descriptors as go into one page.
+    let pages_in_one = 126;
+    while nth < 13 {
+        let first = (3 << 20) + (1 << 16) + (nth * pages_in_one + 1) * PAGE;
+        let pages: Vec<(u64, Vec<u8>)> = (0..pages_in_one)
+            .map(|page| (first + page * PAGE, vec![1; PAGE as usize]))
+            .collect();
+        let entry = entry(&pages, nth as u8 + 1, 0, image.len());
+        let start = (12 << 20) + at;
+        image[start..start + entry.len()].copy_from_slice(&entry);
+        at += entry.len();
+        nth += 1;
+    }
+    let failure = Session::new(image).open(None).unwrap_err();
+    let words = "the log changes more than can be replayed at once";
+    assert!(failure.message.starts_with(words), "{failure}");
+}
+
 #[test]
 fn a_log_that_does_not_replay_is_refused_and_nothing_is_changed() {
     for (name, damage, words) in CASES {
@@ -263,7 +303,7 @@ fn a_log_that_does_not_replay_is_refused_and_nothing_is_changed() {
 }
 
 #[test]
-fn entries_that_claim_each_other_are_refused_without_reading_them_all() {
+pub(super) fn entries_that_claim_each_other_are_refused_without_reading_them_all() {
     let mut image = image();
     let pages = LOG_LEN / PAGE as usize;
     for nth in 0..pages {
@@ -284,7 +324,7 @@ fn entries_that_claim_each_other_are_refused_without_reading_them_all() {
 }
 
 #[test]
-fn an_entry_that_does_not_fit_into_memory_is_refused() {
+pub(super) fn an_entry_that_does_not_fit_into_memory_is_refused() {
     let mut image = image();
     image.truncate(1 << 20);
     image.resize(20 << 20, 0);
@@ -304,4 +344,19 @@ fn an_entry_that_does_not_fit_into_memory_is_refused() {
             .message
             .starts_with("the log has an entry of 5242880 bytes")
     );
+}
+
+#[test]
+fn a_log_that_names_an_impossible_length_is_refused() {
+    for len in [u64::MAX, (1 << 20) + 1, u64::MAX << 20] {
+        let mut image = image();
+        let mut entry = entry(&[(ITEMS, page(&image, 2 << 20))], 1, 0, image.len());
+        entry[on_disk::LAST_LEN..on_disk::LAST_LEN + 8].copy_from_slice(&len.to_le_bytes());
+        seal(&mut entry, on_disk::CHECKSUM);
+        place(&mut image, 0, &entry);
+        mark(&mut image);
+        let failure = Session::new(image).open(None).unwrap_err();
+        assert_eq!(failure.kind, Damaged);
+        assert!(failure.message.contains("bytes afterwards"), "{failure}");
+    }
 }

@@ -10,6 +10,7 @@ use crate::engine::{Host, Read};
 use crate::error::Failure;
 use crate::proto::{Extent, ExtentKind, FileNo};
 use alloc::format;
+use alloc::string::String;
 use alloc::vec;
 use alloc::vec::Vec;
 use core::fmt::Display;
@@ -88,8 +89,18 @@ impl Vhdx {
         ))
     }
 
-    /// Refuses a place where no block can be.
-    pub(super) fn check_block(&self, at: u64, len: u64) -> Result<(), alloc::string::String> {
+    /// Refuses a place where no block of data can be: the log changes none.
+    pub(super) fn check_block(&self, at: u64, len: u64) -> Result<(), String> {
+        self.check_bitmap(at, len)?;
+        match self.source.overlay.first_in(at, len) {
+            None => Ok(()),
+            Some(_) => Err(format!("the log changes the block at {at:#x}")),
+        }
+    }
+
+    /// Refuses a place where no sector bitmap can be: those are metadata, which
+    /// the log may change.
+    pub(super) fn check_bitmap(&self, at: u64, len: u64) -> Result<(), String> {
         if at < MIB {
             return Err(format!("the block at {at:#x} overlaps the headers"));
         }
@@ -101,9 +112,6 @@ impl Vhdx {
                 "the block at {at:#x} lies past the end of the file ({} bytes)",
                 self.source.file_len
             ));
-        }
-        if self.source.overlay.first_in(at, len).is_some() {
-            return Err(format!("the log changes the block at {at:#x}"));
         }
         Ok(())
     }
@@ -184,7 +192,7 @@ impl Vhdx {
                 &"a block is partially present, but its sector bitmap is not there",
             ));
         }
-        self.check_block(at, MIB)
+        self.check_bitmap(at, MIB)
             .map_err(|why| self.refuse(index, block, &why))?;
         let bit = offset % geometry.block_size / geometry.sector;
         let place = geometry.bitmap_offset(block) + bit / 8;

@@ -5,6 +5,7 @@ use alloc::format;
 use core::fmt::Display;
 
 /// What contradicts itself or the specification.
+#[track_caller]
 pub fn damaged(what: impl Display) -> Failure {
     Failure::new(
         FailureKind::Damaged,
@@ -13,11 +14,13 @@ pub fn damaged(what: impl Display) -> Failure {
 }
 
 /// What instar does not handle.
+#[track_caller]
 pub fn unsupported(what: impl Display) -> Failure {
     Failure::new(FailureKind::Unsupported, format!("{what}"))
 }
 
 /// The refusal of a guest's writes.
+#[track_caller]
 pub fn no_writing() -> Failure {
     unsupported(
         "a differencing image is read-only: merge it into its parent (Merge-VHD), and write to \

@@ -99,7 +99,7 @@ impl Space {
     }
 
     /// Counts as used what is used in the other.
-    fn merge(&mut self, other: &Self) {
+    pub fn merge(&mut self, other: &Self) {
         for (word, other) in self.words.iter_mut().zip(&other.words) {
             *word |= other;
         }
@@ -112,6 +112,12 @@ impl Space {
             let word = self.words.get(at).copied().unwrap_or(0);
             (at as u64 * WORD + WORD - u64::from(word.leading_zeros())) * MIB
         })
+    }
+
+    /// How many MiB of a range of bytes nothing uses.
+    pub fn free_in(&self, range: Range<u64>) -> u64 {
+        let units = range.start / MIB..(range.end / MIB).min(self.units);
+        units.filter(|&unit| !self.is_used(unit)).count() as u64
     }
 
     /// The free runs below `end`, as offset and length, at most `most`.
@@ -214,7 +220,11 @@ impl Vhdx {
                 Place::Zero { kept: Some(at) } => (at, UsedFor::Nothing),
                 Place::Full(at) | Place::Partial(at) => (at, data),
             };
-            match self.check_block(at, len) {
+            let checked = match content {
+                UsedFor::Bitmap => self.check_bitmap(at, len),
+                UsedFor::Data | UsedFor::Nothing => self.check_block(at, len),
+            };
+            match checked {
                 Err(_) if content == UsedFor::Nothing => return Ok(()),
                 checked => checked.map_err(|why| refuse(&why))?,
             }
@@ -247,6 +257,7 @@ mod tests {
         let runs = [(70 * MIB, 2 * MIB), (74 * MIB, 26 * MIB)];
         assert_eq!(space.free_runs(100 * MIB, 9), runs);
         assert_eq!(space.free_runs(100 * MIB, 1), runs[..1]);
+        assert_eq!(space.free_in(60 * MIB..74 * MIB), 2);
         space.give(72 * MIB, 2 * MIB);
         assert_eq!(space.end(), 70 * MIB);
     }

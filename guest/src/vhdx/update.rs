@@ -2,6 +2,7 @@
 //! stages that growing, shrinking, writing and settling have in common.
 
 use super::Vhdx;
+use super::format::log::MAX_LEN;
 use super::format::{PAGE, header as header_at, region as region_at};
 use super::guid::Guid;
 use super::header::{Change, Header, Headers};
@@ -14,6 +15,7 @@ use crate::error::Failure;
 use crate::plan::{Purpose, SECTOR, Stage, Step};
 use crate::proto::FileNo;
 use alloc::collections::BTreeMap;
+use alloc::format;
 use alloc::vec;
 use alloc::vec::Vec;
 
@@ -187,6 +189,13 @@ impl Vhdx {
             besides,
         } = change;
         let current = &self.headers.current;
+        if current.log_len > MAX_LEN {
+            return Err(unsupported(format!(
+                "the log has {} bytes: it could not be replayed after an interruption, which at \
+                 most {MAX_LEN} can; convert the image with `qemu-img convert -O vhdx`",
+                current.log_len
+            )));
+        }
         let guid = fresh_guid(&mut self.chance);
         let entry = log::encode(&pages, zeroes, guid, file_len, current.log_len)?;
         let entry = entry.ok_or_else(|| {

@@ -2,9 +2,9 @@
 //!
 //! New blocks go behind everything that is in use, where the file reads as
 //! zeroes; their entries change in the session at once and on disk with the next
-//! flush, once the data is durable. The first flush of a session also gives the
-//! image new identifiers, as what a guest sees is about to change; until then
-//! nothing may be overwritten without asking.
+//! flush, once the data is durable. Before a session hands out its first place,
+//! a flush gives the image new identifiers, as what a guest sees is about to
+//! change; until then nothing may be overwritten without asking.
 
 use super::Vhdx;
 use super::bat::Place as Block;
@@ -59,6 +59,13 @@ impl Vhdx {
             return Err(Failure::new(
                 FailureKind::InvalidRequest,
                 format!("the image has to be settled first: {why}"),
+            ));
+        }
+        if !self.pending.marked {
+            self.pending.writes = true;
+            return Err(Failure::new(
+                FailureKind::FlushFirst,
+                "a flush has to give the image new identifiers first",
             ));
         }
         let end = offset + len;

@@ -2,6 +2,7 @@
 
 use super::format::{header, marker};
 use crate::error::{Failure, FailureKind};
+use crate::field_tests::{self, Variant};
 use crate::findings::{Repair, Severity};
 use crate::plan::Step;
 use crate::proto::{Create, ExtentKind, Format, Preallocation, Reply, Request};
@@ -87,8 +88,11 @@ fn resize(size: u64) -> Request {
     }
 }
 
+/// What every image of these tests is refused with.
 #[track_caller]
 fn refused(image: Vec<u8>, words: &str) {
+    let variant = Variant::new(words, image.clone());
+    field_tests::exercise(&variant, Format::Vmdk);
     let failure = exercise(image).expect_err(words);
     assert!(failure.message.contains(words), "{words}: {failure}");
     assert!(
@@ -254,6 +258,219 @@ fn a_compressed_grain_is_refused_where_its_marker_or_its_data_is_wrong() {
     refused(with(len, &wrong), "the checksum of its data is wrong");
     refused(with(len, &[0xff; 64]), "its data is no zlib stream");
     refused(with(len, &full), "cannot be changed");
+}
+
+/// An image of one sparse extent in a file of its own.
+fn split() -> (Vec<u8>, Vec<u8>) {
+    let mut session = Session::default();
+    let subformat = ("subformat".to_string(), "twoGbMaxExtentSparse".to_string());
+    let reply = session.call(Request::Create {
+        create: Create {
+            format: Format::Vmdk,
+            size: 40 << 20,
+            options: vec![subformat],
+            backing: None,
+            backing_size: None,
+            backing_identity: None,
+        },
+        name: "disk.vmdk".to_string(),
+        fresh: FRESH,
+    });
+    let Ok(Reply::Plan(reply)) = reply else {
+        panic!("not a plan: {reply:?}");
+    };
+    session.host.apply(&reply.plan);
+    let extent = session.host.others.remove(0).expect("an extent");
+    (session.host.image, extent)
+}
+
+/// The refusals of an image of several files.
+#[track_caller]
+fn files_refused(image: Vec<u8>, others: Vec<Vec<u8>>, words: &str) {
+    let variant = Variant {
+        name: words.to_string(),
+        image,
+        others,
+    };
+    let refusals = field_tests::exercise(&variant, Format::Vmdk);
+    let found = refusals.iter().any(|it| it.message.contains(words));
+    assert!(found, "{words}: {refusals:?}");
+}
+
+#[test]
+fn each_damaged_extent_in_a_file_of_its_own_is_refused_by_name() {
+    let u64s = |value: u64| value.to_le_bytes().to_vec();
+    let cases = [
+        (0, b"KDMW".to_vec(), "does not begin with KDMV"),
+        (0, b"COWD".to_vec(), "it is an ESX sparse extent (COWD)"),
+        (header::COMPRESSION, vec![1, 0], "its grains are compressed"),
+        (header::CAPACITY, u64s(0), "its capacity is 0"),
+        (
+            header::CAPACITY,
+            u64s(81919),
+            "the descriptor says 81920 sectors, the extent's header 81919",
+        ),
+        (header::VERSION, vec![3], "VMDK version 3 must be read only"),
+    ];
+    let (image, extent) = split();
+    let whole = "a sparse image of several files shrinks by whole extents";
+    files_refused(image.clone(), vec![extent.clone()], whole);
+    for (at, bytes, words) in cases {
+        let mut extent = extent.clone();
+        put(&mut extent, at, &bytes);
+        files_refused(image.clone(), vec![extent], words);
+    }
+}
+
+#[test]
+fn extents_that_do_not_go_together_are_refused() {
+    let (image, extent) = split();
+    let text = String::from_utf8(image).unwrap();
+    let line = text
+        .lines()
+        .find(|line| line.starts_with("RW"))
+        .unwrap()
+        .to_string();
+    let flat = "RW 81920 FLAT \"disk-f001.vmdk\" 0";
+    let later = "RW 81920 FLAT \"disk-f001.vmdk\" 81920";
+    let huge = "RW 18014398509481983 ZERO\nRW 18014398509481983 ZERO";
+    let cases = [
+        (format!("{line}\n{line}"), 1, "names the sparse extent"),
+        (format!("{line}\n{flat}"), 2, "are not of one kind"),
+        (format!("{flat}\n{later}"), 1, "lie in one file"),
+        (line.replace("RW", "RDONLY"), 1, "says RDONLY"),
+        (String::new(), 0, "no extents whose kind"),
+        (
+            line.replace("-s001", ""),
+            1,
+            "does not end with a number that could go on",
+        ),
+        (huge.to_string(), 0, "are too long together"),
+        ("RW 1 ZERO\n".repeat(5000), 0, "extents"),
+    ];
+    for (lines, files, words) in cases {
+        let image = text.replacen(&line, &lines, 1).into_bytes();
+        files_refused(image, vec![extent.clone(); files], words);
+    }
+}
+
+#[test]
+fn extents_that_begin_between_grains_take_no_new_data() {
+    let (image, extent) = split();
+    let text = String::from_utf8(image).unwrap();
+    let lines = "RW 7 FLAT \"f\" 0\nRW 81920 SPARSE";
+    let image = text.replacen("RW 81920 SPARSE", lines, 1).into_bytes();
+    let mut session = Session::new(image);
+    session.host.others = vec![Some(vec![0; 4096]), Some(extent)];
+    let facts = session.open(Some(Format::Vmdk)).unwrap();
+    let words = "writing into extents that differ in their grains";
+    assert!(facts.no_write.unwrap().message.starts_with(words));
+}
+
+#[test]
+fn new_data_is_refused_where_the_tables_are_damaged() {
+    let mut damaged = image();
+    let at = table(&damaged, header::DIRECTORY);
+    put(&mut damaged, at, &[2, 0, 0, 0]);
+    let words = "grain table entry of grain 0: sector 2 lies in the metadata";
+    let ends = |refusals: &[Failure], end: &str| {
+        refusals
+            .iter()
+            .any(|it| it.message.starts_with(&format!("{words}{end}")))
+    };
+    let refusals = field_tests::exercise(&Variant::new(words, damaged), Format::Vmdk);
+    assert!(ends(&refusals, ";"), "{refusals:?}");
+    assert!(ends(&refusals, ", which ends with sector"), "{refusals:?}");
+    let mut damaged = image();
+    for field in [header::DIRECTORY, header::REDUNDANT_DIRECTORY] {
+        let directory = le32(&damaged, field) * 512;
+        put(&mut damaged, directory, &[0; 4]);
+    }
+    let words = "grain directory entry 0 has no grain table for new data";
+    files_refused(damaged, Vec::new(), words);
+}
+
+#[test]
+fn headers_that_are_not_handled_are_refused_by_name() {
+    let mut narrow = image();
+    put(&mut narrow, header::TABLE_ENTRIES, &256u32.to_le_bytes());
+    let words = "the header's numGTEsPerGT is 256; only images with 512 are resized";
+    files_refused(narrow, Vec::new(), words);
+    let mut large = image();
+    put(&mut large, header::COMPRESSION, &[1, 0]);
+    put(&mut large, header::GRAIN_SIZE, &16384u64.to_le_bytes());
+    let words = "grainSize makes compressed grains of 8388608 bytes";
+    refused(large, words);
+    let mut empty = edited("monolithicSparse", "monolithicFlat");
+    put(&mut empty, header::CAPACITY, &[0; 8]);
+    let words = "Unsupported image type 'monolithicFlat' in a descriptor";
+    refused(empty, words);
+}
+
+#[test]
+fn each_damaged_footer_is_refused() {
+    let stream = |end: &[u8]| {
+        let mut image = image();
+        image.extend(end);
+        put(&mut image, header::DIRECTORY, &[0xff; 8]);
+        image
+    };
+    let mut end = vec![0; 3 * 512];
+    end[marker::TYPE] = marker::FOOTER as u8;
+    refused(stream(&end), "it does not begin with KDMV");
+    put(&mut end, 512, b"KDMV");
+    end[1024 + marker::TYPE] = 9;
+    refused(stream(&end), "no end-of-stream marker follows it");
+    let mut short = image()[..512].to_vec();
+    put(&mut short, header::DIRECTORY, &[0xff; 8]);
+    refused(short, "the file ends before it");
+}
+
+#[test]
+fn every_check_has_a_damaged_image() {
+    let tests: &[fn()] = &[
+        each_damaged_field_of_the_header_is_refused_by_name,
+        each_damaged_entry_is_refused_by_number,
+        each_damaged_line_of_the_descriptor_is_refused,
+        each_damaged_extent_in_a_file_of_its_own_is_refused_by_name,
+        each_damaged_footer_is_refused,
+        extents_that_do_not_go_together_are_refused,
+        extents_that_begin_between_grains_take_no_new_data,
+        new_data_is_refused_where_the_tables_are_damaged,
+        headers_that_are_not_handled_are_refused_by_name,
+        kinds_of_images_that_are_not_handled_are_refused_by_name,
+        a_compressed_grain_is_refused_where_its_marker_or_its_data_is_wrong,
+    ];
+    let exceptions = [
+        (
+            "open.rs",
+            "the file ends inside the header's sector",
+            "what the header names lies behind that sector, and inside the file",
+        ),
+        (
+            "edit.rs",
+            "neither extents nor a place for them",
+            "an image without extents has been refused before",
+        ),
+        (
+            "survey.rs",
+            "the grain tables are in no order",
+            "it takes 65536 of them",
+        ),
+        (
+            "files.rs",
+            "the image has no descriptor of its own",
+            "only images of several files get there",
+        ),
+        ("files.rs", "preallocation is not supported", "the request"),
+        ("options.rs", "creating streamOptimized", "the request"),
+        (
+            "descriptor.rs",
+            "the descriptor is {} bytes long",
+            "no longer text is read",
+        ),
+    ];
+    field_tests::every_check_refuses("vmdk", tests, &exceptions);
 }
 
 #[test]

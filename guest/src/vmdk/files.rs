@@ -4,14 +4,18 @@
 //!
 //! A flat extent is as long as the descriptor says, so that a longer file changes
 //! nothing. A sparse extent has its length in its header, too, and therefore
-//! never changes: sparse images grow by extents and shrink by whole ones.
+//! never changes: sparse images grow by extents, and where they are to end inside
+//! one, a copy of its beginning takes its place.
 
 use super::descriptor::{ExtentLine, ExtentType};
 use super::edit::Edit;
 use super::format::limit;
 use super::fresh::{self, Fresh};
+use super::pieces::Piece;
 use super::refuse::{damaged, unsupported};
+use super::sparse::{Header, Sparse};
 use super::{Body, Shape, Vmdk};
+use crate::engine::Host;
 use crate::error::{Failure, FailureKind};
 use crate::plan::{NewName, Plan, Purpose, SECTOR, Stage, Step};
 use crate::proto::{FileNo, Preallocation};
@@ -25,10 +29,10 @@ use alloc::vec::Vec;
 struct Job {
     /// Files that come into being.
     create: Vec<Step>,
-    /// What is done to the files that are there, before the commit.
-    before: Vec<Step>,
-    /// What is written into new files.
+    /// What is written into new files, and behind the disk's end in others.
     fill: Vec<Step>,
+    /// What is copied from one new file into others.
+    copies: Vec<Step>,
     /// What is done after the commit.
     after: Vec<Step>,
     /// The number of the next new file.
@@ -38,7 +42,6 @@ struct Job {
 
 /// What the extents have in common.
 struct Kind {
-    flat: bool,
     /// Sectors that an extent has at most, where there is a bound.
     split: Option<u64>,
     /// Number of the image's other files.
@@ -47,12 +50,17 @@ struct Kind {
 
 impl Vmdk {
     /// The plan that changes the size of an image of several files.
-    pub fn resize_files(&mut self, wish: &Wish, direction: Direction) -> Result<Plan, Failure> {
+    pub fn resize_files(
+        &mut self,
+        host: &mut dyn Host,
+        wish: &Wish,
+        direction: Direction,
+    ) -> Result<Plan, Failure> {
         let kind = self.kind()?;
         let mut job = Job {
             create: Vec::new(),
-            before: Vec::new(),
             fill: Vec::new(),
+            copies: Vec::new(),
             after: Vec::new(),
             next: kind.files + 1,
             preallocation: wish.preallocation,
@@ -65,7 +73,7 @@ impl Vmdk {
         match direction {
             Direction::Same => return self.trim_files(),
             Direction::Grow => self.grow(&kind, wish.size, &mut job, &mut edit)?,
-            Direction::Shrink => self.shrink(wish.size, &mut job, &mut edit)?,
+            Direction::Shrink => self.shrink(host, wish.size, &mut job, &mut edit)?,
         }
         let text = edit.finish();
         if text.len() as u64 > limit::MAX_DESCRIPTOR {
@@ -115,14 +123,12 @@ impl Vmdk {
             1 => limit::SPLIT_SECTORS.max(largest),
             _ => largest,
         };
-        let flat = first.kind != ExtentType::Sparse;
         // Sparse extents do not get longer: a long one sets no measure.
-        let split = match flat {
-            true => split,
-            false => split.min(limit::SPLIT_SECTORS),
+        let split = match first.kind {
+            ExtentType::Sparse => split.min(limit::SPLIT_SECTORS),
+            _ => split,
         };
         Ok(Kind {
-            flat,
             split: is_split.then_some(split),
             files: *files as u32,
         })
@@ -165,36 +171,31 @@ impl Vmdk {
                 ),
             ));
         }
-        if count > 0 && !kind.flat && job.preallocation != Preallocation::Off {
-            return Err(unsupported(
-                "preallocation is not supported for sparse images of several files",
-            ));
-        }
+        let mut first = None;
         let mut lines = Vec::new();
         for nth in 1..=count {
             let name = next_name(line, nth)?;
             let sectors = rest.min(split);
             lines.push(fresh::extent_line(line.kind, &name, sectors));
             let file = job.create(NewName::Plain(name));
-            match kind.flat {
-                true => job.lengthen(file, 0, 0, sectors * SECTOR)?,
-                false => job.fill.extend(self.new_extent(sectors)?.steps(file)?),
+            match &extent.body {
+                Body::Sparse(sparse) => {
+                    job.extent(&mut first, file, sectors, &sparse.header)?;
+                }
+                _ => job.lengthen(file, 0, 0, sectors * SECTOR)?,
             }
             rest -= sectors;
         }
         edit.append(&lines)
     }
 
-    /// A sparse extent like the others.
-    fn new_extent(&self, sectors: u64) -> Result<Fresh, Failure> {
-        let zeroed = self.extents.iter().any(|extent| match &extent.body {
-            Body::Sparse(sparse) => sparse.header.version > 1,
-            _ => false,
-        });
-        Fresh::new(sectors, zeroed)
-    }
-
-    fn shrink(&self, size: u64, job: &mut Job, edit: &mut Edit<'_>) -> Result<(), Failure> {
+    fn shrink(
+        &self,
+        host: &mut dyn Host,
+        size: u64,
+        job: &mut Job,
+        edit: &mut Edit<'_>,
+    ) -> Result<(), Failure> {
         for (line, extent) in self.descriptor.extents.iter().zip(&self.extents) {
             if extent.end() <= size {
                 continue;
@@ -205,11 +206,12 @@ impl Vmdk {
                 Body::Sparse(sparse) => sparse.file,
                 Body::Zero => continue,
             };
+            if left == 0 || matches!(extent.body, Body::Sparse(_)) {
+                edit.remove(line);
+                job.after.push(Step::Unlink { file });
+            }
             match &extent.body {
-                _ if left == 0 => {
-                    edit.remove(line);
-                    job.after.push(Step::Unlink { file });
-                }
+                _ if left == 0 => {}
                 Body::Flat { at, file_len, .. } => {
                     edit.set_sectors(line, left / SECTOR);
                     let end = at + left;
@@ -217,10 +219,36 @@ impl Vmdk {
                         job.after.push(Step::SetLength { file, len: end });
                     }
                 }
-                _ => return Err(whole_extents(extent.start, extent.end())),
+                Body::Sparse(sparse) => {
+                    let line = self.replace(host, sparse, left / SECTOR, job)?;
+                    edit.append(&[line])?;
+                }
+                Body::Zero => {}
             }
         }
         Ok(())
+    }
+
+    /// A copy of the beginning of a sparse extent, in a file of its own; the line
+    /// for it.
+    fn replace(
+        &self,
+        host: &mut dyn Host,
+        sparse: &Sparse,
+        sectors: u64,
+        job: &mut Job,
+    ) -> Result<String, Failure> {
+        let Some(last) = self.descriptor.extents.last() else {
+            return Err(damaged("the image has no extents"));
+        };
+        let name = next_name(last, 1)?;
+        let line = fresh::extent_line(last.kind, &name, sectors);
+        let file = job.create(NewName::Plain(name));
+        let (piece, copies) = Piece::beginning(host, sparse, sectors, file)?;
+        job.fill.push(piece.length(file));
+        job.fill.extend(piece.steps(file)?);
+        job.fill.extend(copies);
+        Ok(line)
     }
 
     /// What a finished shrink would still have done: a flat file ends with its
@@ -264,10 +292,7 @@ impl Job {
                 format!("a file cannot be {new} bytes long"),
             ));
         }
-        let steps = match len {
-            0 => &mut self.fill,
-            _ => &mut self.before,
-        };
+        let steps = &mut self.fill;
         if len > old {
             steps.push(Step::Zero {
                 file,
@@ -291,11 +316,49 @@ impl Job {
         Ok(())
     }
 
+    /// A new sparse extent, like another. Those of one length are the same:
+    /// `first` is the file of one, with its sectors.
+    fn extent(
+        &mut self,
+        first: &mut Option<(FileNo, u64)>,
+        file: FileNo,
+        sectors: u64,
+        model: &Header,
+    ) -> Result<(), Failure> {
+        if self.preallocation == Preallocation::Off {
+            self.fill.extend(Fresh::like(sectors, model)?.steps(file)?);
+            return Ok(());
+        }
+        let piece = Piece::mapped(sectors, model)?;
+        self.fill.push(piece.length(file));
+        match *first {
+            Some((source, same)) if same == sectors => self.copies.push(Step::CopyFrom {
+                file,
+                source,
+                from: 0,
+                to: 0,
+                len: piece.front(),
+            }),
+            _ => {
+                self.fill.extend(piece.steps(file)?);
+                *first = Some((file, sectors));
+            }
+        }
+        let data = piece.data();
+        let (offset, len) = (data.start, data.end - data.start);
+        if self.preallocation != Preallocation::Metadata {
+            self.fill.push(Step::Reserve { file, offset, len });
+        }
+        if self.preallocation == Preallocation::Full {
+            self.fill.push(Step::Fill { file, offset, len });
+        }
+        Ok(())
+    }
+
     /// The new descriptor's file comes first: whoever finds it knows that the
     /// others may be there, too, and belong to nothing.
     fn plan(mut self, replacement: FileNo) -> Plan {
-        let mut others = self.create.split_off(1);
-        others.append(&mut self.before);
+        let others = self.create.split_off(1);
         let rename = Step::Rename {
             file: replacement,
             over: FileNo::IMAGE,
@@ -304,6 +367,7 @@ impl Job {
             stage(Purpose::Prepare, self.create),
             stage(Purpose::Prepare, others),
             stage(Purpose::Prepare, self.fill),
+            stage(Purpose::Prepare, self.copies),
             stage(Purpose::Commit, vec![rename]),
         ];
         stages.retain(|stage| !stage.steps.is_empty());
@@ -316,12 +380,6 @@ impl Job {
 
 fn stage(purpose: Purpose, steps: Vec<Step>) -> Stage {
     Stage { purpose, steps }
-}
-
-fn whole_extents(below: u64, above: u64) -> Failure {
-    unsupported(format!(
-        "a sparse image of several files shrinks by whole extents: to {below} or {above} bytes"
-    ))
 }
 
 /// The name of the `nth` extent behind the last one, whose name ends with a

@@ -39,7 +39,7 @@ pub struct Fresh {
 impl Fresh {
     /// An extent of so many sectors.
     pub fn new(sectors: u64, zeroed_grain: bool) -> Result<Self, Failure> {
-        let mut header = Header {
+        let header = Header {
             version: if zeroed_grain { 2 } else { 1 },
             flags: flag::NEWLINES
                 | flag::REDUNDANT
@@ -55,8 +55,22 @@ impl Fresh {
             unclean: false,
             compressed: false,
         };
-        let layout = Layout::new(&header, fresh::DESCRIPTOR + fresh::DESCRIPTOR_SECTORS, true)?;
-        layout.put(&mut header);
+        Self::lay_out(header)
+    }
+
+    /// An extent of so many sectors, with the grains of another.
+    pub fn like(sectors: u64, model: &Header) -> Result<Self, Failure> {
+        let zeroed_grain = model.flags & flag::ZEROED_GRAINS != 0;
+        let mut header = Self::new(sectors, zeroed_grain)?.header;
+        header.version = header.version.max(model.version);
+        header.grain = model.grain;
+        Self::lay_out(header)
+    }
+
+    /// Directories and tables behind the room for a descriptor.
+    fn lay_out(mut header: Header) -> Result<Self, Failure> {
+        let front = header.descriptor + header.descriptor_size;
+        Layout::new(&header, front, true)?.put(&mut header);
         Ok(Self { header })
     }
 
@@ -70,17 +84,21 @@ impl Fresh {
 
     /// The steps that write a small extent into an empty file.
     pub fn steps(&self, file: FileNo) -> Result<Vec<Step>, Failure> {
-        let mut steps = vec![
-            Step::SetLength {
-                file,
-                len: self.header.overhead * SECTOR,
-            },
-            Step::Write {
-                file,
-                offset: 0,
-                data: self.header.to_sector()?,
-            },
-        ];
+        let mut steps = self.structures(file)?;
+        steps.push(Step::SetLength {
+            file,
+            len: self.header.overhead * SECTOR,
+        });
+        Ok(steps)
+    }
+
+    /// The steps that write header and directories.
+    pub fn structures(&self, file: FileNo) -> Result<Vec<Step>, Failure> {
+        let mut steps = vec![Step::Write {
+            file,
+            offset: 0,
+            data: self.header.to_sector()?,
+        }];
         for (at, first) in self.directories() {
             let mut data = vec![0; (self.header.directory_entries() * entry::LEN) as usize];
             fill_directory(&self.header, first, 0, &mut data);

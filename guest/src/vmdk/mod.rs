@@ -22,6 +22,7 @@ mod inflate;
 mod map;
 mod open;
 mod options;
+mod pieces;
 mod relocate;
 mod resize;
 mod restage;

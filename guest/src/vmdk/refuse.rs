@@ -7,6 +7,7 @@ use core::fmt::Display;
 
 /// A field of a sparse extent's header, or of its descriptor, that contradicts
 /// the format.
+#[track_caller]
 pub fn damaged(what: impl Display) -> Failure {
     Failure::new(
         FailureKind::Damaged,
@@ -17,6 +18,7 @@ pub fn damaged(what: impl Display) -> Failure {
 }
 
 /// Something that the format has and instar does not handle.
+#[track_caller]
 pub fn unsupported(what: impl Display) -> Failure {
     Failure::new(
         FailureKind::Unsupported,
@@ -25,6 +27,7 @@ pub fn unsupported(what: impl Display) -> Failure {
 }
 
 /// An entry of a table that leads nowhere.
+#[track_caller]
 pub fn table(what: impl Into<String>) -> Failure {
     Failure::new(
         FailureKind::Damaged,

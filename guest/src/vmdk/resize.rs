@@ -31,7 +31,7 @@ impl Vmdk {
         let plan = match direction {
             Direction::Same if !wish.shrink => Plan::default(),
             _ if !matches!(self.shape, Shape::Embedded { .. }) => {
-                self.resize_files(wish, direction)?
+                self.resize_files(host, wish, direction)?
             }
             Direction::Same => self.trim(host)?,
             Direction::Grow | Direction::Shrink => self.resize_sparse(host, wish)?,

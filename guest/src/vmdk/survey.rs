@@ -2,7 +2,7 @@
 //! data ends, which places are taken.
 
 use super::scan::{self, Scan};
-use super::sparse::{Grain, Sparse};
+use super::sparse::{Grain, Header, Sparse};
 use super::{refuse, slots::Slots};
 use crate::engine::Host;
 use crate::error::{Failure, FailureKind};
@@ -95,13 +95,7 @@ impl Survey {
             let Grain::At(sector) = sparse.grain(grain, raw)? else {
                 continue;
             };
-            if sector < sparse.header.overhead {
-                return Err(refuse::table(format!(
-                    "grain table entry of grain {grain}: sector {sector} lies in the metadata, \
-                     which ends with sector {}",
-                    sparse.header.overhead
-                )));
-            }
+            check_place(&sparse.header, grain, sector)?;
             if grain + 1 == keep.grains {
                 self.last = Some(sector);
             }
@@ -125,8 +119,20 @@ impl Survey {
     }
 }
 
+/// Refuses a grain where the metadata is.
+pub fn check_place(header: &Header, grain: u64, sector: u64) -> Result<(), Failure> {
+    if sector >= header.overhead {
+        return Ok(());
+    }
+    Err(refuse::table(format!(
+        "grain table entry of grain {grain}: sector {sector} lies in the metadata, which ends with \
+         sector {}",
+        header.overhead
+    )))
+}
+
 /// A writer has not closed the extent: its two sets of tables have to agree.
-fn check_equal(number: u64, table: &[u8], redundant: &[u8]) -> Result<(), Failure> {
+pub fn check_equal(number: u64, table: &[u8], redundant: &[u8]) -> Result<(), Failure> {
     if table == redundant {
         return Ok(());
     }

@@ -16,6 +16,13 @@ pub const K: u64 = 1024;
 /// A mebibyte.
 pub const M: u64 = 1024 * K;
 
+/// Changes the files of a case as no tool does.
+pub type Tamper = fn(&mut Files) -> Result<(), String>;
+
+/// What a program that writes a larger size (in bytes) into the image of that
+/// name, and nothing else, makes of the disk.
+pub type NaiveGrow = fn(&Files, &str, u64) -> Result<Bytes, String>;
+
 /// An image and a change to it.
 pub struct Case {
     /// What the case is about; up to the first slash, what is done.
@@ -32,7 +39,7 @@ pub struct Case {
     pub prepare: &'static [&'static str],
     /// What happens to the files before the change, by their names, that no
     /// tool does: a log is left, a copy is damaged.
-    pub tamper: Option<fn(&mut Files) -> Result<(), String>>,
+    pub tamper: Option<Tamper>,
     /// Snapshots that have to stay as they are.
     pub snapshots: &'static [&'static str],
     /// Whether there are bitmaps that have to stay as they are.
@@ -107,7 +114,7 @@ pub struct Judges {
     /// The disk that a program finds which grows a finished image by writing a
     /// larger size and touches nothing else: zeroes behind the old end. The size
     /// is in bytes.
-    pub naive_grow: Option<fn(&Files, image: &str, size: u64) -> Result<Bytes, String>>,
+    pub naive_grow: Option<NaiveGrow>,
 }
 
 impl Judges {

@@ -149,6 +149,7 @@ fn numbers() -> Numbers {
     Numbers {
         files: vec![FILE],
         image: "image".to_owned(),
+        interrupted: false,
     }
 }
 

@@ -190,6 +190,8 @@ pub struct Numbers {
     pub files: Vec<Inode>,
     /// The name of the image.
     pub image: String,
+    /// Whether the plan found what an interrupted one left.
+    pub interrupted: bool,
 }
 
 impl Numbers {
@@ -256,6 +258,21 @@ pub fn event_of(
             }
             write(to, before.bytes(file).read(from, len))
         }
+        Step::CopyFrom {
+            source,
+            from,
+            to,
+            len,
+            ..
+        } => {
+            let source = numbers.file(source)?;
+            if before.count() <= source || before.bytes(source).len() < from + len {
+                return Err(format!(
+                    "a copy of {len} bytes from {from:#x} of another file: past the end"
+                ));
+            }
+            write(to, before.bytes(source).read(from, len))
+        }
         Step::Punch { offset, len, .. } => {
             let end = (offset + len).min(files.bytes(file).len());
             write(offset, vec![0; end.saturating_sub(offset) as usize])
@@ -276,10 +293,22 @@ pub fn event_of(
 
 /// A new file: what an interrupted change left under the name of a replacement
 /// goes, any other name has to be free.
-fn created(file: Inode, name: &NewName, files: &Files, numbers: &Numbers) -> Result<Event, String> {
+///
+/// Where a replacement was there when the plan began, an interrupted plan left
+/// it, and perhaps others of its files: those go as well.
+fn created(
+    file: Inode,
+    name: &NewName,
+    files: &Files,
+    numbers: &mut Numbers,
+) -> Result<Event, String> {
     let name = match name {
-        NewName::Replacement => format!("{}.instar-new", numbers.image),
-        NewName::Plain(name) if files.find(name).is_none() => name.clone(),
+        NewName::Replacement => {
+            let name = format!("{}.instar-new", numbers.image);
+            numbers.interrupted |= files.find(&name).is_some();
+            name
+        }
+        NewName::Plain(name) if numbers.interrupted || files.find(name).is_none() => name.clone(),
         NewName::Plain(name) => return Err(format!("there is a file {name} already")),
     };
     Ok(Event::Create { file, name })
@@ -296,7 +325,9 @@ fn target(step: &Step) -> Option<(FileNo, u64, u64)> {
         Step::Zero { file, offset, len }
         | Step::Fill { file, offset, len }
         | Step::Punch { file, offset, len } => Some((file, offset, offset + len)),
-        Step::Copy { file, to, len, .. } => Some((file, to, to + len)),
+        Step::Copy { file, to, len, .. } | Step::CopyFrom { file, to, len, .. } => {
+            Some((file, to, to + len))
+        }
         _ => None,
     }
 }
@@ -312,11 +343,19 @@ fn check_order_free(steps: &[Step]) -> Result<(), String> {
             if j > i && target(other).is_some_and(|range| overlap(written, range)) {
                 return Err(format!("steps {i} and {j} write the same bytes"));
             }
-            if let Step::Copy {
-                file, from, len, ..
-            } = *other
-                && overlap(written, (file, from, from + len))
-            {
+            let copied = match *other {
+                Step::Copy {
+                    file, from, len, ..
+                }
+                | Step::CopyFrom {
+                    source: file,
+                    from,
+                    len,
+                    ..
+                } => Some((file, from, from + len)),
+                _ => None,
+            };
+            if copied.is_some_and(|copied| overlap(written, copied)) {
                 return Err(format!("step {j} copies what step {i} writes"));
             }
         }

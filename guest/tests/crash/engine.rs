@@ -53,11 +53,12 @@ pub struct Patch {
 pub struct Planned {
     /// The stages, those that the engine streamed first.
     pub plan: Plan,
-    /// The data of guest writes, which the host writes before the first stage.
-    pub data: Epoch,
+    /// The data of guest writes, each with the stage before whose barrier it
+    /// reaches the files: flushes may come between the writes.
+    pub data: Vec<(usize, Epoch)>,
     /// The files of the plan's numbers.
     pub numbers: Numbers,
-    /// One epoch per stage. The data of guest writes is in the first.
+    /// One epoch per stage. The data of guest writes is in those it belongs to.
     pub epochs: Vec<Epoch>,
 }
 
@@ -65,15 +66,22 @@ impl Planned {
     /// The epochs of another plan in the place of this one's.
     pub fn epochs_of(&self, plan: &Plan, files: &Files) -> Result<Vec<Epoch>, String> {
         let mut written = files.clone();
-        written.apply_all(std::slice::from_ref(&self.data));
+        self.data
+            .iter()
+            .for_each(|(_, data)| written.apply_all(std::slice::from_ref(data)));
         let mut epochs = epochs_of(plan, &written, &self.numbers)?;
-        match epochs.first_mut() {
-            Some(first) => drop(first.splice(0..0, self.data.iter().cloned())),
-            None => epochs.push(self.data.clone()),
+        for (stage, data) in self.data.iter().rev() {
+            match epochs.get_mut(*stage) {
+                Some(epoch) => drop(epoch.splice(0..0, data.iter().cloned())),
+                None => epochs.push(data.clone()),
+            }
         }
         Ok(epochs)
     }
 }
+
+/// Stages, and guest data with the stages it belongs to.
+type Placed = (Vec<Stage>, Vec<(usize, Epoch)>);
 
 /// The files of a case, as the engine's world.
 struct World<'a> {
@@ -122,6 +130,7 @@ impl<'a> Session<'a> {
             numbers: Numbers {
                 files: vec![file],
                 image: image.to_owned(),
+                interrupted: false,
             },
             streamed: Plan::default(),
             findings: Vec::new(),
@@ -232,9 +241,9 @@ impl<'a> Session<'a> {
 
     /// What `change` does to the files, whose guest-visible content is `disk`.
     pub fn plan(&mut self, change: &Change, disk: &Bytes) -> Result<Planned, String> {
-        let data = match change {
+        let (mut stages, data) = match change {
             Change::Write(patches) => self.place_all(patches, disk)?,
-            _ => Epoch::new(),
+            _ => (Vec::new(), Vec::new()),
         };
         let reply = match *change {
             Change::Write(_) => self.ask(Request::Flush)?,
@@ -261,7 +270,7 @@ impl<'a> Session<'a> {
         else {
             return Err(format!("a plan was asked for; the answer is {reply:?}"));
         };
-        let mut stages: Vec<Stage> = std::mem::take(&mut self.world.streamed).stages;
+        stages.extend(std::mem::take(&mut self.world.streamed).stages);
         stages.extend(plan.stages);
         let mut planned = Planned {
             plan: Plan { stages },
@@ -273,35 +282,54 @@ impl<'a> Session<'a> {
         Ok(planned)
     }
 
-    fn place_all(&mut self, patches: &[Patch], disk: &Bytes) -> Result<Epoch, String> {
+    /// The stages of the flushes that the engine wants before it goes on, and the
+    /// writes with the stage that each belongs to.
+    fn place_all(&mut self, patches: &[Patch], disk: &Bytes) -> Result<Placed, String> {
         let mut disk = disk.clone();
-        let mut data = Epoch::new();
+        let (mut stages, mut data) = (Vec::new(), Vec::new());
         for patch in patches {
             disk.write(patch.offset, &vec![patch.value; patch.len as usize]);
-            data.extend(self.place(patch, &disk)?);
+            let places = match self.places(patch)? {
+                Some(places) => Some(places),
+                None => {
+                    match self.ask(Request::Flush)? {
+                        Reply::Plan(reply) => stages.extend(reply.plan.stages),
+                        other => return Err(format!("flush was answered by {other:?}")),
+                    }
+                    self.places(patch)?
+                }
+            };
+            let places = places.ok_or("a flush made no room")?;
+            data.push((stages.len(), self.place(&places, patch, &disk)?));
         }
-        Ok(data)
+        Ok((stages, data))
     }
 
-    /// The writes that bring one patch to its places. `disk` holds the content
-    /// of the guest's disk with the patch in it.
-    fn place(&mut self, patch: &Patch, disk: &Bytes) -> Result<Vec<Event>, String> {
+    /// The places of one patch; `None` where a flush has to come first.
+    fn places(&mut self, patch: &Patch) -> Result<Option<Vec<Place>>, String> {
         let unit = self.facts.write_unit;
         let mut offset = patch.offset / unit * unit;
         let end = (patch.offset + patch.len).next_multiple_of(unit);
         let mut len = end.min(self.facts.virtual_size) - offset;
-        let places = loop {
-            match self.ask(Request::Allocate { offset, len })? {
-                Reply::Placed(places) => break places,
-                Reply::Wider {
+        loop {
+            let request = Request::Allocate { offset, len };
+            match self.engine.handle(&mut self.world, request) {
+                Ok(Reply::Placed(places)) => return Ok(Some(places)),
+                Ok(Reply::Wider {
                     offset: start,
                     len: wider,
-                } if wider > len => (offset, len) = (start, wider),
+                }) if wider > len => (offset, len) = (start, wider),
+                Err(failure) if failure.kind == FailureKind::FlushFirst => return Ok(None),
                 other => return Err(format!("allocate was answered by {other:?}")),
             }
-        };
-        let mut events = Vec::new();
-        for place in &places {
+        }
+    }
+
+    /// The writes that bring one patch to its places. `disk` holds the content
+    /// of the guest's disk with the patch in it.
+    fn place(&self, places: &[Place], patch: &Patch, disk: &Bytes) -> Result<Epoch, String> {
+        let mut events = Epoch::new();
+        for place in places {
             let file = self.world.numbers.file(place.file)?;
             events.extend(write_to(file, place, patch, disk));
         }

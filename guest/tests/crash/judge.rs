@@ -176,7 +176,7 @@ impl<'a> Judge<'a> {
             return Ok(false);
         };
         let shrinks = size < self.setup.old_disk.len();
-        if !self.case.judges.foreign_grow || !(shrinks || files.digest() % SAMPLED == 0) {
+        if !self.case.judges.foreign_grow || !(shrinks || files.digest().is_multiple_of(SAMPLED)) {
             return Ok(false);
         }
         if content == Content::New {
@@ -223,7 +223,7 @@ impl<'a> Judge<'a> {
         if when != When::Between {
             self.check_by_engine(files, &mut seen);
         }
-        let by_qemu = when != When::Again || files.digest() % SAMPLED == 0;
+        let by_qemu = when != When::Again || files.digest().is_multiple_of(SAMPLED);
         if by_qemu && seen.faults.is_empty() && (judges.check || judges.convert) {
             self.setup.store(files, self.dir.path())?;
             if judges.check && (when != When::Between || self.starts_sound()) {

@@ -215,6 +215,9 @@ fn outline(plan: &Plan) -> String {
             Step::Fill { offset, len, .. } => format!("fill {offset:#x}+{len:#x}"),
             Step::Zero { offset, len, .. } => format!("zero {offset:#x}+{len:#x}"),
             Step::Copy { from, to, len, .. } => format!("copy {from:#x} to {to:#x}+{len:#x}"),
+            Step::CopyFrom { from, to, len, .. } => {
+                format!("copy {from:#x} of another to {to:#x}+{len:#x}")
+            }
             Step::Reserve { offset, len, .. } => format!("reserve {offset:#x}+{len:#x}"),
             Step::SetLength { len, .. } => format!("length {len:#x}"),
             Step::Punch { offset, len, .. } => format!("punch {offset:#x}+{len:#x}"),

@@ -24,11 +24,11 @@ const JUDGES_OF_DAMAGE: Judges = Judges {
     ..Judges::NONE
 };
 
-/// Who judges guest writes: before the flush the file ends in data, where the
-/// footer was. Readers then take the copy at the start, as qemu-img does.
+/// Who judges guest writes.
 const JUDGES_OF_WRITES: Judges = Judges {
     check: false,
     convert: true,
+    readers: &[("the footer at the end", vhd::by_last_footer)],
     ..Judges::NONE
 };
 

@@ -53,6 +53,14 @@ const BACKWARDS: Case = Case {
     ..VMDK
 };
 
+/// The barrier between making files and writing into them.
+const fn made_first(stage: usize) -> Harmless {
+    Harmless::barrier(
+        stage,
+        "steps of one stage have no order, and a file is made before it is written",
+    )
+}
+
 /// All of them.
 pub const CASES: &[Case] = &[
     Case {
@@ -150,18 +158,54 @@ pub const CASES: &[Case] = &[
         name: "files/a flat one grows",
         options: "subformat=monolithicFlat",
         ask: Ask::Grow(5 * M, Off),
+        harmless: &[made_first(0)],
         ..VMDK
     },
     Case {
         name: "files/a flat one shrinks",
         options: "subformat=monolithicFlat",
         ask: Ask::Shrink(2 * M),
+        harmless: &[made_first(0)],
         ..VMDK
     },
     Case {
         name: "files/a split flat one grows",
         options: "subformat=twoGbMaxExtentFlat",
         ask: Ask::Grow(5 * M, Falloc),
+        harmless: &[made_first(0)],
+        ..VMDK
+    },
+    Case {
+        name: "files/a split sparse one grows",
+        options: "subformat=twoGbMaxExtentSparse",
+        ask: Ask::Grow(5 * M, Off),
+        harmless: &[made_first(1)],
+        ..VMDK
+    },
+    Case {
+        name: "files/a split sparse one grows, full",
+        options: "subformat=twoGbMaxExtentSparse",
+        ask: Ask::Grow(4 * M, Full),
+        harmless: &[
+            made_first(1),
+            Harmless {
+                part: Part::Zero(2, 7),
+                why: "the zeroes take the disk space that was asked for",
+            },
+        ],
+        ..VMDK
+    },
+    Case {
+        name: "files/a split sparse one shrinks inside an extent",
+        size: 3 * M,
+        options: "subformat=twoGbMaxExtentSparse",
+        prepare: &[
+            "io write -P 3 2M 64k",
+            "io write -P 1 0 64k",
+            "io write -P 2 1000k 200k",
+        ],
+        ask: Ask::Shrink(M + 37 * 512),
+        harmless: &[made_first(1)],
         ..VMDK
     },
 ];

@@ -10,7 +10,7 @@ use tempfile::TempDir;
 
 /// The tool that these tests cannot do without and that is not installed.
 pub fn missing_tool() -> Option<&'static str> {
-    ["qemu-img", "qemu-io"]
+    ["qemu-img", "qemu-io", "bzip2"]
         .into_iter()
         .find(|tool| Command::new(tool).arg("--version").output().is_err())
 }
@@ -141,7 +141,10 @@ impl Lab {
                 Step::Reserve { offset, len, .. } => {
                     self.allocate(name, "--keep-size", *offset, *len)
                 }
-                Step::Create { .. } | Step::Rename { .. } | Step::Unlink { .. } => Ok(()),
+                Step::CopyFrom { .. }
+                | Step::Create { .. }
+                | Step::Rename { .. }
+                | Step::Unlink { .. } => panic!("the lab has one file: {step:?}"),
             }
             .expect("room in the lab");
         }

@@ -11,6 +11,8 @@ mod growing;
 mod lab;
 mod large;
 mod placing;
+mod plans;
+mod properties;
 mod reading;
 mod repairing;
 mod shrink_cases;
@@ -45,6 +47,7 @@ fn main() {
         .chain(large::trials())
         .chain(writing::trials())
         .chain(placing::trials())
+        .chain(properties::trials())
         .chain(checking::trials())
         .chain(repairing::trials())
         .chain(vhd::trials())

@@ -7,7 +7,7 @@ use crate::vhd_lab::{M, opened, qemu_io, qemu_reads, scatter, specification_read
 use instar_guest::plan::Purpose;
 use instar_guest::proto::{Content, Place, Preallocation};
 use instar_guest::testing::Session;
-use instar_guest::{ExtentKind, Host, Read, Reply, Request};
+use instar_guest::{ExtentKind, FailureKind, Host, Read, Reply, Request};
 
 /// All checks by name.
 pub fn trials() -> Vec<(String, Check)> {
@@ -96,10 +96,20 @@ fn clear_bits_of_zeroes(image: &mut [u8]) {
 impl Disk {
     fn write(&mut self, at: u64, data: &[u8], undo: bool) {
         let len = data.len() as u64;
-        let places = match self.session.call(Request::Allocate { offset: at, len }) {
+        let request = || Request::Allocate { offset: at, len };
+        let mut reply = self.session.call(request());
+        if let Err(FailureKind::FlushFirst) = reply.as_ref().map_err(|failure| failure.kind) {
+            self.flush();
+            self.assert_footer();
+            reply = self.session.call(request());
+        }
+        let places = match reply {
             Ok(Reply::Placed(places)) => places,
             other => panic!("not an answer to Allocate: {other:?}"),
         };
+        let footer = self.session.host.image.len() as u64 - 512;
+        let inside = |place: &Place| place.at + place.len <= footer;
+        assert!(places.iter().all(inside), "{places:?} reach the footer");
         let range = at as usize..(at + len) as usize;
         let old = self.content[range.clone()].to_vec();
         self.content[range.clone()].copy_from_slice(data);
@@ -135,6 +145,13 @@ impl Disk {
             Content::Stale => panic!("{place:?}"),
         }
         target.copy_from_slice(wanted);
+    }
+
+    /// The file ends with the footer that it begins with, or has no other.
+    fn assert_footer(&self) {
+        let image = &self.session.host.image;
+        let end = &image[image.len() - 512..];
+        assert!(end.starts_with(b"conectix"));
     }
 
     fn flush(&mut self) {

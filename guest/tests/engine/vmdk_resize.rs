@@ -45,6 +45,7 @@ const SPARSE: &str = "monolithicSparse";
 const ZEROED: &str = "monolithicSparse,zeroed_grain=on";
 const FLAT: &str = "monolithicFlat";
 const SPLIT: &str = "twoGbMaxExtentSparse";
+const SPLIT_ZEROED: &str = "twoGbMaxExtentSparse,zeroed_grain=on";
 const SPLIT_FLAT: &str = "twoGbMaxExtentFlat";
 const PIECES: &str = "extents of 5 MiB, sparse";
 const PIECES_FLAT: &str = "extents of 5 MiB, flat";
@@ -78,6 +79,16 @@ const CASES: &[(&str, u64, u64, Preallocation)] = &[
     (SPLIT, 20 * M, 20 * M + TWO_G + 5 * M, Off),
     (PIECES, 15 * M, 21 * M, Off),
     (PIECES, 15 * M, 5 * M, Off),
+    (PIECES, 15 * M, 7 * M, Off),
+    (PIECES, 15 * M, 3 * M + 5 * 512, Off),
+    (PIECES, 13 * M, 22 * M, Metadata),
+    (PIECES, 15 * M, 27 * M, Falloc),
+    (PIECES, 15 * M, 22 * M + 512, Full),
+    (SPLIT, 20 * M, 10 * M + 512, Off),
+    (SPLIT, 20 * M, 512, Off),
+    (SPLIT, 20 * M, 21 * M, Metadata),
+    (SPLIT_ZEROED, 20 * M, 7 * M, Off),
+    (SPLIT_ZEROED, 20 * M, 25 * M, Falloc),
 ];
 
 /// Commits are alone in their stages, and atomic.
@@ -186,7 +197,7 @@ fn resizes(options: &str, old: u64, new: u64, preallocation: Preallocation) {
 }
 
 fn refusals() {
-    use FailureKind::{InvalidRequest, NotPermitted, TooLarge, Unsupported};
+    use FailureKind::{InvalidRequest, NotPermitted, TooLarge};
     let refused = |options: &str, size: u64, mode, shrink, kind, words: &str| {
         let lab = Lab::new();
         lab.qemu_img(&format!(
@@ -220,8 +231,6 @@ fn refusals() {
         TooLarge,
         "more than 4096 extents",
     );
-    let whole = "shrinks by whole extents: to 0 or 67108864 bytes";
-    refused(SPLIT, 32 * M, Off, true, Unsupported, whole);
 }
 
 /// A host that takes note of what is streamed and performs none of it.

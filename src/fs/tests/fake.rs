@@ -1,5 +1,5 @@
 //! Images that exist in memory only. An image file is a line of text:
-//! `size=N`, and optionally `backing=NAME`, `data=NAME` or `damaged`.
+//! `size=N`, and optionally `backing=NAME`, `data=NAME` (any number) or `damaged`.
 
 use crate::fs::disk::{At, Disk, Library, Part, Portrait, Run};
 use crate::fs::error::{Error, Result};
@@ -28,12 +28,26 @@ pub struct Shelf {
     pub changed_by_others: bool,
     pub fail_flush: bool,
     pub full: bool,
+    /// The next resize fails after the new size is on disk.
+    pub resizes_halfway: bool,
+    /// What such a resize has left behind.
+    pub unsettled: bool,
+    /// Whether the image itself knows that.
+    pub tells_unsettled: bool,
+    /// Sizes cannot be changed.
+    pub fixed: bool,
+    /// The size in bytes to which a disk shrinks just before it is written.
+    pub shrinks_to: Option<usize>,
     pub fail_describe: Option<Errno>,
     pub opens_as_raw: bool,
     /// The inode of the file that a resize has put in the image's place.
     pub replaced_by: Option<u64>,
     /// The other files of every image.
     pub parts: Vec<Part>,
+    /// What others do once a disk has been asked for its size, and while an
+    /// image is being opened.
+    pub after_size: Option<Box<dyn FnOnce() + Send>>,
+    pub during_open: Option<Box<dyn FnOnce() + Send>>,
 }
 
 pub struct FakeLibrary(pub Arc<Mutex<Shelf>>);
@@ -62,7 +76,14 @@ fn parse(mut file: File) -> Result<Portrait> {
             virtual_size: size.parse().unwrap(),
             cluster_size: Some(65536),
             backing: named("backing=").map(Backing::named),
-            files: named("data=").into_iter().collect(),
+            files: text
+                .split_whitespace()
+                .filter_map(|word| word.strip_prefix("data="))
+                .map(|name| NamedFile {
+                    name: name.to_string(),
+                    format: None,
+                })
+                .collect(),
         }),
         None => Ok(Portrait {
             format: Format::Raw,
@@ -97,6 +118,8 @@ impl Library for FakeLibrary {
 
     fn open(&self, _at: At<'_>, file: File, access: Access) -> Result<Arc<dyn Disk>> {
         let (dev, ino) = (file.metadata()?.dev(), file.metadata()?.ino());
+        let meanwhile = lock(&self.0).during_open.take();
+        meanwhile.into_iter().for_each(|act| act());
         let Portrait {
             format,
             virtual_size: size,
@@ -144,7 +167,10 @@ impl Disk for FakeDisk {
     }
 
     fn virtual_size(&self) -> u64 {
-        self.with(|content| content.len() as u64)
+        let size = self.with(|content| content.len() as u64);
+        let next = lock(&self.shelf).after_size.take();
+        next.into_iter().for_each(|act| act());
+        size
     }
 
     fn size_unit(&self) -> u64 {
@@ -159,9 +185,16 @@ impl Disk for FakeDisk {
 
     fn write_at(&self, data: &[u8], offset: u64) -> Result<()> {
         let offset = usize::try_from(offset).unwrap();
-        self.with(|content| content[offset..offset + data.len()].copy_from_slice(data));
-        *lock(&self.dirty) = true;
-        Ok(())
+        let shrinks_to = lock(&self.shelf).shrinks_to.take();
+        if let Some(size) = shrinks_to {
+            self.with(|content| content.truncate(size));
+        }
+        self.with(|content| {
+            let range = content.get_mut(offset..offset + data.len());
+            range.ok_or(Errno::EINVAL)?.copy_from_slice(data);
+            *lock(&self.dirty) = true;
+            Ok(())
+        })
     }
 
     fn preallocate(&self, offset: u64, len: u64) -> Result<()> {
@@ -222,10 +255,26 @@ impl Disk for FakeDisk {
         let old = self.virtual_size();
         assert!(size > old || preallocation == Preallocation::Off);
         self.with(|content| content.resize(usize::try_from(size).unwrap(), 0));
+        let mut shelf = lock(&self.shelf);
+        shelf.events.push("resize");
+        shelf.unsettled = std::mem::take(&mut shelf.resizes_halfway);
+        if shelf.unsettled {
+            return Err(Error::new(Errno::EIO, "half way"));
+        }
+        drop(shelf);
         if preallocation == Preallocation::Falloc {
             lock(&self.shelf).allocated.push((old, size - old));
         }
         Ok(Vec::new())
+    }
+
+    fn is_resizable(&self) -> bool {
+        !lock(&self.shelf).fixed
+    }
+
+    fn is_unsettled(&self) -> bool {
+        let shelf = lock(&self.shelf);
+        shelf.unsettled && shelf.tells_unsettled
     }
 
     fn runs(&self, offset: u64, len: u64) -> Result<Vec<Run>> {

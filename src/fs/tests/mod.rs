@@ -237,7 +237,10 @@ fn touch(stage: &Stage, names: &[&str]) {
 fn a_truncate_by_name_grows_and_leaves_no_lock() {
     let stage = Stage::new(&[("a.qcow2", "size=1048576")]);
     stage.truncate("a.qcow2", 2 * MIB).unwrap();
-    assert_eq!(stage.events(), ["open to write", "unlock", "close"]);
+    assert_eq!(
+        stage.events(),
+        ["open to write", "resize", "unlock", "close"]
+    );
 }
 
 #[test]
@@ -262,7 +265,7 @@ fn fallocate_grows_and_allocates_the_whole_range_durably() {
         lock(&stage.shelf).allocated,
         [(MIB - 512, 512), (MIB, MIB - 512)]
     );
-    assert_eq!(stage.events(), ["open to write", "flush"]);
+    assert_eq!(stage.events(), ["open to write", "resize", "flush"]);
     assert_eq!(stage.lookup("a.qcow2").unwrap().size, 2 * MIB - 512);
 }
 

@@ -3,7 +3,8 @@
 use super::fake::MIB;
 use super::*;
 use crate::fs::disk::Part;
-use crate::fs::source::Time;
+use crate::fs::source::{FileId, Time};
+use std::sync::atomic::Ordering;
 
 fn shrinking() -> Options {
     Options {
@@ -23,6 +24,51 @@ fn a_write_past_the_end_grows_to_a_whole_sector() {
     assert_eq!(&content[1000..1003], b"end");
     assert!(content[..1000].iter().all(|&byte| byte == 0));
     assert_eq!(stage.lookup("a.qcow2").unwrap().size, 1024);
+}
+
+#[test]
+fn a_write_whose_range_a_shrink_takes_away_grows_the_disk_again() {
+    let stage = Stage::with(&[("a.qcow2", "size=1048576")], shrinking());
+    let handle = stage.open("a.qcow2", true).unwrap();
+    lock(&stage.shelf).shrinks_to = Some(512);
+    stage.fs.write(handle, 1000, b"end").unwrap();
+    let mut content = vec![9; 4096];
+    assert_eq!(stage.fs.read(handle, 0, &mut content).unwrap(), 1024);
+    assert_eq!(&content[1000..1003], b"end");
+}
+
+#[test]
+fn the_size_that_a_disk_has_finishes_a_resize_that_failed_half_way() {
+    for tells_unsettled in [false, true] {
+        let stage = Stage::new(&[("a.qcow2", "size=512")]);
+        lock(&stage.shelf).tells_unsettled = tells_unsettled;
+        let handle = stage.open("a.qcow2", true).unwrap();
+        lock(&stage.shelf).resizes_halfway = true;
+        assert_eq!(errno(stage.truncate("a.qcow2", MIB)), Errno::EIO);
+        let id = stage.lookup("a.qcow2").unwrap().id;
+        if tells_unsettled {
+            // Nobody but the image remembers.
+            stage.fs.release(handle);
+            stage.fs.forget(id, u64::MAX);
+        }
+        assert!(lock(&stage.shelf).unsettled);
+        stage.truncate("a.qcow2", MIB).unwrap();
+        assert!(!lock(&stage.shelf).unsettled);
+        // Once it has succeeded there is nothing left to do.
+        stage.events();
+        stage.truncate("a.qcow2", MIB).unwrap();
+        assert!(!stage.events().contains(&"resize"));
+    }
+}
+
+#[test]
+fn the_size_that_a_disk_has_goes_to_the_image_where_it_may_shrink() {
+    for (fixed, asked) in [(false, true), (true, false)] {
+        let stage = Stage::with(&[("a.qcow2", "size=512")], shrinking());
+        lock(&stage.shelf).fixed = fixed;
+        stage.truncate("a.qcow2", 512).unwrap();
+        assert_eq!(stage.events().contains(&"resize"), asked);
+    }
 }
 
 #[test]
@@ -134,6 +180,58 @@ fn a_new_image_hides_its_files_at_once() {
     assert_eq!(errno(stage.lookup("b.raw")), Errno::ENOENT);
 }
 
+/// Images of many files each, and other files, long enough ago for their time
+/// stamps to tell every change.
+fn crowd(images: usize, parts: usize) -> Stage {
+    let mut files = Vec::new();
+    for image in 0..images {
+        let names = (0..parts).map(|part| format!("p{image}-{part}.raw"));
+        files.extend(names.clone().map(|name| (name, String::new())));
+        let data: String = names.map(|name| format!(" data={name}")).collect();
+        files.push((format!("i{image}.qcow2"), format!("size=512{data}")));
+    }
+    let files: Vec<_> = files.iter().map(|(a, b)| (&**a, &**b)).collect();
+    let stage = Stage::new(&files);
+    std::thread::sleep(std::time::Duration::from_millis(30));
+    stage
+}
+
+/// How often the kernel is asked to follow a path while all is listed and every
+/// image looked up.
+fn asked_by_ls(images: usize, parts: usize) -> usize {
+    let stage = crowd(images, parts);
+    let shown = stage.listing();
+    assert_eq!(shown.len(), images);
+    for name in &shown {
+        stage.lookup(name).unwrap();
+    }
+    stage.fs.source.asked.load(Ordering::Relaxed)
+}
+
+#[test]
+fn a_listing_asks_for_each_part_a_few_times_however_many_there_are() {
+    for (images, parts) in [(1, 200), (20, 10), (40, 5)] {
+        let (asked, files) = (asked_by_ls(images, parts), images * (parts + 1));
+        assert!(asked < 12 * files, "{asked} for {images} times {parts}");
+    }
+}
+
+#[test]
+fn a_name_that_leads_out_of_the_directory_is_followed_again_after_a_while() {
+    let stage = Stage::new(&[
+        ("a.qcow2", "size=512 data=sub/a.raw"),
+        ("sub/a.raw", ""),
+        ("sub/b.raw", ""),
+    ]);
+    stage.lookup("a.qcow2").unwrap();
+    assert_eq!(errno(stage.lookup("sub/a.raw")), Errno::ENOENT);
+    assert!(stage.lookup("sub/b.raw").is_ok());
+    let at = |name| stage.dir.path().join(name);
+    std::fs::rename(at("sub/b.raw"), at("sub/a.raw")).unwrap();
+    std::thread::sleep(std::time::Duration::from_millis(1100));
+    assert_eq!(errno(stage.lookup("sub/a.raw")), Errno::ENOENT);
+}
+
 #[test]
 fn an_image_takes_the_space_of_all_its_files() {
     let stage = Stage::new(&[("a.qcow2", "size=512 data=a.raw"), ("a.raw", "")]);
@@ -144,12 +242,13 @@ fn an_image_takes_the_space_of_all_its_files() {
 #[test]
 fn a_change_of_any_of_its_files_drops_what_the_kernel_has_cached() {
     let stage = Stage::new(&[("a.qcow2", "size=512")]);
-    let part = |sec| Part {
+    let part = |ino, sec| Part {
+        id: FileId { dev: 1, ino },
         size: 512,
         mtime: Time::new(sec, 0),
     };
     let far = 1 << 40;
-    lock(&stage.shelf).parts = vec![part(0), part(far)];
+    lock(&stage.shelf).parts = vec![part(1, 0), part(2, far)];
     let id = stage.lookup("a.qcow2").unwrap().id;
     let reopened = || {
         let opened = stage.fs.open(id, false).unwrap();
@@ -158,6 +257,41 @@ fn a_change_of_any_of_its_files_drops_what_the_kernel_has_cached() {
     };
     reopened();
     assert!(reopened());
-    lock(&stage.shelf).parts = vec![part(0), part(far + 1)];
-    assert!(!reopened());
+    let changed = [
+        vec![part(1, 0), part(2, far + 1)],
+        // Not the one that changed last.
+        vec![part(1, 1), part(2, far + 1)],
+        // A file that another has replaced, which keeps its times.
+        vec![part(3, 1), part(2, far + 1)],
+        vec![part(3, 1)],
+    ];
+    for parts in changed {
+        lock(&stage.shelf).parts = parts;
+        assert!(!reopened());
+        assert!(reopened());
+    }
+}
+
+#[test]
+fn who_asks_for_the_size_during_a_resize_does_not_bring_the_old_one_back() {
+    let stage = Stage::new(&[("a.qcow2", "size=512")]);
+    let id = stage.lookup("a.qcow2").unwrap().id;
+    stage.fs.open(id, false).unwrap();
+    let file = stage.fs.open_files().remove(0);
+    let (resized, shelf) = (Arc::clone(&file), Arc::clone(&stage.shelf));
+    lock(&stage.shelf).after_size = Some(Box::new(move || {
+        let mut shelf = lock(&shelf);
+        let contents = shelf.content.values_mut();
+        contents.for_each(|content| content.resize(1024, 0));
+        resized.note_size(1024);
+    }));
+    assert_eq!(file.virtual_size(), Some(512));
+    // Whoever cannot wait for the image gets the size that was noted.
+    let (seen, asked) = (Arc::new(Mutex::new(None)), Arc::clone(&file));
+    let told = Arc::clone(&seen);
+    lock(&stage.shelf).during_open = Some(Box::new(move || {
+        *lock(&told) = Some(asked.virtual_size());
+    }));
+    stage.fs.open(id, true).unwrap();
+    assert_eq!(*lock(&seen), Some(Some(1024)));
 }

@@ -57,6 +57,17 @@ impl Effects for Slow {
         self.0.copy(file, from, to, len)
     }
 
+    fn copy_from(
+        &self,
+        file: FileNo,
+        source: FileNo,
+        from: u64,
+        to: u64,
+        len: u64,
+    ) -> io::Result<()> {
+        self.0.copy_from(file, source, from, to, len)
+    }
+
     fn reserve(&self, file: FileNo, offset: u64, len: u64) -> io::Result<()> {
         self.0.reserve(file, offset, len)
     }
@@ -210,6 +221,17 @@ impl Effects for Gated {
 
     fn copy(&self, file: FileNo, from: u64, to: u64, len: u64) -> io::Result<()> {
         self.real.copy(file, from, to, len)
+    }
+
+    fn copy_from(
+        &self,
+        file: FileNo,
+        source: FileNo,
+        from: u64,
+        to: u64,
+        len: u64,
+    ) -> io::Result<()> {
+        self.real.copy_from(file, source, from, to, len)
     }
 
     fn reserve(&self, file: FileNo, offset: u64, len: u64) -> io::Result<()> {

@@ -79,6 +79,19 @@ impl Effects for Logged {
         self.real.copy(file, from, to, len)
     }
 
+    fn copy_from(
+        &self,
+        file: FileNo,
+        source: FileNo,
+        from: u64,
+        to: u64,
+        len: u64,
+    ) -> io::Result<()> {
+        self.log
+            .note(file, format!("copy {from}+{len} of {} to {to}", source.0))?;
+        self.real.copy_from(file, source, from, to, len)
+    }
+
     fn reserve(&self, file: FileNo, offset: u64, len: u64) -> io::Result<()> {
         self.log.note(file, format!("reserve {offset}+{len}"))?;
         self.real.reserve(file, offset, len)

@@ -159,6 +159,50 @@ fn copies_read_inside_the_file_as_it_is_by_then() {
 }
 
 #[test]
+fn copies_from_another_file_read_inside_that_as_it_is_by_then() {
+    let mut limits = limits(Commits::None);
+    let mut other = limits.files[0].unwrap();
+    other.len = 0x400;
+    limits.files.push(Some(other));
+    limits.files.push(None);
+    let verdict = |source, from, to, len| {
+        let step = Step::CopyFrom {
+            file: IMAGE,
+            source: FileNo(source),
+            from,
+            to,
+            len,
+        };
+        check(&plan(&[stage(Purpose::Prepare, &[step])]), &limits)
+    };
+    assert_eq!(verdict(1, 0x200, 0x1000, 0x200), Ok(0x200));
+    let past = |end| Err(PlanError::PastEnd { end, len: 0x400 });
+    assert_eq!(verdict(1, 0x201, 0x1000, 0x200), past(0x401));
+    assert_eq!(verdict(1, 0x10000, 0, 1), past(0x10001));
+    let (end, cap) = (0x20001, 0x20000);
+    let refusal = Err(PlanError::PastCap { end, cap });
+    assert_eq!(verdict(1, 0, 0x20000, 1), refusal);
+    let (offset, len) = (u64::MAX, 2);
+    let overflow = Err(PlanError::Overflow { offset, len });
+    assert_eq!(verdict(1, offset, 0, 2), overflow);
+    for source in [0, 2, 3] {
+        let refusal = Err(PlanError::UnknownFile(FileNo(source)));
+        assert_eq!(verdict(source, 0, 0x1000, 1), refusal, "{source}");
+    }
+    let (bytes, fill) = (0x8001, 0x8000);
+    limits.files[1].as_mut().unwrap().len = bytes;
+    let step = Step::CopyFrom {
+        file: IMAGE,
+        source: FileNo(1),
+        from: 0,
+        to: 0,
+        len: bytes,
+    };
+    let plan = plan(&[stage(Purpose::Prepare, &[step])]);
+    assert_eq!(check(&plan, &limits), Err(PlanError::Fills { bytes, fill }));
+}
+
+#[test]
 fn copies_do_not_overlap_themselves() {
     let (file, len) = (IMAGE, 512);
     for (from, to) in [(0, 511), (511, 0), (100, 100)] {

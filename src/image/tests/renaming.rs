@@ -300,6 +300,7 @@ fn a_replacement_looks_like_what_it_replaces() {
         for name in rig.names() {
             chown(rig.at(&name), Some(4242), Some(4343)).unwrap();
         }
+        chown(path.parent().unwrap(), Some(4242), None).unwrap();
     }
     let before = std::fs::metadata(path).unwrap();
     let image = rig.open(growing);
@@ -320,6 +321,110 @@ fn a_replacement_looks_like_what_it_replaces() {
             );
         }
     }
+}
+
+/// An access list (xattr(7), acl(5)): what its owner, user 4242 and the group
+/// may do is everything, others nothing.
+fn access_list() -> Vec<u8> {
+    const NOBODY: u32 = u32::MAX;
+    let entry = |(tag, allowed, id): (u16, u16, u32)| {
+        [
+            &tag.to_le_bytes()[..],
+            &allowed.to_le_bytes(),
+            &id.to_le_bytes(),
+        ]
+        .concat()
+    };
+    let entries = [
+        (0x01, 7, NOBODY),
+        (0x02, 7, 4242),
+        (0x04, 7, NOBODY),
+        (0x10, 7, NOBODY),
+        (0x20, 0, NOBODY),
+    ];
+    [2u32.to_le_bytes().to_vec(), entries.map(entry).concat()].concat()
+}
+
+#[test]
+fn a_replacement_is_open_to_nobody_whom_the_directory_lets_in() {
+    let rig = Rig::new();
+    let dir = std::fs::File::open(rig.fixture.path.parent().unwrap()).unwrap();
+    if dir
+        .set_xattr("system.posix_acl_default", &access_list())
+        .is_err()
+    {
+        // The filesystem has no access lists.
+        return;
+    }
+    grow(&rig.open(growing)).unwrap();
+    let list = |name| {
+        let file = std::fs::File::open(rig.at(name)).unwrap();
+        file.get_xattr("system.posix_acl_access").unwrap()
+    };
+    // The list works: what the directory makes gets it.
+    std::fs::write(rig.at("probe"), "").unwrap();
+    assert!(list("probe").is_some());
+    assert_eq!(["image", "image-3"].map(list), [None, None]);
+}
+
+/// An image of one user whose second extent is another's, in a directory of
+/// the other's.
+fn across_users() -> Rig {
+    let rig = Rig::new();
+    let sub = rig.at("sub");
+    std::fs::create_dir(&sub).unwrap();
+    std::fs::rename(rig.at("image-2"), sub.join("image-2")).unwrap();
+    std::fs::write(rig.at("image"), "image-1\nsub/image-2\n").unwrap();
+    let dir = rig.fixture.path.parent().unwrap().to_path_buf();
+    for path in [rig.at("image"), rig.at("image-1"), dir] {
+        chown(path, Some(4242), None).unwrap();
+    }
+    for (path, mode) in [(sub.join("image-2"), 0o666), (sub, 0o755)] {
+        std::fs::set_permissions(&path, PermissionsExt::from_mode(mode)).unwrap();
+        chown(path, Some(4343), None).unwrap();
+    }
+    rig
+}
+
+#[test]
+fn a_file_goes_only_where_the_images_owner_could_remove_it() {
+    if !nix::unistd::getuid().is_root() {
+        return;
+    }
+    for (mode, may) in [(0o755, false), (0o777, true), (0o1777, false)] {
+        let rig = across_users();
+        let sub = rig.at("sub");
+        std::fs::set_permissions(&sub, PermissionsExt::from_mode(mode)).unwrap();
+        let image = rig.open(shrinking);
+        let shrunk = shrink(&image);
+        assert_eq!(sub.join("image-2").exists(), !may, "{mode:o}");
+        match may {
+            true => shrunk.unwrap(),
+            false => {
+                let (kind, text) = shrunk.unwrap_err();
+                assert_eq!(kind, ErrorKind::Forbidden);
+                assert!(text.starts_with("'image-2' lies in a directory"), "{text}");
+                assert_eq!(rig.log.take(), [] as [&str; 0]);
+                assert_eq!(rig.names(), ["image", "image-1", "sub"]);
+            }
+        }
+    }
+}
+
+#[test]
+fn no_name_is_made_where_the_images_owner_could_not_make_it() {
+    if !nix::unistd::getuid().is_root() {
+        return;
+    }
+    let rig = Rig::new();
+    for name in rig.names() {
+        chown(rig.at(&name), Some(4242), None).unwrap();
+    }
+    let (kind, text) = grow(&rig.open(growing)).unwrap_err();
+    assert_eq!(kind, ErrorKind::Forbidden);
+    assert!(text.starts_with("'image' lies in a directory"), "{text}");
+    assert_eq!(rig.log.take(), [] as [&str; 0]);
+    rig.is_as_it_was();
 }
 
 #[test]
@@ -392,6 +497,41 @@ fn what_an_interrupted_run_left_is_replaced() {
 }
 
 #[test]
+fn so_is_an_extent_that_it_left_beside_the_replacement() {
+    let rig = Rig::new();
+    std::fs::write(rig.at("image.instar-new"), "left over").unwrap();
+    std::fs::write(rig.at("image-3"), "left over, too").unwrap();
+    let image = rig.open(growing);
+    grow(&image).unwrap();
+    assert_eq!(rig.names(), ["image", "image-1", "image-2", "image-3"]);
+    let part = std::fs::read(rig.at("image-3")).unwrap();
+    assert!(part == [0; PART as usize]);
+    assert_eq!(image.virtual_size(), 3 * PART);
+}
+
+#[test]
+fn what_was_left_goes_only_where_it_is_a_file_of_its_own_and_in_nobodys_use() {
+    let left = |make: fn(&Rig)| {
+        let rig = Rig::new();
+        std::fs::write(rig.at("image.instar-new"), "left over").unwrap();
+        make(&rig);
+        let refused = grow(&rig.open(growing)).unwrap_err();
+        assert!(rig.log.take().is_empty());
+        assert_eq!(rig.fixture.content(), OLD.as_bytes());
+        assert!(rig.at("image-3").symlink_metadata().is_ok());
+        assert!(rig.at("image.instar-new").exists());
+        refused
+    };
+    let linked = left(|rig| {
+        std::fs::write(rig.at("other"), "precious").unwrap();
+        std::fs::hard_link(rig.at("other"), rig.at("image-3")).unwrap();
+    });
+    assert_eq!(linked.0, ErrorKind::Unsupported);
+    left(|rig| symlink("nowhere", rig.at("image-3")).unwrap());
+    left(|rig| std::fs::create_dir(rig.at("image-3")).unwrap());
+}
+
+#[test]
 fn a_new_extent_never_takes_the_place_of_a_file() {
     for link in [false, true] {
         let rig = Rig::new();
@@ -400,11 +540,11 @@ fn a_new_extent_never_takes_the_place_of_a_file() {
             true => symlink("nowhere", rig.at("image-3")).unwrap(),
         }
         let (kind, text) = grow(&rig.open(growing)).unwrap_err();
-        assert_eq!(kind, ErrorKind::Os(libc::EEXIST));
-        assert_eq!(
-            text,
-            "Could not create a file: File exists; the image is unchanged"
-        );
+        assert_eq!(kind, ErrorKind::Unsupported);
+        let expected = "the change needs the name 'image-3', and a file has it that is no part of \
+                        the image; move it away, or remove it if an earlier change left it there";
+        assert_eq!(text, expected);
+        assert!(rig.log.take().is_empty());
         assert_eq!(rig.names(), ["image", "image-1", "image-2", "image-3"]);
         assert_eq!(rig.fixture.content(), OLD.as_bytes());
         if !link {
@@ -458,6 +598,19 @@ fn an_image_that_was_replaced_meanwhile_is_not_replaced_again() {
     std::fs::rename(rig.at("image-1"), rig.at("image")).unwrap();
     assert_eq!(grow(&image).unwrap_err().0, ErrorKind::Stale);
     assert_eq!(rig.names(), ["image", "image-2"]);
+}
+
+#[test]
+fn an_extent_that_was_replaced_while_unlocked_is_noticed() {
+    let rig = Rig::new();
+    let image = rig.open(growing);
+    image.unlock().unwrap();
+    // The open file is as it was, and has lost its name.
+    std::fs::rename(rig.at("image-2"), rig.at("aside")).unwrap();
+    std::fs::copy(rig.at("aside"), rig.at("image-2")).unwrap();
+    assert_eq!(image.lock().unwrap_err().kind(), ErrorKind::Stale);
+    std::fs::rename(rig.at("aside"), rig.at("image-2")).unwrap();
+    image.lock().unwrap();
 }
 
 #[test]

@@ -204,6 +204,30 @@ fn a_resize_shows_the_new_size_and_keeps_the_content() {
 }
 
 #[test]
+fn a_disk_that_became_smaller_refuses_what_had_been_inside() {
+    let (fixture, toy, _) = mixed();
+    let image = fixture.open(&for_writing(), toy);
+    let how = ResizeOptions {
+        shrink: true,
+        ..ResizeOptions::default()
+    };
+    image.resize(2 * UNIT, &how).unwrap();
+    // As by somebody who was let in before, and waited for the session.
+    let offset = 7 * UNIT;
+    let refusals = [
+        image.fill(&mut [0; 8], offset, &mut None),
+        image.store(&[1; 8], offset),
+        image.store(&[1; 8], 2 * UNIT - 4),
+    ];
+    for refusal in refusals {
+        let fault = refusal.unwrap_err();
+        assert_eq!(fault.kind, ErrorKind::InvalidRequest);
+        let text = "are not inside the disk of 8192 bytes";
+        assert!(fault.message.ends_with(text), "{}", fault.message);
+    }
+}
+
+#[test]
 fn a_dry_run_changes_nothing() {
     let (fixture, toy, _) = mixed();
     let image = fixture.open(&for_writing(), toy);

@@ -52,12 +52,16 @@ impl Layer {
 
     /// Whether any sector of a range is its own.
     pub fn has_any(&self, offset: usize, len: usize) -> bool {
-        (offset..offset + len).step_by(SECTOR).any(|at| self.has(at))
+        (offset..offset + len)
+            .step_by(SECTOR)
+            .any(|at| self.has(at))
     }
 
     /// Whether all sectors of a range are its own.
     pub fn has_all(&self, offset: usize, len: usize) -> bool {
-        (offset..offset + len).step_by(SECTOR).all(|at| self.has(at))
+        (offset..offset + len)
+            .step_by(SECTOR)
+            .all(|at| self.has(at))
     }
 }
 
@@ -117,7 +121,10 @@ pub const CLAIMS: &[(&str, fn(&str) -> Outcome)] = &[
     ("checks clean", checks_clean),
     ("shows its parent in info", shows_its_parent),
     ("is not resized", is_not_resized),
-    ("refuses a parent that is another image", refuses_another_parent),
+    (
+        "refuses a parent that is another image",
+        refuses_another_parent,
+    ),
 ];
 
 fn folder() -> Result<tempfile::TempDir, String> {
@@ -173,8 +180,8 @@ fn shows_its_parent(extension: &str) -> Outcome {
     make(folder.path(), extension);
     let line = format!("info --output=json --backing-chain top.{extension}");
     let shown = instar(folder.path(), &line)?;
-    let value: serde_json::Value = serde_json::from_str(&shown.stdout)
-        .map_err(|error| format!("{error}: {shown:#?}"))?;
+    let value: serde_json::Value =
+        serde_json::from_str(&shown.stdout).map_err(|error| format!("{error}: {shown:#?}"))?;
     let names: Vec<&str> = value
         .as_array()
         .into_iter()

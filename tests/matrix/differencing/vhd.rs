@@ -137,7 +137,10 @@ pub fn read(path: &Path) -> Vec<u8> {
     let size = be64(&image, footer + 48);
     let header = be64(&image, footer + 16);
     assert_eq!(&image[header..header + 8], b"cxsparse");
-    let (bat, block) = (be64(&image, header + 16), be32(&image, header + 32) as usize);
+    let (bat, block) = (
+        be64(&image, header + 16),
+        be32(&image, header + 32) as usize,
+    );
     let mut disk = match be32(&image, footer + 60) {
         DIFFERENCING => {
             let mut below = read(&parent_of(&image, header, path));

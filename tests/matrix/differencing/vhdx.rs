@@ -75,9 +75,21 @@ fn put_metadata(image: &mut [u8], size: u64, parent: Option<&Parent<'_>>) {
     let parameters = (BLOCK as u64 | u64::from(parent.is_some()) << 33).to_le_bytes();
     let mut items = vec![
         (FILE_PARAMETERS, IS_REQUIRED, parameters.to_vec()),
-        (DISK_SIZE, IS_VIRTUAL_DISK | IS_REQUIRED, size.to_le_bytes().to_vec()),
-        (LOGICAL_SECTOR, IS_VIRTUAL_DISK | IS_REQUIRED, 512u32.to_le_bytes().to_vec()),
-        (PHYSICAL_SECTOR, IS_VIRTUAL_DISK | IS_REQUIRED, 4096u32.to_le_bytes().to_vec()),
+        (
+            DISK_SIZE,
+            IS_VIRTUAL_DISK | IS_REQUIRED,
+            size.to_le_bytes().to_vec(),
+        ),
+        (
+            LOGICAL_SECTOR,
+            IS_VIRTUAL_DISK | IS_REQUIRED,
+            512u32.to_le_bytes().to_vec(),
+        ),
+        (
+            PHYSICAL_SECTOR,
+            IS_VIRTUAL_DISK | IS_REQUIRED,
+            4096u32.to_le_bytes().to_vec(),
+        ),
         (DISK_ID, IS_VIRTUAL_DISK | IS_REQUIRED, vec![0x22; 16]),
     ];
     if let Some(parent) = parent {
@@ -109,7 +121,10 @@ fn locator(parent: &Parent<'_>) -> Vec<u8> {
     let mut strings = Vec::new();
     let first = locator.len() + 12 * pairs.len();
     for (key, value) in pairs {
-        let (key, value) = (utf16(key, u16::to_le_bytes), utf16(&value, u16::to_le_bytes));
+        let (key, value) = (
+            utf16(key, u16::to_le_bytes),
+            utf16(&value, u16::to_le_bytes),
+        );
         let at = (first + strings.len()) as u32;
         locator.extend(at.to_le_bytes());
         locator.extend((at + key.len() as u32).to_le_bytes());
@@ -136,7 +151,11 @@ fn put_blocks(image: &mut Vec<u8>, layer: &Layer, differencing: bool) {
         image.resize(at + BLOCK, 0);
         for from in (start..layer.content.len().min(start + BLOCK)).step_by(SECTOR) {
             if layer.has(from) {
-                put(image, at + from - start, &layer.content[from..from + SECTOR]);
+                put(
+                    image,
+                    at + from - start,
+                    &layer.content[from..from + SECTOR],
+                );
                 let sector = from / SECTOR;
                 bitmap[sector / 8] |= 1 << (sector % 8);
             }
@@ -181,7 +200,10 @@ fn guid(digits: &str) -> [u8; 16] {
 
 fn guid_text(guid: &[u8; 16]) -> String {
     let field = |order: &[usize]| -> String {
-        order.iter().map(|&at| format!("{:02X}", guid[at])).collect()
+        order
+            .iter()
+            .map(|&at| format!("{:02X}", guid[at]))
+            .collect()
     };
     format!(
         "{{{}-{}-{}-{}-{}}}",
@@ -215,13 +237,18 @@ pub fn read(path: &Path) -> Vec<u8> {
             u64::from(crc32c(&copy))
         });
         let entries = (0..number(&image, table + 8, 4) as usize).map(|n| table + 16 + 32 * n);
-        let entry = entries.into_iter().find(|&at| image[at..at + 16] == guid(wanted));
+        let entry = entries
+            .into_iter()
+            .find(|&at| image[at..at + 16] == guid(wanted));
         number(&image, entry.expect("the region") + 16, 8) as usize
     };
     let (bat, metadata) = (region(BAT_REGION), region(METADATA_REGION));
     let item = |wanted: &str| {
-        let entries = (0..number(&image, metadata + 10, 2) as usize).map(|n| metadata + 32 + 32 * n);
-        let entry = entries.into_iter().find(|&at| image[at..at + 16] == guid(wanted))?;
+        let entries =
+            (0..number(&image, metadata + 10, 2) as usize).map(|n| metadata + 32 + 32 * n);
+        let entry = entries
+            .into_iter()
+            .find(|&at| image[at..at + 16] == guid(wanted))?;
         Some(metadata + number(&image, entry + 16, 4) as usize)
     };
     let size = number(&image, item(DISK_SIZE).expect("a size"), 8) as usize;

@@ -5,6 +5,7 @@ use super::super::format::entry;
 use super::super::grow::commit::{NewHeader, change};
 use super::super::layout::Run;
 use super::super::refcount::Refcounts;
+use super::super::refuse;
 use super::super::tables::Kind;
 use super::bitmaps::Cuts;
 use super::release::{Release, Released};
@@ -15,8 +16,23 @@ use crate::error::Failure;
 use crate::plan::{Plan, Purpose, Stage, Step};
 use crate::prepare::{Prepare, writes};
 use crate::proto::FileNo;
+use alloc::format;
 use alloc::vec;
 use alloc::vec::Vec;
+
+/// Refuses to cut the file where the counts say that nothing is: they leave the
+/// table of the counts itself out.
+fn check_end(image: &Qcow2, end: u64) -> Result<(), Failure> {
+    let table = image.header.refcount_table;
+    let len = u64::from(table.count) * image.header.geometry.cluster_size();
+    match end < table.offset.0.saturating_add(len).min(image.file_len) {
+        false => Ok(()),
+        true => Err(refuse::table(format!(
+            "the refcount table at {:#x} is in use but has reference count 0",
+            table.offset.0
+        ))),
+    }
+}
 
 /// Everything that is known about a shrink.
 pub struct Shrink<'a> {
@@ -118,6 +134,7 @@ impl Shrink<'_> {
             false => vec![change(&sectors.staged, &sectors.last)?],
         };
         let end = self.end(image, &released, stays);
+        check_end(image, end)?;
         let cut = self.cut(image, &released, end);
         let mut stages = vec![
             (Purpose::Prepare, prepare.finish()),

@@ -36,9 +36,10 @@ struct Footer {
 
 impl Footer {
     fn at(file: &Bytes, offset: u64) -> Result<Self, String> {
-        hold(file.len() >= SECTOR && file.len() % SECTOR == 0, || {
-            format!("a file of {} bytes has no footer", file.len())
-        })?;
+        hold(
+            file.len() >= SECTOR && file.len().is_multiple_of(SECTOR),
+            || format!("a file of {} bytes has no footer", file.len()),
+        )?;
         let text = file.read(offset, 8);
         hold(text == b"conectix", || {
             format!("no footer at {offset:#x}: {text:x?}")
@@ -58,7 +59,9 @@ impl Footer {
             other => return Err(format!("footer of kind and header {other:x?}")),
         };
         let size = file.big::<8>(offset + 48);
-        hold(size > 0 && size % SECTOR == 0, || format!("size {size}"))?;
+        hold(size > 0 && size.is_multiple_of(SECTOR), || {
+            format!("size {size}")
+        })?;
         Ok(Self { size, table })
     }
 

@@ -112,7 +112,7 @@ impl Log {
     /// The valid entry at an offset of the ring.
     fn entry(&self, offset: u64) -> Option<Entry> {
         let len = self.unroll(offset, PAGE).little::<4>(8);
-        if len == 0 || len % PAGE != 0 || len > self.ring.len() {
+        if len == 0 || !len.is_multiple_of(PAGE) || len > self.ring.len() {
             return None;
         }
         let bytes = self.unroll(offset, len);
@@ -192,7 +192,7 @@ impl Entry {
         let mut parts = Vec::new();
         for at in (0..self.descriptors).map(|number| 64 + 32 * number) {
             let offset = self.bytes.little::<8>(at + 16);
-            if self.bytes.little::<8>(at + 24) != self.sequence || offset % PAGE != 0 {
+            if self.bytes.little::<8>(at + 24) != self.sequence || !offset.is_multiple_of(PAGE) {
                 return None;
             }
             let bytes = match &*self.bytes.read(at, 4) {
@@ -267,7 +267,7 @@ impl Layout {
         hold(block.is_power_of_two() && block >= M, || {
             format!("blocks of {block} bytes")
         })?;
-        hold(sector >= SECTOR && size % sector == 0, || {
+        hold(sector >= SECTOR && size.is_multiple_of(sector), || {
             format!("size {size}, sectors of {sector}")
         })?;
         Ok(Self {

@@ -1,0 +1,73 @@
+//! Every check of the engine has a damaged image that it refuses.
+
+use super::{damage_tests, directory_tests, header_tests};
+use crate::field_tests;
+
+#[test]
+fn every_check_has_a_damaged_image() {
+    let tests: &[fn()] = &[
+        header_tests::magic,
+        header_tests::truncated_header,
+        header_tests::version,
+        header_tests::cluster_bits,
+        header_tests::cluster_bits_with_extended_l2,
+        header_tests::header_length,
+        header_tests::size_beyond_signed_offsets,
+        header_tests::size_beyond_the_largest_l1_table,
+        header_tests::size_beyond_this_l1_table,
+        header_tests::crypt_method,
+        header_tests::l1_size,
+        header_tests::l1_table_offset,
+        header_tests::l1_table_over_the_refcount_table,
+        header_tests::refcount_table_clusters,
+        header_tests::refcount_table_offset,
+        header_tests::refcount_order,
+        header_tests::nb_snapshots,
+        header_tests::snapshots_offset,
+        header_tests::snapshots_over_the_l1_table,
+        header_tests::unknown_incompatible_features_are_listed,
+        header_tests::unknown_incompatible_features_are_named_where_the_image_names_them,
+        header_tests::compression_type,
+        header_tests::backing_file_offset,
+        header_tests::backing_file_size,
+        header_tests::header_extensions_end_with_the_header_cluster,
+        header_tests::header_extensions_end_at_the_backing_name,
+        header_tests::a_known_header_extension_occurs_once,
+        header_tests::names_in_header_extensions_are_bounded,
+        header_tests::the_encryption_header_belongs_to_luks,
+        header_tests::a_corrupt_image_opens_but_does_not_change,
+        header_tests::a_dirty_image_is_put_in_order_before_it_changes,
+        damage_tests::l1_entries,
+        damage_tests::an_l2_table_with_two_owners,
+        damage_tests::an_l2_table_in_the_header_or_between_clusters,
+        damage_tests::l2_entries,
+        damage_tests::an_l2_entry_between_clusters,
+        damage_tests::the_zero_flag_in_version_2,
+        damage_tests::extended_l2_entries,
+        damage_tests::nothing_is_read_before_the_data_file_is_open,
+        damage_tests::garbage_in_a_compressed_cluster_names_the_cluster,
+        damage_tests::only_whole_compressed_clusters_are_inflated,
+        damage_tests::shared_clusters_are_not_overwritten_in_place,
+        directory_tests::snapshot_l1_table,
+        directory_tests::snapshot_extra_data,
+        directory_tests::snapshots_end_with_the_file,
+        directory_tests::snapshot_names_are_bounded,
+        directory_tests::version_2_with_snapshots_is_not_resized,
+        directory_tests::bitmaps_are_listed_and_hinder_writers,
+        directory_tests::bitmap_directory_entry,
+        directory_tests::bitmap_constraints,
+        directory_tests::bitmaps_header_extension,
+        directory_tests::a_bitmap_directory_has_the_length_of_its_entries,
+        header_tests::the_encryption_header_is_checked,
+        damage_tests::entries_of_the_refcount_table_are_checked_before_a_change,
+        damage_tests::a_cluster_in_use_that_nothing_counts_is_not_changed,
+        directory_tests::a_bitmap_directory_does_not_end_inside_an_entry,
+        directory_tests::bits_of_a_bitmap_past_the_end_are_refused_by_a_shrink,
+    ];
+    let exceptions = [(
+        "header.rs",
+        "the file ends inside the name of the backing file",
+        "the name is in the first cluster, and tables that were checked are behind it",
+    )];
+    field_tests::every_check_refuses("qcow2", tests, &exceptions);
+}
