@@ -1,9 +1,9 @@
 //! Whether an image is sound, in qemu-img's words; what qemu-img does not look
 //! at is a warning.
 //!
-//! The grain tables are what counts. Redundant ones are compared with them and
-//! repaired from them; an entry that leads nowhere is repaired from its
-//! redundant copy. A repair never changes what else the disk shows.
+//! Of two entries for a grain the one that leads to it repairs the other, which
+//! leads nowhere. Nothing is repaired where a table might not be one: it has to
+//! lie in order behind its directory, and no grain in the metadata.
 
 use super::descriptor::ExtentType;
 use super::format::{entry, flag};
@@ -36,6 +36,8 @@ struct Check<'a> {
     repairs: Vec<Step>,
     /// Entries that lead nowhere and are repaired.
     fixed: u64,
+    /// The places of the extent's grains, where its tables may be repaired.
+    used: Option<Slots>,
 }
 
 /// What one extent's tables add up to.
@@ -66,6 +68,7 @@ impl Vmdk {
             repair: repair == Some(Repair::All) && self.no_change().is_none(),
             repairs: Vec::new(),
             fixed: 0,
+            used: None,
         };
         for (index, extent) in self.extents.iter().enumerate() {
             let line = self.descriptor.extents.get(index);
@@ -205,6 +208,7 @@ impl Check<'_> {
             empty: 0,
             scattered: false,
         };
+        self.used = self.usage(sparse)?;
         let mut scan = Scan::new(sparse, true);
         let entries = (header.directory_entries() * entry::LEN).div_ceil(SECTOR);
         let sets = [Some(header.directory), header.redundant];
@@ -219,7 +223,7 @@ impl Check<'_> {
                 for (next, raw) in next.iter_mut().zip([Some(raw), second.map(|(raw, _)| raw)]) {
                     if let (Some(next), Some(raw)) = (next, raw) {
                         sums.scattered |= u64::from(raw) != *next;
-                        *next = u64::from(raw) + header.table_len().div_ceil(SECTOR);
+                        *next = u64::from(raw) + header.table_sectors();
                     }
                 }
                 match sparse.table(number, raw) {
@@ -246,6 +250,34 @@ impl Check<'_> {
         self.summary(name, sparse, &sums)
     }
 
+    /// The places that an extent's grains take, if its tables are to be repaired
+    /// and no grain lies where they might.
+    fn usage(&mut self, sparse: &Sparse) -> Result<Option<Slots>, Failure> {
+        let header = &sparse.header;
+        if !self.repair || header.redundant.is_none() {
+            return Ok(None);
+        }
+        let sectors = sparse.file_len.div_ceil(SECTOR);
+        let mut used = Slots::new(header.overhead, header.grain, sectors);
+        let mut scan = Scan::new(sparse, false);
+        while let Some(batch) = scan.advance(self.host)? {
+            for number in batch.first..batch.first + batch.count {
+                let (_, table) = scan.table(&batch, 0, number)?;
+                for (grain, raw) in scan::grains(table, number) {
+                    match sparse.grain(grain, raw) {
+                        _ if grain >= header.grains() => {}
+                        Ok(Grain::At(sector)) if sector < header.overhead => return Ok(None),
+                        Ok(Grain::At(sector)) => {
+                            used.take(sector);
+                        }
+                        _ => {}
+                    }
+                }
+            }
+        }
+        Ok(Some(used))
+    }
+
     fn table(
         &mut self,
         view: &View<'_>,
@@ -254,12 +286,11 @@ impl Check<'_> {
         second: Option<(u32, &[u8])>,
     ) -> Result<(), Failure> {
         let header = &view.sparse.header;
-        let mut differ = 0u64;
-        let mut kept = 0u64;
-        let pairs = scan::grains(table, view.number);
+        let second_at = second.map_or(0, |(raw, _)| raw);
         let seconds = second.map(|(_, table)| scan::grains(table, view.number));
         let mut seconds = seconds.into_iter().flatten();
-        for (grain, raw) in pairs {
+        let (mut repaired, mut kept) = (0u64, 0u64);
+        for (grain, raw) in scan::grains(table, view.number) {
             let other = seconds.next().map(|(_, raw)| raw);
             if grain >= header.grains() {
                 sums.beyond += u64::from(raw != entry::NONE);
@@ -269,39 +300,37 @@ impl Check<'_> {
             if let Ok(Grain::At(sector)) = found {
                 sums.note(header, sector);
             }
-            let Some(other) = other.filter(|&other| other != raw) else {
-                if found.is_err() {
-                    self.points_after_end(view.start + grain * header.grain_len())?;
-                }
-                continue;
+            let mended = match other.filter(|&other| other != raw) {
+                Some(other) => self.mend(view, second_at, grain, (raw, other)),
+                None if found.is_ok() => continue,
+                None => Mended::Not,
             };
-            let place = (grain % u64::from(header.table_entries)) * entry::LEN;
-            let other_is_good = view.sparse.grain(grain, other).is_ok();
-            let second_at = second.map_or(0, |(raw, _)| raw);
-            match found {
-                Err(_) if other_is_good && self.patch(view.sparse, view.at, place, other) => {
-                    self.fixed += 1;
+            match mended {
+                Mended::First => {
+                    self.fixed += u64::from(found.is_err());
                     let text = format!(
                         "Repairing the grain table entry of grain {grain} from its redundant copy"
                     );
                     self.tell.add(self.host, Severity::Repaired, text)?;
                 }
-                Err(_) => self.points_after_end(view.start + grain * header.grain_len())?,
-                // Which of two places holds the data, nobody can tell.
-                Ok(Grain::At(_)) if other > entry::ZEROED && other_is_good => kept += 1,
-                Ok(_) if self.patch(view.sparse, second_at, place, raw) => differ += 1,
-                Ok(_) => kept += 1,
+                Mended::Second => repaired += 1,
+                Mended::Not if found.is_ok() => kept += 1,
+                Mended::Not => self.points_after_end(view.start + grain * header.grain_len())?,
             }
         }
+        self.sum_up(view, kept, repaired)
+    }
+
+    fn sum_up(&mut self, view: &View<'_>, kept: u64, repaired: u64) -> Result<(), Failure> {
         if kept > 0 {
             self.warn(format!(
                 "{}grain table {} differs from its redundant copy in {kept} entries",
                 view.name, view.number
             ))?;
         }
-        if differ > 0 {
+        if repaired > 0 {
             let text = format!(
-                "{}Repairing {differ} entries of redundant grain table {}",
+                "{}Repairing {repaired} entries of redundant grain table {}",
                 view.name, view.number
             );
             self.tell.add(self.host, Severity::Repaired, text)?;
@@ -309,13 +338,54 @@ impl Check<'_> {
         Ok(())
     }
 
-    /// Plans the write of an entry, if repairs are wanted and there is room.
-    fn patch(&mut self, sparse: &Sparse, table: u32, place: u64, raw: u32) -> bool {
-        let at = u64::from(table) * SECTOR + place;
-        let inside = table != 0 && at + entry::LEN <= sparse.file_len;
-        if !self.repair || !inside || self.repairs.len() >= MAX_REPAIRS {
+    /// Plans the repair of one of two entries that differ, if one of them leads
+    /// to a grain and the other nowhere. Of two that lead to a grain, or say
+    /// that it is zero, nobody can tell which is right.
+    fn mend(
+        &mut self,
+        view: &View<'_>,
+        second_at: u32,
+        grain: u64,
+        (raw, other): (u32, u32),
+    ) -> Mended {
+        let header = &view.sparse.header;
+        let place = grain % u64::from(header.table_entries) * entry::LEN;
+        let redundant = header.redundant.unwrap_or(0);
+        let found = view.sparse.grain(grain, raw);
+        let second = view.sparse.grain(grain, other);
+        match (found, second) {
+            (Err(_) | Ok(Grain::None), Ok(Grain::At(sector))) => {
+                let is_free = self.used.as_mut().is_some_and(|used| used.claim(sector));
+                match is_free && self.patch(view, (header.directory, view.at), place, other) {
+                    true => Mended::First,
+                    false => Mended::Not,
+                }
+            }
+            (Ok(Grain::At(_) | Grain::Zeroed), Err(_) | Ok(Grain::None)) => {
+                match self.patch(view, (redundant, second_at), place, raw) {
+                    true => Mended::Second,
+                    false => Mended::Not,
+                }
+            }
+            _ => Mended::Not,
+        }
+    }
+
+    /// Plans the write of an entry of a directory's table, if repairs are
+    /// wanted, the table is one, and there is room.
+    fn patch(
+        &mut self,
+        view: &View<'_>,
+        (directory, table): (u64, u32),
+        place: u64,
+        raw: u32,
+    ) -> bool {
+        let sparse = view.sparse;
+        let is_table = sparse.is_orderly(directory, view.number, table.into());
+        if self.used.is_none() || !is_table || self.repairs.len() >= MAX_REPAIRS {
             return false;
         }
+        let at = u64::from(table) * SECTOR + place;
         match self.repairs.last_mut() {
             Some(Step::Write { file, offset, data })
                 if *file == sparse.file && *offset + data.len() as u64 == at =>
@@ -401,6 +471,13 @@ impl Check<'_> {
         };
         Ok((report, reply))
     }
+}
+
+/// Which of two entries that differ is repaired.
+enum Mended {
+    First,
+    Second,
+    Not,
 }
 
 /// A grain table that is looked at.

@@ -158,9 +158,8 @@ impl Vmdk {
 
     /// Why the image may not be resized, if so.
     pub fn no_resize(&self) -> Option<Failure> {
-        self.no_change()
-            .or_else(|| self.has_parent())
-            .or_else(|| match (&self.shape, self.extents.first()) {
+        self.no_change().or_else(|| self.has_parent()).or_else(|| {
+            match (&self.shape, self.extents.first()) {
                 (
                     Shape::Embedded { .. },
                     Some(DiskExtent {
@@ -169,7 +168,8 @@ impl Vmdk {
                     }),
                 ) => odd_tables(sparse),
                 _ => None,
-            })
+            }
+        })
     }
 
     fn has_parent(&self) -> Option<Failure> {

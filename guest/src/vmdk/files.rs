@@ -123,6 +123,11 @@ impl Vmdk {
             1 => limit::SPLIT_SECTORS.max(largest),
             _ => largest,
         };
+        // Sparse extents do not get longer: a long one sets no measure.
+        let split = match first.kind {
+            ExtentType::Sparse => split.min(limit::SPLIT_SECTORS),
+            _ => split,
+        };
         Ok(Kind {
             split: is_split.then_some(split),
             files: *files as u32,
@@ -149,7 +154,8 @@ impl Vmdk {
             let added = rest.min(room);
             if added > 0 {
                 let old = at + extent.len;
-                job.lengthen(file, file_len, old, old + added * SECTOR)?;
+                // Too long a file is refused there.
+                job.lengthen(file, file_len, old, old.saturating_add(added * SECTOR))?;
                 edit.set_sectors(line, line.sectors + added);
                 rest -= added;
             }

@@ -87,6 +87,16 @@ impl Slots {
         }
     }
 
+    /// A grain wants the place at a sector. Whether it can have it: all places
+    /// are known, this is one of them, and nobody has taken it.
+    pub fn claim(&mut self, sector: u64) -> bool {
+        let distance = sector.checked_sub(self.front);
+        let is_place = distance.is_some_and(|distance| {
+            distance.is_multiple_of(self.grain) && distance / self.grain < self.count
+        });
+        self.regular && is_place && self.take(sector)
+    }
+
     fn is_taken(&self, slot: u64) -> bool {
         let word = self.taken.get((slot / 64) as usize);
         word.is_some_and(|word| word & 1 << (slot % 64) != 0)

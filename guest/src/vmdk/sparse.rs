@@ -95,6 +95,30 @@ impl Sparse {
         Ok(Some(sector))
     }
 
+    /// Whether a directory's table lies where nothing else can: in the metadata,
+    /// in order behind its directory, apart from the other set.
+    pub fn is_orderly(&self, directory: u64, index: u64, sector: u64) -> bool {
+        let header = &self.header;
+        let stride = header.table_sectors();
+        let sectors = (header.directory_entries() * entry::LEN).div_ceil(SECTOR);
+        let len = sectors + header.directory_entries() * stride;
+        let others = [
+            (directory != header.directory).then_some((header.directory, len)),
+            header
+                .redundant
+                .filter(|&redundant| redundant != directory)
+                .map(|redundant| (redundant, len)),
+            (header.descriptor > 0).then_some((header.descriptor, header.descriptor_size)),
+        ];
+        header.redundant != Some(header.directory)
+            && sector == directory + sectors + index * stride
+            && directory + len <= header.overhead
+            && others
+                .into_iter()
+                .flatten()
+                .all(|(at, size)| at + size <= directory || directory + len <= at)
+    }
+
     /// What a grain table entry says about grain `index` of the extent.
     pub fn grain(&self, index: u64, raw: u32) -> Result<Grain, Failure> {
         match raw {

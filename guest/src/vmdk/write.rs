@@ -215,6 +215,13 @@ impl Vmdk {
                     "grain directory entry {table} has no grain table for new data"
                 ))
             })?;
+            if !sparse.is_orderly(directory, table, sector) {
+                return Err(unsupported(format!(
+                    "the grain table at sector {sector}, of grain directory entry {table}, does \
+                     not lie behind its directory in order, so that writing to it might \
+                     overwrite something else"
+                )));
+            }
             Ok(sector * SECTOR + inside)
         };
         let redundant = header.redundant.map(&mut place).transpose()?;
