@@ -118,11 +118,7 @@ impl Check<'_> {
     /// The whole plan: what comes before, and the commits. Entries that are left
     /// by now rely on counts that the first commit makes visible; before them
     /// the header's flags do not say that all is well.
-    fn complete(
-        &mut self,
-        mut stages: Vec<Stage>,
-        rebuilt: bool,
-    ) -> Result<Plan, Failure> {
+    fn complete(&mut self, mut stages: Vec<Stage>, rebuilt: bool) -> Result<Plan, Failure> {
         let report = &self.tell.report;
         let sound = report.corruptions == 0 && report.check_errors == 0;
         let entries = self.entries.take();
