@@ -171,7 +171,7 @@ impl Cell {
                     && self.mode == Mode::Metadata
                     && self.change.is_growth() =>
             {
-                Outlook::Refused("Operation not supported")
+                Outlook::Refused("Invalid argument")
             }
             _ => Outlook::Done,
         }

@@ -189,6 +189,7 @@ fn every_request_on_a_damaged_image_is_answered_or_refused() {
 fn every_check_has_a_damaged_image() {
     let tests: &[fn()] = &[
         every_request_on_a_damaged_image_is_answered_or_refused,
+        a_block_over_the_footer_is_refused_before_a_change,
         parent_tests::a_parent_without_a_name_or_with_one_that_is_too_long_is_refused,
     ];
     field_tests::every_check_refuses("vhd", tests, &[]);

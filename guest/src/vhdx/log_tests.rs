@@ -347,7 +347,7 @@ pub(super) fn an_entry_that_does_not_fit_into_memory_is_refused() {
 }
 
 #[test]
-fn a_log_that_names_an_impossible_length_is_refused() {
+pub fn a_log_that_names_an_impossible_length_is_refused() {
     for len in [u64::MAX, (1 << 20) + 1, u64::MAX << 20] {
         let mut image = image();
         let mut entry = entry(&[(ITEMS, page(&image, 2 << 20))], 1, 0, image.len());

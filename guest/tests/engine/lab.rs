@@ -2,6 +2,7 @@
 
 use instar_guest::plan::Plan;
 use instar_guest::{FileNo, Step};
+use nix::fcntl::{FallocateFlags, fallocate};
 use std::fs::File;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::PathBuf;
@@ -14,9 +15,6 @@ pub fn missing_tool() -> Option<&'static str> {
         .into_iter()
         .find(|tool| Command::new(tool).arg("--version").output().is_err())
 }
-
-/// Each punch takes a program of its own.
-const MANY_PUNCHES: usize = 100;
 
 /// A check that a trial runs.
 pub type Check = Box<dyn FnOnce() + Send>;
@@ -104,18 +102,17 @@ impl Lab {
         (metadata.len(), metadata.blocks() * 512)
     }
 
-    /// Carries plans out on a file of the lab, disk space included; but where
-    /// very many ranges give their space back, that is left out.
+    /// Carries plans out on a file of the lab, disk space included.
     pub fn carry_out(&self, plans: &[Plan], name: &str) {
         let file = File::options().write(true).read(true).open(self.path(name));
         let file = file.expect("a file of the lab");
         let stages = plans.iter().flat_map(|plan| &plan.stages);
-        let steps: Vec<&Step> = stages.flat_map(|stage| &stage.steps).collect();
-        let punches = steps
-            .iter()
-            .filter(|step| matches!(step, Step::Punch { .. }));
-        let many = punches.count() > MANY_PUNCHES;
-        for step in steps {
+        let keep = FallocateFlags::FALLOC_FL_KEEP_SIZE;
+        let allocate = |mode: FallocateFlags, offset: u64, len: u64| {
+            let (offset, len) = (offset as i64, len as i64);
+            fallocate(&file, mode, offset, len).map_err(std::io::Error::from)
+        };
+        for step in stages.flat_map(|stage| &stage.steps) {
             assert_eq!(step.file(), FileNo::IMAGE);
             match step {
                 Step::Write { offset, data, .. } => file.write_all_at(data, *offset),
@@ -132,15 +129,12 @@ impl Lab {
                     file.write_all_at(&vec![0; *len as usize], *offset)
                 }
                 Step::Zero { offset, len, .. } => {
-                    self.allocate(name, "--zero-range", *offset, *len)
+                    allocate(FallocateFlags::FALLOC_FL_ZERO_RANGE, *offset, *len)
                 }
-                Step::Punch { .. } if many => Ok(()),
                 Step::Punch { offset, len, .. } => {
-                    self.allocate(name, "--punch-hole", *offset, *len)
+                    allocate(keep | FallocateFlags::FALLOC_FL_PUNCH_HOLE, *offset, *len)
                 }
-                Step::Reserve { offset, len, .. } => {
-                    self.allocate(name, "--keep-size", *offset, *len)
-                }
+                Step::Reserve { offset, len, .. } => allocate(keep, *offset, *len),
                 Step::CopyFrom { .. }
                 | Step::Create { .. }
                 | Step::Rename { .. }
@@ -148,12 +142,6 @@ impl Lab {
             }
             .expect("room in the lab");
         }
-    }
-
-    fn allocate(&self, name: &str, how: &str, offset: u64, len: u64) -> std::io::Result<()> {
-        let (offset, len) = (offset.to_string(), len.to_string());
-        self.run("fallocate", &[how, "-o", &offset, "-l", &len, name]);
-        Ok(())
     }
 
     /// What `qemu-img` says in JSON.

@@ -308,9 +308,17 @@ impl Image {
             return Ok(());
         }
         let allocate = |session: &mut Session, offset, len| {
-            session
-                .call(Request::Allocate { offset, len })
-                .map_err(failed)
+            let request = Request::Allocate { offset, len };
+            match session.call(request.clone()) {
+                Err(failure) if failure.kind == FailureKind::FlushFirst => {
+                    let Reply::Plan(reply) = session.call(Request::Flush).map_err(failed)? else {
+                        panic!("not an answer to Flush");
+                    };
+                    session.host.apply(&reply.plan);
+                    session.call(request).map_err(failed)
+                }
+                answer => answer.map_err(failed),
+            }
         };
         let mut reply = allocate(&mut self.session, from, to - from)?;
         if let Reply::Wider { offset, len } = reply {

@@ -139,13 +139,11 @@ fn resizes() -> Vec<Case> {
         case("subformat=fixed", 0, 9 * M, 0, Off, 3),
         // Smaller.
         case(FIXED, 9 * M, 5 * M, 9, Off, 3),
-        case(FIXED, 9 * M, 0, 9, Off, 3),
         case(EXACT, 20 * M, 9 * M, 20, Off, 7),
         case(EXACT, 20 * M, 9 * M, 4, Off, 7),
         case(EXACT, 20 * M, 9 * M, 0, Off, 7),
         case(EXACT, 64 * M, 16 * M + 512, 40, Off, 7),
         case(EXACT, 20 * M, 512, 20, Off, 7),
-        case(EXACT, 20 * M, 0, 20, Off, 7),
         case(ROUNDED, 264 * M, 64 * M, 60, Off, 7),
         case(EXACT, 5 * M + 1024, 5 * M + 512, 6, Off, 7),
     ]

@@ -25,6 +25,8 @@ use crate::proto::FileNo;
 use alloc::vec;
 use alloc::vec::Vec;
 
+/// Released clusters that are looked at for a new use.
+const MANY: usize = 4096;
 /// Bytes of refcount blocks that one window changes at most.
 const WINDOW: u64 = 4 << 20;
 /// Most windows: what is dropped is read once for each.
@@ -183,7 +185,7 @@ impl Pass<'_> {
         let wanted = self.release.homeless.len();
         let mut as_it_is = self.counts.tables();
         let mut before = self.counts.over(&mut as_it_is);
-        for cluster in freed.first() {
+        for cluster in freed.first(MANY) {
             // Until it is released, its count has to be that of its new use.
             if released.reused.len() == wanted || before.count(prepare.host(), cluster)? != 1 {
                 continue;
@@ -331,14 +333,14 @@ impl Marks {
         }
     }
 
-    /// The marked clusters of the first word that has any.
-    fn first(&self) -> Vec<u64> {
-        let mut words = (0..).zip(&self.words);
-        let Some((at, &word)) = words.find(|(_, word)| **word != 0) else {
-            return Vec::new();
-        };
-        let bits = (0..64).filter(|bit| word & (1 << bit) != 0);
-        bits.map(|bit| self.window.first + at * 64 + bit).collect()
+    /// The first marked clusters, `most` at most.
+    fn first(&self, most: usize) -> Vec<u64> {
+        let words = (0u64..).zip(&self.words).filter(|(_, word)| **word != 0);
+        let marked = words.flat_map(|(at, &word)| {
+            let bits = (0..64).filter(move |bit| word & (1 << bit) != 0);
+            bits.map(move |bit| self.window.first + at * 64 + bit)
+        });
+        marked.take(most).collect()
     }
 
     /// The marked runs, behind those that are known, up to a limit.
