@@ -460,7 +460,11 @@ fn every_check_has_a_damaged_image() {
             "the image has no descriptor of its own",
             "only images of several files get there",
         ),
-        ("files.rs", "preallocation is not supported", "the request"),
+        (
+            "files.rs",
+            "let name = next_name(last, 1)",
+            "an image without extents has been refused before",
+        ),
         ("options.rs", "creating streamOptimized", "the request"),
         (
             "descriptor.rs",
