@@ -115,8 +115,11 @@ fn make(folder: &Path, extension: &str) -> Vec<u8> {
     disk
 }
 
+/// What is proven, and its proof for an extension.
+pub type Claim = (&'static str, fn(&str) -> Outcome);
+
 /// What is proven, for `vhd` and `vhdx`.
-pub const CLAIMS: &[(&str, fn(&str) -> Outcome)] = &[
+pub const CLAIMS: &[Claim] = &[
     ("is read through the mount as its layers have it", is_read),
     ("checks clean", checks_clean),
     ("shows its parent in info", shows_its_parent),
