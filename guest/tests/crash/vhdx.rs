@@ -185,13 +185,6 @@ pub const CASES: &[Case] = &[
         ..VHDX
     },
     Case {
-        name: "settle/region tables that differ",
-        harmless: &[IDENTIFIERS, copies(1), copies(2), REST],
-        tamper: Some(stale_second_table),
-        ask: Ask::Settle,
-        ..VHDX
-    },
-    Case {
         name: "repair/a header and a region table that are damaged",
         harmless: &[IDENTIFIERS, copies(1), copies(2), REST],
         judges: &FIRST_TABLE,
@@ -231,11 +224,6 @@ fn begin(files: &mut Files, size: u64, count: usize) -> Result<(), String> {
 /// A shrink that was cut off once its log entry counted.
 fn cut_off_shrink(files: &mut Files) -> Result<(), String> {
     begin(files, 2 * M + 512, 4)
-}
-
-/// A BAT that has moved for readers of the first region table only.
-fn stale_second_table(files: &mut Files) -> Result<(), String> {
-    begin(files, LARGE_SIZE, 3)
 }
 
 /// A copy of the headers and one of the region tables are damaged.
