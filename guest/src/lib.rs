@@ -37,6 +37,7 @@ pub mod proto;
 mod bytes;
 mod chance;
 mod disk;
+mod extents;
 mod options;
 mod prepare;
 mod probe;

@@ -8,7 +8,8 @@ use super::tables::Kind;
 use crate::bytes::be64;
 use crate::engine::Host;
 use crate::error::{Failure, FailureKind};
-use crate::proto::{Extent, ExtentKind, FileNo, MAX_EXTENTS};
+use crate::extents::Extents;
+use crate::proto::{Extent, ExtentKind, FileNo};
 use crate::units::{GuestOffset, HostOffset};
 use alloc::vec::Vec;
 
@@ -41,12 +42,12 @@ impl Qcow2 {
             ));
         }
         let end = offset.saturating_add(len);
-        let mut extents = Extents::new();
+        let mut extents = Extents::default();
         let mut at = offset;
         let mut walked = 0;
-        while at < end && walked < MAX_WALK && !extents.is_full() {
+        while at < end && walked < MAX_WALK && !extents.is_full(MAX_PER_CLUSTER) {
             let batch_end = self.prefetch_l2(host, at, end)?;
-            while at < batch_end && !extents.is_full() {
+            while at < batch_end && !extents.is_full(MAX_PER_CLUSTER) {
                 at = self.map_slice(host, at, batch_end, &mut extents)?;
                 walked += self.tables.slice_len();
             }
@@ -163,7 +164,7 @@ impl Qcow2 {
         let entries = self.l2_run(host, table, location.l2_index, at, stop)?;
         let mut cursor = at;
         for (index, raw) in (location.l2_index..).zip(entries) {
-            if extents.is_full() {
+            if extents.is_full(MAX_PER_CLUSTER) {
                 break;
             }
             let cluster = self.check_cluster(table, index, GuestOffset(cursor), raw)?;
@@ -293,51 +294,4 @@ impl Qcow2 {
 /// The smallest multiple of `unit`, a power of two, above `at`.
 fn next_multiple(at: u64, unit: u64) -> u64 {
     (at | (unit - 1)).saturating_add(1)
-}
-
-/// Extents under construction: neighbours of one kind become one.
-struct Extents {
-    list: Vec<Extent>,
-}
-
-impl Extents {
-    fn new() -> Self {
-        Self { list: Vec::new() }
-    }
-
-    /// Whether another cluster might not fit.
-    fn is_full(&self) -> bool {
-        self.list.len() + MAX_PER_CLUSTER > MAX_EXTENTS
-    }
-
-    fn push(&mut self, offset: u64, len: u64, kind: ExtentKind) {
-        if len == 0 {
-            return;
-        }
-        if let Some(last) = self.list.last_mut()
-            && continues(last, kind)
-        {
-            last.len += len;
-            return;
-        }
-        self.list.push(Extent { offset, len, kind });
-    }
-}
-
-/// Whether what follows an extent, of the given kind, is more of the same.
-fn continues(last: &Extent, kind: ExtentKind) -> bool {
-    match (last.kind, kind) {
-        (
-            ExtentKind::Data { file, at, in_place },
-            ExtentKind::Data {
-                file: next_file,
-                at: next_at,
-                in_place: next_in_place,
-            },
-        ) => file == next_file && in_place == next_in_place && at + last.len == next_at,
-        (ExtentKind::Zero { at: Some(at) }, ExtentKind::Zero { at: Some(next) }) => {
-            at + last.len == next
-        }
-        (last, next) => last == next,
-    }
 }

@@ -11,6 +11,7 @@ use super::table::{self, block_at};
 use super::{Dynamic, Layout, Vhd};
 use crate::engine::{Host, Read};
 use crate::error::Failure;
+use crate::extents::continues;
 use crate::plan::SECTOR;
 use crate::proto::{Extent, ExtentKind, FileNo, MAX_EXTENTS};
 use alloc::vec;
@@ -220,19 +221,5 @@ impl List {
             }),
         }
         self.next = to;
-    }
-}
-
-fn continues(last: &Extent, kind: ExtentKind) -> bool {
-    match (last.kind, kind) {
-        (
-            ExtentKind::Data { at, in_place, .. },
-            ExtentKind::Data {
-                at: next,
-                in_place: also,
-                ..
-            },
-        ) => at + last.len == next && in_place == also,
-        (before, kind) => before == kind,
     }
 }

@@ -2,12 +2,12 @@
 
 use super::Vhdx;
 use super::bat::{PIECE, Place};
-use super::extents::Extents;
 use super::format::{MIB, bat as on_disk};
 use super::refuse::damaged;
 use crate::bytes::byte;
 use crate::engine::{Host, Read};
 use crate::error::Failure;
+use crate::extents::Extents;
 use crate::proto::{Extent, ExtentKind, FileNo};
 use alloc::format;
 use alloc::string::String;

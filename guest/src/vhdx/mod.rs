@@ -10,7 +10,6 @@ mod bat;
 mod check;
 mod checksum;
 mod create;
-mod extents;
 mod facts;
 mod format;
 mod geometry;

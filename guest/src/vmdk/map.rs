@@ -7,8 +7,9 @@ use super::{Body, Vmdk};
 use crate::bytes::le32;
 use crate::engine::Host;
 use crate::error::Failure;
+use crate::extents::Extents;
 use crate::plan::SECTOR;
-use crate::proto::{Extent, ExtentKind, FileNo, MAX_EXTENTS};
+use crate::proto::{Extent, ExtentKind, FileNo};
 use alloc::vec;
 use alloc::vec::Vec;
 
@@ -16,6 +17,8 @@ use alloc::vec::Vec;
 const MAX_TABLES: u64 = 8 << 10;
 /// Most entries of the grain directory that are read at once.
 const DIRECTORY_BATCH: u64 = 4 << 10;
+/// Extents that a grain adds at most: it is cut in two where its file ends.
+const PER_GRAIN: usize = 2;
 
 impl Vmdk {
     /// The extents of a guest range inside the disk, from its start on, without
@@ -30,7 +33,7 @@ impl Vmdk {
         let mut found = Extents::default();
         let mut at = offset;
         let mut tables = 0;
-        while at < end && tables < MAX_TABLES && !found.is_full() {
+        while at < end && tables < MAX_TABLES && !found.is_full(PER_GRAIN) {
             let index = self.extent_at(at);
             let Some(extent) = self.extents.get(index) else {
                 break;
@@ -50,7 +53,7 @@ impl Vmdk {
                 } => {
                     let in_place = in_place && self.pending.is_marked();
                     let place = first + (at - start);
-                    found.push_data(at, stop - at, (file, place), file_len, in_place);
+                    push_data(&mut found, at, stop - at, (file, place), file_len, in_place);
                     at = stop;
                 }
                 Body::Sparse(sparse) => {
@@ -119,7 +122,7 @@ impl Vmdk {
         let header = &sparse.header;
         let (grain, coverage) = (header.grain_len(), header.coverage() * SECTOR);
         let mut entries = vec![0; header.table_len() as usize];
-        while at < end && !found.is_full() {
+        while at < end && !found.is_full(PER_GRAIN) {
             let index = (at - start) / coverage;
             let stop = end.min(start + (index + 1) * coverage);
             let Some(table) = self.tables.table(host, sparse, index)? else {
@@ -134,7 +137,7 @@ impl Vmdk {
                 at = stop;
                 continue;
             }
-            while at < stop && !found.is_full() {
+            while at < stop && !found.is_full(PER_GRAIN) {
                 let number = (at - start) / grain;
                 let next = stop.min(start + (number + 1) * grain);
                 let place = number % u64::from(header.table_entries) * entry::LEN;
@@ -153,7 +156,7 @@ impl Vmdk {
                         let place = (sparse.file, sector * SECTOR + inside);
                         let may = self.pending.is_marked() && !self.read_only;
                         let in_place = may && sector >= header.overhead;
-                        found.push_data(at, next - at, place, sparse.file_len, in_place);
+                        push_data(found, at, next - at, place, sparse.file_len, in_place);
                     }
                 }
                 at = next;
@@ -169,57 +172,16 @@ struct Batch {
     tables: u64,
 }
 
-/// Extents under construction: neighbours of one kind become one.
-#[derive(Default)]
-struct Extents {
-    list: Vec<Extent>,
-}
-
-impl Extents {
-    /// Whether another grain, cut in two where its file ends, might not fit.
-    fn is_full(&self) -> bool {
-        self.list.len() + 2 > MAX_EXTENTS
-    }
-
-    /// Adds data. What lies past the end of its file reads as zeroes.
-    fn push_data(
-        &mut self,
-        offset: u64,
-        len: u64,
-        (file, at): (FileNo, u64),
-        file_len: u64,
-        in_place: bool,
-    ) {
-        let inside = file_len.saturating_sub(at).min(len);
-        self.push(offset, inside, ExtentKind::Data { file, at, in_place });
-        self.push(offset + inside, len - inside, ExtentKind::Zero { at: None });
-    }
-
-    fn push(&mut self, offset: u64, len: u64, kind: ExtentKind) {
-        if len == 0 {
-            return;
-        }
-        if let Some(last) = self.list.last_mut()
-            && continues(last, kind)
-        {
-            last.len += len;
-            return;
-        }
-        self.list.push(Extent { offset, len, kind });
-    }
-}
-
-/// Whether what follows an extent, of the given kind, is more of the same.
-fn continues(last: &Extent, kind: ExtentKind) -> bool {
-    match (last.kind, kind) {
-        (
-            ExtentKind::Data { file, at, in_place },
-            ExtentKind::Data {
-                file: next_file,
-                at: next_at,
-                in_place: next_in_place,
-            },
-        ) => file == next_file && in_place == next_in_place && at + last.len == next_at,
-        (last, next) => last == next,
-    }
+/// Adds data. What lies past the end of its file reads as zeroes.
+fn push_data(
+    found: &mut Extents,
+    offset: u64,
+    len: u64,
+    (file, at): (FileNo, u64),
+    file_len: u64,
+    in_place: bool,
+) {
+    let inside = file_len.saturating_sub(at).min(len);
+    found.push(offset, inside, ExtentKind::Data { file, at, in_place });
+    found.push(offset + inside, len - inside, ExtentKind::Zero { at: None });
 }

@@ -37,7 +37,7 @@ impl Extents {
 }
 
 /// Whether what follows an extent, of the given kind, is more of the same.
-fn continues(last: &Extent, kind: ExtentKind) -> bool {
+pub fn continues(last: &Extent, kind: ExtentKind) -> bool {
     match (last.kind, kind) {
         (
             ExtentKind::Data { file, at, in_place },
