@@ -181,8 +181,9 @@ impl Filesystem {
                 self.resize(&handle.file, disk, &sizing, size, preallocation)
             });
         }
-        let stat = self.stat(node)?;
-        self.no_backing_image(node, &stat)?;
+        let _settled = node.settled();
+        let stat = self.stat_now(node)?;
+        self.no_backing_image(&node.path(), &stat)?;
         self.usable(node, &stat)?;
         let file = self.file(node);
         let resized = {
@@ -206,7 +207,7 @@ impl Filesystem {
         size: u64,
         preallocation: Preallocation,
     ) -> Result<()> {
-        let path = self.source.display(&file.node.path);
+        let path = self.source.display(&file.node.path());
         let old = disk.virtual_size();
         self.whole_units(file, disk, size)?;
         if size == old && !self.is_unfinished(file, disk) {
@@ -252,7 +253,7 @@ impl Filesystem {
         if size.is_multiple_of(unit) {
             return Ok(());
         }
-        let path = self.source.display(&file.node.path);
+        let path = self.source.display(&file.node.path());
         Err(Error::new(
             Errno::EINVAL,
             format!(

@@ -5,6 +5,7 @@
 //! layout. What an image means is asked of the guest, and what the guest says
 //! is checked here before it has an effect.
 
+mod blank;
 mod chain;
 mod change;
 mod check;
@@ -40,6 +41,7 @@ mod write;
 #[cfg(test)]
 mod tests;
 
+pub use blank::Blank;
 pub use check::{CheckEvent, Checked};
 pub use create::{Created, create};
 pub use disk::{EffectsHook, Image};

@@ -12,6 +12,7 @@ mod grow;
 mod images;
 mod locks;
 mod names;
+mod namespace;
 mod programs;
 mod rig;
 mod shrink;
@@ -72,7 +73,7 @@ fn main() -> ExitCode {
         for claim in formats::READ_ONLY {
             trials.push(make(sandbox, &images::STREAM, claim, &missing, &originals));
         }
-        for claim in [names::CLAIMS, daemon::CLAIMS, demo::CLAIMS]
+        for claim in [names::CLAIMS, namespace::ONCE, daemon::CLAIMS, demo::CLAIMS]
             .into_iter()
             .flatten()
         {
@@ -88,6 +89,7 @@ const EVERY: &[&[Claim]] = &[
     grow::SIZES,
     grow::SPACE,
     grow::CLAIMS,
+    namespace::CLAIMS,
     shrink::CLAIMS,
     shrink::EMPTIED,
 ];
@@ -98,6 +100,7 @@ const RESIZED: &[&[Claim]] = &[
     formats::SPACE,
     grow::SIZES,
     grow::SPACE,
+    namespace::CLAIMS,
     shrink::CLAIMS,
 ];
 
@@ -105,6 +108,7 @@ const RESIZED: &[&[Claim]] = &[
 const PLAIN: &[&[Claim]] = &[
     locks::CLAIMS,
     failures::CLAIMS,
+    namespace::WRITTEN,
     programs::CLAIMS,
     space::CLAIMS,
 ];
