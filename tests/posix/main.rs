@@ -70,6 +70,11 @@ fn main() -> ExitCode {
                 trials.push(make(sandbox, variant, claim, &missing, &originals));
             }
         }
+        for variant in images::OTHERS.iter().filter(|variant| variant.is_usual()) {
+            for claim in namespace::WRITTEN {
+                trials.push(make(sandbox, variant, claim, &missing, &originals));
+            }
+        }
         for claim in formats::READ_ONLY {
             trials.push(make(sandbox, &images::STREAM, claim, &missing, &originals));
         }
