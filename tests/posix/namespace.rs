@@ -234,7 +234,7 @@ fn an_image_takes_the_place_of_another(rig: &Rig) {
     let (replaced, _) = writer(&mount.at.join(&other));
     let (file, is_written) = writer(&mount.disk);
     fs::rename(&mount.disk, mount.at.join(&other)).unwrap();
-    assert_eq!(names(&mount.at), [other.clone()]);
+    assert_eq!(names(&mount.at), std::slice::from_ref(&other));
     assert_eq!(replaced.metadata().unwrap().nlink(), 0);
     replaced.read_exact_at(&mut [0; 512], DISK - 512).unwrap();
     holds_the_disk(rig, &file, is_written);
