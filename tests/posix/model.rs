@@ -20,7 +20,7 @@ pub const CLAIMS: &[Claim] = &[claim(
 )];
 
 /// Calls of one sequence.
-const CALLS: usize = 2_000;
+const CALLS: usize = 1_000;
 /// How far a disk grows past its size, and how much smaller it may get.
 const MARGIN: u64 = 8 << 20;
 /// The most bytes of one write or read.
