@@ -6,7 +6,7 @@ use super::error::{Error, Result};
 use super::library::Images;
 use super::source::{FileId, Time};
 use super::sync::{read, write};
-use crate::image::{Access, Blank, Image, Location, ResizeOptions, SegmentKind};
+use crate::image::{Access, Blank, Image, Location, ResizeOptions, SegmentKind, Space};
 use instar_guest::proto::{Create, Format, Preallocation};
 use nix::errno::Errno;
 use std::fs::File;
@@ -136,6 +136,10 @@ impl Disk for OpenImage {
         self.with(|disk| disk.preallocate(offset, len))
     }
 
+    fn zero(&self, offset: u64, len: u64, space: Space) -> Result<()> {
+        self.with(|disk| disk.zero(offset, len, space))
+    }
+
     fn flush(&self) -> Result<()> {
         self.with(|disk| disk.flush())
     }
@@ -216,6 +220,10 @@ impl Disk for Image {
 
     fn preallocate(&self, offset: u64, len: u64) -> Result<()> {
         Ok(self.preallocate(offset, len)?)
+    }
+
+    fn zero(&self, offset: u64, len: u64, space: Space) -> Result<()> {
+        Ok(self.zero(offset, len, space)?)
     }
 
     fn flush(&self) -> Result<()> {
@@ -310,6 +318,10 @@ impl Disk for Blank {
     }
 
     fn preallocate(&self, _offset: u64, len: u64) -> Result<()> {
+        nothing_there(len == 0)
+    }
+
+    fn zero(&self, _offset: u64, len: u64, _space: Space) -> Result<()> {
         nothing_there(len == 0)
     }
 

@@ -9,6 +9,7 @@ mod blank;
 mod chain;
 mod change;
 mod check;
+mod copy;
 mod create;
 mod disk;
 mod effects;
@@ -37,6 +38,7 @@ mod segments;
 mod settle;
 mod volatile;
 mod write;
+mod zero;
 
 #[cfg(test)]
 mod tests;
@@ -51,6 +53,7 @@ pub use gate::Tree;
 pub use name::{NameRule, format_of_name};
 pub use open::{BackingPolicy, Location, OpenOptions};
 pub use segments::{Segment, SegmentKind};
+pub use zero::Space;
 
 use instar_guest::proto::Preallocation;
 
