@@ -64,8 +64,25 @@ impl Filesystem {
             if written {
                 return Ok(());
             }
+            if self.append(&handle, offset, data)? {
+                return Ok(());
+            }
             self.grow_for_write(&handle, end)?;
         }
+    }
+
+    /// Writes at the end, where that may make the disk larger by and by.
+    fn append(&self, handle: &Handle, offset: u64, data: &[u8]) -> Result<bool> {
+        if !self.options.grow {
+            return Ok(false);
+        }
+        let file = &handle.file;
+        let _sizing = file.sizing();
+        handle.write(self.context(), |disk| {
+            let appended = disk.append(data, offset, self.options.preallocation)?;
+            file.note_size(disk.virtual_size());
+            Ok(appended)
+        })
     }
 
     fn grow_for_write(&self, handle: &Handle, end: u64) -> Result<()> {

@@ -28,6 +28,7 @@ mod open_image;
 mod reached;
 mod source;
 mod sync;
+mod tail;
 mod xattrs;
 
 #[cfg(test)]

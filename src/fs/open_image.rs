@@ -5,7 +5,7 @@ use super::disk::{Disk, Part, Run};
 use super::error::{Error, Result};
 use super::library::Images;
 use super::source::{FileId, Time};
-use super::sync::{read, write};
+use super::sync::{read, try_read, write};
 use crate::image::{Access, Blank, Image, Location, ResizeOptions, SegmentKind, Space};
 use instar_guest::proto::{Create, Format, Preallocation};
 use nix::errno::Errno;
@@ -112,12 +112,21 @@ impl Maker {
 }
 
 impl Disk for OpenImage {
+    fn gathers(&self) -> bool {
+        self.with(|disk| disk.gathers())
+    }
+
     fn format(&self) -> Format {
         self.with(|disk| disk.format())
     }
 
+    /// While it changes from one form to the other, its size is, or is about to
+    /// be, or has been just now: 0. Whoever asks does not wait.
     fn virtual_size(&self) -> u64 {
-        self.with(|disk| disk.virtual_size())
+        match try_read(&self.form).as_deref() {
+            Some(Form::Image(image)) => image.virtual_size(),
+            Some(Form::Blank(_)) | None => 0,
+        }
     }
 
     fn size_unit(&self) -> u64 {
@@ -198,6 +207,13 @@ impl Disk for OpenImage {
 }
 
 impl Disk for Image {
+    /// An image of several files is not among those: its growth may put another
+    /// file in the place of the image's, which is for the caller to see.
+    fn gathers(&self) -> bool {
+        let facts = self.facts();
+        facts.no_write.is_none() && facts.no_resize.is_none() && facts.files.is_empty()
+    }
+
     fn format(&self) -> Format {
         self.facts().format
     }
@@ -297,6 +313,10 @@ impl Disk for Image {
 }
 
 impl Disk for Blank {
+    fn gathers(&self) -> bool {
+        true
+    }
+
     fn format(&self) -> Format {
         self.format()
     }

@@ -7,11 +7,12 @@ use crate::fs::error::{Error, Result};
 use crate::fs::memory::Stale;
 use crate::fs::source::Stat;
 use crate::fs::sync::{lock, try_read, try_write, write};
+use crate::fs::tail::Tailed;
 use crate::image::Access;
 use instar_guest::proto::Format;
 use nix::errno::Errno;
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
-use std::sync::RwLockWriteGuard;
+use std::sync::{Arc, RwLockWriteGuard};
 
 /// Held while the name of an image changes: nobody can open it meanwhile.
 pub struct Paused<'a>(
@@ -224,6 +225,10 @@ impl OpenFile {
         };
         let opened = context.catalog.library().open(at, file, access);
         let disk = opened.map_err(Error::of_opening)?;
+        let disk: Arc<dyn Disk> = match write {
+            true => Arc::new(Tailed::new(disk, context.source.display(path))),
+            false => disk,
+        };
         if at.format.is_none() && disk.format() == Format::Raw {
             return Err(Error::new(
                 Errno::EIO,

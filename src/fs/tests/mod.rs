@@ -1,5 +1,6 @@
 //! The behaviour of the mount over images that exist in memory only.
 
+mod appending;
 mod fake;
 mod locks;
 mod namespace;
