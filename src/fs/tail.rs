@@ -3,8 +3,8 @@
 //!
 //! A program that copies a disk to a new file writes past its end all the time.
 //! Each growth is a change of its own, with barriers; so a few mebibytes share
-//! one. They are as durable as any other write: with the next flush. Whatever
-//! else is done with the disk finds what was gathered in its place.
+//! one. They are as durable as any other write: with the next flush. A read finds
+//! what was gathered, and before anything else is done it is put in its place.
 
 use super::disk::{Disk, Part, Run};
 use super::error::Result;
@@ -12,9 +12,10 @@ use super::source::FileId;
 use super::sync::lock;
 use crate::image::Space;
 use instar_guest::proto::{Format, Preallocation};
+use nix::errno::Errno;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 /// Bytes gathered at most.
 const MOST: usize = 4 << 20;
@@ -79,22 +80,33 @@ impl Tailed {
         work(self.disk.as_ref())
     }
 
-    /// Works with a range of the disk, for which only a tail that it touches
-    /// has to be put in its place.
-    fn range(
-        &self,
-        offset: u64,
-        len: u64,
-        work: impl FnOnce(&dyn Disk) -> Result<()>,
-    ) -> Result<()> {
-        let reaches = |tail: &Tail| offset.saturating_add(len) > tail.start;
-        if self.end.load(Ordering::Acquire) != 0 {
-            let mut tail = lock(&self.tail);
-            if reaches(&tail) {
-                self.put(&mut tail)?;
-            }
+    /// The tail, if it has bytes of a range.
+    fn touched(&self, offset: u64, len: usize) -> Option<MutexGuard<'_, Tail>> {
+        if self.end.load(Ordering::Acquire) == 0 {
+            return None;
         }
-        work(self.disk.as_ref())
+        let tail = lock(&self.tail);
+        let touched = !tail.data.is_empty() && offset.saturating_add(len as u64) > tail.start;
+        touched.then_some(tail)
+    }
+}
+
+impl Tail {
+    /// Fills a range that the tail reaches into: what is before it is `below`'s.
+    fn read(&self, below: &dyn Disk, buf: &mut [u8], offset: u64) -> Result<()> {
+        let before = self.start.saturating_sub(offset);
+        let before = usize::try_from(before).map_or(buf.len(), |before| before.min(buf.len()));
+        let (lower, upper) = buf.split_at_mut(before);
+        if !lower.is_empty() {
+            below.read_at(lower, offset)?;
+        }
+        let from = usize::try_from(offset.saturating_sub(self.start)).unwrap_or(usize::MAX);
+        let found = self
+            .data
+            .get(from..)
+            .and_then(|data| data.get(..upper.len()));
+        upper.copy_from_slice(found.ok_or(Errno::EINVAL)?);
+        Ok(())
     }
 }
 
@@ -138,13 +150,17 @@ impl Disk for Tailed {
     }
 
     fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
-        let len = buf.len() as u64;
-        self.range(offset, len, |disk| disk.read_at(buf, offset))
+        match self.touched(offset, buf.len()) {
+            Some(tail) => tail.read(self.disk.as_ref(), buf, offset),
+            None => self.disk.read_at(buf, offset),
+        }
     }
 
     fn write_at(&self, data: &[u8], offset: u64) -> Result<()> {
-        let len = data.len() as u64;
-        self.range(offset, len, |disk| disk.write_at(data, offset))
+        if let Some(mut tail) = self.touched(offset, data.len()) {
+            self.put(&mut tail)?;
+        }
+        self.disk.write_at(data, offset)
     }
 
     fn preallocate(&self, offset: u64, len: u64) -> Result<()> {

@@ -27,6 +27,7 @@ mod name;
 mod names;
 mod on_disk;
 mod open;
+mod pieces;
 mod plan_check;
 mod plan_error;
 mod plan_names;

@@ -142,6 +142,7 @@ fn is_alone(rig: &Rig) -> bool {
 fn a_removed_image_stays_with_its_handles(rig: &Rig) {
     let mount = rig.mount();
     let is_overlay = rig.source().join("bases").exists();
+    let grows = is_alone(rig) || is_overlay;
     let (file, is_written) = writer(&mount.disk);
     // Idle: without a lock, and so without anything but its name to be found by.
     drop(file.try_clone().unwrap());
@@ -157,6 +158,11 @@ fn a_removed_image_stays_with_its_handles(rig: &Rig) {
     File::create(&mount.disk).unwrap();
     assert_eq!(fs::metadata(&mount.disk).unwrap().len(), 0);
     holds_the_disk(rig, &file, is_written);
+    if grows {
+        file.set_len(DISK + (1 << 20)).unwrap();
+        assert_eq!(file.metadata().unwrap().len(), DISK + (1 << 20));
+        holds_the_disk(rig, &file, is_written);
+    }
     drop(file);
     mount.unmount();
     assert_eq!(fs::metadata(&rig.image).unwrap().len(), 0);

@@ -38,8 +38,12 @@ fn many_writes_share_one_growth() {
     stage.append(handle, 1..5);
     assert_eq!(stage.events(), [] as [&str; 0]);
     assert_eq!(stage.lookup("a.qcow2").unwrap().size, 5 * 512);
-    // What was there before is read without them.
-    stage.fs.read(handle, 0, &mut [0; SECTOR]).unwrap();
+    // They are read from memory, alone and together with what was there.
+    let mut two = [0; 2 * SECTOR];
+    stage.fs.read(handle, 3 * 512 - 100, &mut two).unwrap();
+    assert_eq!((two[0], two[100], two[2 * SECTOR - 1]), (2, 3, 4));
+    stage.fs.read(handle, 0, &mut two).unwrap();
+    assert_eq!((two[0], two[SECTOR]), (0, 1));
     assert_eq!(stage.events(), [] as [&str; 0]);
     stage.fs.flush(handle).unwrap();
     assert_eq!(stage.events(), ["resize", "flush", "unlock"]);
