@@ -10,6 +10,7 @@ mod failures;
 mod formats;
 mod grow;
 mod images;
+mod kill;
 mod locks;
 mod model;
 mod names;
@@ -97,6 +98,7 @@ const EVERY: &[&[Claim]] = &[
     content::CLAIMS,
     zero::CLAIMS,
     model::CLAIMS,
+    kill::CLAIMS,
     grow::SIZES,
     grow::SPACE,
     grow::CLAIMS,
@@ -111,6 +113,7 @@ const RESIZED: &[&[Claim]] = &[
     formats::SPACE,
     zero::CLAIMS,
     model::CLAIMS,
+    kill::CLAIMS,
     grow::SIZES,
     grow::SPACE,
     namespace::CLAIMS,
