@@ -1,9 +1,8 @@
 //! Data for blocks that are not there yet, and for blocks whose bitmap does not
 //! say that all of them is.
 //!
-//! New blocks go behind the last one: into room that an earlier session made and
-//! did not use, where the host has to clear what it does not write, and then to
-//! where the last footer was, where all is zero. Before any place is handed out, a flush appends
+//! New blocks go to where the last footer is, so that what the host has not
+//! written of them is zero. Before any place is handed out, a flush appends
 //! another footer behind room for some blocks: the file ends with a footer at
 //! all times. Once the data and the bitmaps of new blocks are durable, their
 //! entries follow.
@@ -40,9 +39,6 @@ const MAX_KNOWN: usize = 64 << 10;
 #[derive(Debug, Default)]
 pub struct Pending {
     room: Option<Room>,
-    /// Where the footer was before room was made: what lies before it may have
-    /// been written to.
-    used_before: u64,
     /// New blocks by index: where they are.
     blocks: BTreeMap<u64, u64>,
     /// Blocks by place whose bitmaps are to be filled.
@@ -118,16 +114,10 @@ impl Vhd {
             && dynamic.pending.room.is_none()
         {
             let survey = self.survey(host, 0)?;
-            let footer = self.file_len - SECTOR;
-            // Names of parents and a bitmap of XenServer's may lie before it.
-            let start = match differencing || dynamic.has_batmap {
-                true => survey.used_end.max(footer),
-                false => survey.used_end,
-            };
+            let start = survey.used_end.max(self.file_len - SECTOR);
             let room = Room::new(&dynamic.header, &survey, start);
             if let Layout::Dynamic(dynamic) = &mut self.layout {
                 dynamic.pending.room = Some(room);
-                dynamic.pending.used_before = footer;
             }
         }
         let file_len = self.file_len;
@@ -259,11 +249,6 @@ impl Dynamic {
                 self.pending.bitmaps.insert(at);
                 bitmaps.push(at);
             }
-            let content = match found {
-                Some(_) => Content::Current,
-                None if at < self.pending.used_before => Content::Stale,
-                None => Content::Zero,
-            };
             let start = offset.max(index * block_size);
             let end = (offset + len).min((index + 1) * block_size);
             list.push(Place {
@@ -271,7 +256,10 @@ impl Dynamic {
                 len: end - start,
                 file: FileNo::IMAGE,
                 at: at + self.header.bitmap_len() + start % block_size,
-                content,
+                content: match found {
+                    Some(_) => Content::Current,
+                    None => Content::Zero,
+                },
             });
         }
         self.pending.last = Some((blocks, bitmaps));
