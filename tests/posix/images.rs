@@ -130,6 +130,11 @@ pub struct Originals {
 }
 
 impl Variant {
+    /// Whether a new file with its name becomes an image of its kind.
+    pub fn is_usual(&self) -> bool {
+        ["qcow2", "raw", "vmdk", "vhd", "vhdx"].contains(&self.name)
+    }
+
     /// The name of its format.
     pub fn format(&self) -> &'static str {
         match self.file.rsplit_once('.') {
