@@ -7,6 +7,7 @@ mod content;
 mod daemon;
 mod demo;
 mod failures;
+mod filesystems;
 mod formats;
 mod grow;
 mod images;
@@ -114,6 +115,7 @@ const RESIZED: &[&[Claim]] = &[
     zero::CLAIMS,
     model::CLAIMS,
     kill::CLAIMS,
+    filesystems::CLAIMS,
     grow::SIZES,
     grow::SPACE,
     namespace::CLAIMS,
@@ -122,6 +124,7 @@ const RESIZED: &[&[Claim]] = &[
 
 /// What concerns the mount more than the image.
 const PLAIN: &[&[Claim]] = &[
+    filesystems::CLAIMS,
     locks::CLAIMS,
     failures::CLAIMS,
     namespace::WRITTEN,
