@@ -17,9 +17,8 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
-/// Bytes gathered at most: a block of a VHD. For more blocks at once it makes
-/// room ahead, of which the next growth would leave some behind as leaked.
-const MOST: usize = 2 << 20;
+/// Bytes gathered at most.
+const MOST: usize = 4 << 20;
 
 /// See the module.
 pub struct Tailed {
