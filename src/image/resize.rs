@@ -319,7 +319,8 @@ impl Image {
         // A shrink that was interrupted behind its commit is finished by the
         // same request.
         let shrinks = how.shrink && size <= old;
-        let moved = match shrinks {
+        // The last of several files may be copied to become longer.
+        let moved = match shrinks || self.files.lens().len() > 1 {
             true => self.files.lens().into_iter().fold(0, u64::saturating_add),
             false => 0,
         };

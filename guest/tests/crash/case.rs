@@ -92,6 +92,10 @@ pub const fn patch(offset: u64, len: u64, value: u8) -> Patch {
 /// has this name; or why it refuses them. Uses nothing of the engine.
 pub type Reader = fn(&Files, image: &str) -> Result<Bytes, String>;
 
+/// Fails where files have changed and a program that remembers the image of that
+/// name by its identifiers could not know.
+pub type Announced = fn(before: &Files, now: &Files, image: &str) -> Result<(), String>;
+
 /// Who judges the states of a format, besides the engine itself.
 pub struct Judges {
     /// Whether `qemu-img check` does.
@@ -111,6 +115,9 @@ pub struct Judges {
     /// Whether one reader may see the old disk where another sees the new one:
     /// each has an authoritative copy of its own.
     pub may_differ: bool,
+    /// What the identifiers of an image have to say about a change of its files,
+    /// which is from the first to the second.
+    pub announced: Option<Announced>,
     /// The disk that a program finds which grows a finished image by writing a
     /// larger size and touches nothing else: zeroes behind the old end. The size
     /// is in bytes.
@@ -127,6 +134,7 @@ impl Judges {
         replay: false,
         readers: &[],
         may_differ: false,
+        announced: None,
         naive_grow: None,
     };
 }
