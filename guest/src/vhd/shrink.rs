@@ -308,10 +308,7 @@ impl<'a> Holes<'a> {
     /// The next place that overlaps no metadata.
     fn place(&self) -> u64 {
         let header = self.header;
-        let mut obstacles = [
-            (header.at, header.end()),
-            (header.table, self.table_end),
-        ];
+        let mut obstacles = [(header.at, header.end()), (header.table, self.table_end)];
         obstacles.sort_unstable();
         let mut at = self.align(self.next);
         for (start, end) in obstacles {

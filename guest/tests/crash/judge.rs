@@ -105,6 +105,8 @@ pub struct Judge<'a> {
     pub setup: &'a Setup,
     /// Which states qemu-img sees from now on.
     pub shown: Cell<Shown>,
+    /// Whether identifiers have to tell of changes.
+    pub announced: bool,
     dir: tempfile::TempDir,
     seen: RefCell<HashMap<(u64, When, bool), Seen>>,
     reruns: RefCell<HashMap<(u64, Shown), Vec<String>>>,
@@ -121,6 +123,7 @@ impl<'a> Judge<'a> {
             case,
             setup,
             shown: Cell::new(Shown::Always),
+            announced: true,
             dir,
             seen: RefCell::default(),
             reruns: RefCell::default(),
@@ -258,7 +261,7 @@ impl<'a> Judge<'a> {
         if when != When::Between {
             self.check_by_engine(files, &mut seen);
         }
-        if let (Some(announced), When::Between) = (judges.announced, when) {
+        if let (Some(announced), When::Between, true) = (judges.announced, when, self.announced) {
             seen.faults
                 .extend(announced(&self.setup.files, files, image).err());
         }
@@ -477,7 +480,7 @@ impl<'a> Judge<'a> {
     /// What shows up behind the end of finished files when they grow: nothing,
     /// whether the engine grows them or a program that only writes a larger size.
     fn stale(&self, files: &Files) -> Result<Vec<String>, String> {
-        let Change::Resize { .. } = self.setup.change else {
+        let (Change::Resize { .. } | Change::Repair(Repair::Leaks)) = self.setup.change else {
             return Ok(Vec::new());
         };
         let (old, new) = (&self.setup.old_disk, &self.setup.new_disk);
@@ -495,13 +498,18 @@ impl<'a> Judge<'a> {
             let mut session = Session::open(&grown, image, self.case.format)?;
             session.disk(self.setup.backing.as_ref())
         });
+        // What only repairs has the same size before and after.
+        let naive_size = match old.len() == new.len() {
+            true => size,
+            false => old.len().max(new.len()),
+        };
         let naive = self.case.judges.naive_grow;
-        let naive = naive.map(|naive| naive(files, image, old.len().max(new.len())));
+        let naive = naive.map(|naive| naive(files, image, naive_size));
         let mut faults = Vec::new();
         if grown.as_ref() != Ok(&wanted) {
             faults.push(self.describe("after a grow", &grown));
         }
-        wanted.set_len(old.len().max(new.len()));
+        wanted.set_len(naive_size);
         if let Some(naive) = naive
             && naive.as_ref() != Ok(&wanted)
         {

@@ -9,11 +9,15 @@ use crate::explorer::engine::{Planned, Session};
 use crate::explorer::explore::{states, states_without_barrier};
 use crate::explorer::judge::{Content, Depth, Judge, Shown};
 use crate::explorer::setup::Setup;
-use instar_guest::plan::{Plan, Purpose, Stage, Step};
-use std::ops::ControlFlow;
+use instar_guest::FileNo;
+use instar_guest::plan::{Plan, Purpose, SECTOR, Stage, Step};
+use std::ops::{ControlFlow, Range};
 
 /// What lies where nothing is in use.
 const GARBAGE: u8 = 0xa5;
+
+/// Sectors of a step that are spoiled one by one.
+const SPOILED: usize = 8;
 
 /// Asks the engine for the case's plan.
 pub fn plan(case: &Case, setup: &Setup) -> Result<Planned, String> {
@@ -42,7 +46,10 @@ pub fn each_part_is_needed(case: &'static Case, seed: u64) -> Result<(), String>
     }
     for harmless in case.harmless {
         if !parts.contains(&harmless.part) {
-            wrong.push(format!("{:?} is declared harmless and not there", harmless.part));
+            wrong.push(format!(
+                "{:?} is declared harmless and not there",
+                harmless.part
+            ));
         }
     }
     match wrong.len() {
@@ -59,18 +66,16 @@ fn with_garbage(
     setup: &Setup,
     planned: &Planned,
 ) -> Result<Option<(Files, Planned)>, String> {
-    let judge = Judge::new(case, setup)?;
+    let mut judge = Judge::new(case, setup)?;
+    judge.announced = false;
     let shape =
         |plan: &Plan| -> Vec<usize> { plan.stages.iter().map(|stage| stage.steps.len()).collect() };
     let mut found = None;
     let mut dirty = setup.files.clone();
-    let stages = planned.plan.stages.iter();
-    let before = stages.filter(|stage| stage.purpose != Purpose::Commit);
-    for step in before.flat_map(|stage| &stage.steps) {
-        let mut tried = dirty.clone();
-        if !spoil(&mut tried, planned, step)? {
-            continue;
-        }
+    let mut spoil = |range: &Range<u64>, file: FileNo| -> Result<bool, String> {
+        let Some(tried) = spoiled(&dirty, planned, file, range)? else {
+            return Ok(true);
+        };
         judge.shown.set(Shown::Never);
         let mut verdict = judge.verdict(&tried, Depth::Present)?;
         if verdict.faults.is_empty() {
@@ -79,46 +84,77 @@ fn with_garbage(
         }
         let replanned = Session::open(&tried, setup.image_name(), case.format)
             .and_then(|mut session| session.plan(&setup.change, &setup.old_disk));
-        if let Ok(replanned) = replanned
-            && verdict.faults.is_empty()
+        let Ok(replanned) = replanned else {
+            return Ok(false);
+        };
+        let same = verdict.faults.is_empty()
             && matches!(verdict.content, Some(Content::Old | Content::New))
-            && shape(&replanned.plan) == shape(&planned.plan)
-        {
+            && shape(&replanned.plan) == shape(&planned.plan);
+        if same {
             dirty = tried;
             found = Some((dirty.clone(), replanned));
+        }
+        Ok(same)
+    };
+    let stages = planned.plan.stages.iter();
+    let before = stages.filter(|stage| stage.purpose != Purpose::Commit);
+    for step in before.flat_map(|stage| &stage.steps) {
+        let Some(range) = written(step) else {
+            continue;
+        };
+        if !spoil(&range, step.file())? {
+            // What is in use may be a part of it.
+            for part in sectors(&range).take(SPOILED) {
+                spoil(&part, step.file())?;
+            }
         }
     }
     Ok(found)
 }
 
-/// Puts garbage where a step writes, inside the file. Answers whether there was
-/// room for any.
-fn spoil(files: &mut Files, planned: &Planned, step: &Step) -> Result<bool, String> {
-    let Some((offset, len)) = written(step) else {
-        return Ok(false);
-    };
-    let file = planned.numbers.file(step.file());
-    let Some(file) = file.ok().filter(|&file| file < files.count()) else {
-        return Ok(false);
-    };
-    let bytes = files.bytes_mut(file);
-    let len = bytes.len().saturating_sub(offset).min(len);
-    bytes.write(offset, &vec![GARBAGE; len as usize]);
-    Ok(len > 0)
+/// The sectors of a range of bytes, cut where it ends.
+fn sectors(range: &Range<u64>) -> impl Iterator<Item = Range<u64>> {
+    let (start, end) = (range.start, range.end);
+    let numbers = start / SECTOR..end.div_ceil(SECTOR);
+    numbers.map(move |number| (number * SECTOR).max(start)..((number + 1) * SECTOR).min(end))
 }
 
-/// Where a step writes: offset and length.
-fn written(step: &Step) -> Option<(u64, u64)> {
-    match *step {
+/// The files with garbage in a range, as far as it is inside one that is there
+/// before the plan; `None` where nothing is.
+fn spoiled(
+    files: &Files,
+    planned: &Planned,
+    file: FileNo,
+    range: &Range<u64>,
+) -> Result<Option<Files>, String> {
+    let file = planned.numbers.file(file);
+    let Some(file) = file.ok().filter(|&file| file < files.count()) else {
+        return Ok(None);
+    };
+    let len = files
+        .bytes(file)
+        .len()
+        .min(range.end)
+        .saturating_sub(range.start);
+    let mut spoiled = files.clone();
+    let bytes = spoiled.bytes_mut(file);
+    bytes.write(range.start, &vec![GARBAGE; len as usize]);
+    Ok((len > 0).then_some(spoiled))
+}
+
+/// Where a step writes.
+fn written(step: &Step) -> Option<Range<u64>> {
+    let (offset, len) = match *step {
         Step::Write {
             offset, ref data, ..
-        } => Some((offset, data.len() as u64)),
+        } => (offset, data.len() as u64),
         Step::Zero { offset, len, .. }
         | Step::Fill { offset, len, .. }
-        | Step::Punch { offset, len, .. } => Some((offset, len)),
-        Step::Copy { to, len, .. } | Step::CopyFrom { to, len, .. } => Some((to, len)),
-        _ => None,
-    }
+        | Step::Punch { offset, len, .. } => (offset, len),
+        Step::Copy { to, len, .. } | Step::CopyFrom { to, len, .. } => (to, len),
+        _ => return None,
+    };
+    Some(offset..offset + len)
 }
 
 /// Whether a bad state is left without a part of a plan. Only states that the
@@ -194,10 +230,13 @@ fn without_step(
 }
 
 /// The parts of a plan that are to be taken out: barriers between stages that
-/// leave a trace, and zeroing of what may not be zero.
+/// leave a trace, and zeroing of what may not be zero. The barrier between two
+/// flushes is what a flush is for.
 fn parts(judge: &Judge<'_>, planned: &Planned) -> Result<Vec<Part>, String> {
+    let ends_flush = |at: usize| planned.data.iter().any(|&(stage, _)| stage == at + 1);
     let epochs = planned.epochs.windows(2).enumerate();
     let between = epochs.filter(|(_, pair)| pair.iter().all(|epoch| !epoch.is_empty()));
+    let between = between.filter(|&(at, _)| !ends_flush(at));
     let mut parts: Vec<Part> = between.map(|(at, _)| Part::Barrier(at)).collect();
     for (stage, step) in zeroing(&planned.plan) {
         if zeroes_for_content(judge, planned, stage, step)? {
@@ -218,20 +257,24 @@ fn zeroes_for_content(
 ) -> Result<bool, String> {
     let step = &planned.plan.stages[stage].steps[step];
     let takes_or_gives = matches!(step, Step::Fill { .. } | Step::Punch { .. });
-    let Some((offset, len)) = written(step).filter(|_| takes_or_gives) else {
+    let Some(range) = written(step).filter(|_| takes_or_gives) else {
         return Ok(true);
     };
     let file = planned.numbers.file(step.file())?;
     let mut files = judge.setup.files.clone();
     files.apply_all(&planned.epochs[..stage]);
-    let len = files.bytes_mut(file).len().saturating_sub(offset).min(len);
-    if files.bytes(file).read(offset, len).iter().all(|&byte| byte == 0) {
+    let inside = |files: &Files| files.bytes(file).len().min(range.end).max(range.start);
+    files.bytes_mut(file);
+    let before = files
+        .bytes(file)
+        .read(range.start, inside(&files) - range.start);
+    if before.iter().all(|&byte| byte == 0) {
         return Ok(false);
     }
     files.apply_all(&planned.epochs[stage..]);
+    let len = inside(&files) - range.start;
     let bytes = files.bytes_mut(file);
-    let len = bytes.len().saturating_sub(offset).min(len);
-    bytes.write(offset, &vec![GARBAGE; len as usize]);
+    bytes.write(range.start, &vec![GARBAGE; len as usize]);
     judge.shown.set(Shown::Never);
     Ok(len > 0 && !judge.verdict_on_end(&files)?.is_empty())
 }

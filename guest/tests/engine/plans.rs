@@ -177,11 +177,10 @@ fn check_commit(stage: &Stage) -> Result<(), String> {
     match stage.steps.as_slice() {
         [Step::SetLength { .. } | Step::Rename { .. }] => Ok(()),
         [step] if fine(step) => Ok(()),
-        [one @ Step::Write { data, .. }, copy @ Step::Write { data: same, .. }]
-            if fine(one) && fine(copy) && data == same =>
-        {
-            Ok(())
-        }
+        [
+            one @ Step::Write { data, .. },
+            copy @ Step::Write { data: same, .. },
+        ] if fine(one) && fine(copy) && data == same => Ok(()),
         steps => Err(format!("not a commit: {} steps", steps.len())),
     }
 }
