@@ -3,8 +3,7 @@
 //! For each epoch, on top of everything before it: none of its pieces, every
 //! single one, every prefix, all but one, each whole event alone and missing,
 //! and random subsets. Where an epoch sets a length, that happens before or
-//! after the writes. Names change in their order: one that is missing takes
-//! those after it along. Long epochs are sampled; the seed is printed and can be
+//! after the writes. Long epochs are sampled; the seed is printed and can be
 //! given again.
 
 use super::disk::{Epoch, Event, Files};
@@ -97,10 +96,8 @@ pub fn states_without_barrier(
         let early: Vec<usize> = early.clone().filter(|&at| some(at)).collect();
         list.push(early.into_iter().chain(late.clone()).collect());
     }
-    let names = names_of(&pieces);
     let mut seen = HashSet::new();
     for subset in list {
-        let subset = names_in_order(subset, &names);
         for (order, files) in orders(start, &pieces, &subset) {
             let cause = describe(0, &pieces, &subset, order);
             let telling = true;
@@ -177,10 +174,9 @@ fn walk(
 /// The subsets of an epoch's pieces to explore.
 fn subsets(pieces: &[(usize, Event)], events: usize, random: &mut Random) -> Subsets {
     let count = pieces.len();
-    let names = names_of(pieces);
     let mut subsets = Subsets::new();
     let mut add = |subset: Vec<usize>, telling: bool| {
-        *subsets.entry(names_in_order(subset, &names)).or_default() |= telling;
+        *subsets.entry(subset).or_default() |= telling;
     };
     for pick in sample(random, count, EXHAUSTIVE) {
         add(vec![pick], false);
@@ -199,22 +195,6 @@ fn subsets(pieces: &[(usize, Event)], events: usize, random: &mut Random) -> Sub
         add(some.collect(), false);
     }
     subsets
-}
-
-fn names_of(pieces: &[(usize, Event)]) -> Vec<usize> {
-    let all = 0..pieces.len();
-    all.filter(|&at| pieces[at].1.names()).collect()
-}
-
-/// The subset without the changes of names that come after a missing one.
-fn names_in_order(mut subset: Vec<usize>, names: &[usize]) -> Vec<usize> {
-    let missing = names
-        .iter()
-        .find(|name| subset.binary_search(name).is_err());
-    if let Some(missing) = missing {
-        subset.retain(|at| at <= missing || names.binary_search(at).is_err());
-    }
-    subset
 }
 
 /// A subset performed in program order, and with its set-lengths last and first.
