@@ -14,6 +14,8 @@ use std::ops::{ControlFlow, Range};
 /// Pieces of one epoch up to which every single, prefix and all-but-one is
 /// explored; longer epochs get this many of each, at random.
 const EXHAUSTIVE: usize = 24;
+/// Events of one epoch whose whole presence or absence tells the most.
+const TELLING: usize = 6;
 /// Random subsets per epoch.
 const RANDOM_SUBSETS: usize = 12;
 
@@ -184,10 +186,11 @@ fn subsets(pieces: &[(usize, Event)], events: usize, random: &mut Random) -> Sub
         add((pick..count).collect(), false);
         add((0..count).filter(|&index| index != pick).collect(), false);
     }
-    for event in sample(random, events, EXHAUSTIVE) {
+    for (nth, event) in sample(random, events, EXHAUSTIVE).into_iter().enumerate() {
         let of_event = |index: &usize| pieces[*index].0 == event;
-        add((0..count).filter(of_event).collect(), true);
-        add((0..count).filter(|index| !of_event(index)).collect(), true);
+        let telling = nth < TELLING;
+        add((0..count).filter(of_event).collect(), telling);
+        add((0..count).filter(|index| !of_event(index)).collect(), telling);
     }
     for _ in 0..if count > 2 { RANDOM_SUBSETS } else { 0 } {
         let share = [20, 50, 80][random.below(3)];
