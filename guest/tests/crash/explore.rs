@@ -190,7 +190,10 @@ fn subsets(pieces: &[(usize, Event)], events: usize, random: &mut Random) -> Sub
         let of_event = |index: &usize| pieces[*index].0 == event;
         let telling = nth < TELLING;
         add((0..count).filter(of_event).collect(), telling);
-        add((0..count).filter(|index| !of_event(index)).collect(), telling);
+        add(
+            (0..count).filter(|index| !of_event(index)).collect(),
+            telling,
+        );
     }
     for _ in 0..if count > 2 { RANDOM_SUBSETS } else { 0 } {
         let share = [20, 50, 80][random.below(3)];

@@ -303,10 +303,16 @@ impl Layout {
         })
     }
 
-    /// The state of a payload block, and where it is.
-    fn entry(&self, file: &Bytes, block: u64) -> (u64, u64) {
-        let entry = file.little::<8>(self.bat.0 + 8 * (block + block / self.chunk));
-        (entry & 7, (entry >> 20) * M)
+    /// The first payload blocks: the number of each, its state, and where it is.
+    fn entries(&self, file: &Bytes, blocks: u64) -> impl Iterator<Item = (u64, u64, u64)> {
+        let table = file.read(self.bat.0, 8 * (blocks + blocks / self.chunk));
+        let chunk = self.chunk;
+        (0..blocks).map(move |block| {
+            let at = 8 * (block + block / chunk) as usize;
+            let entry = table[at..at + 8].iter().rev();
+            let entry = entry.fold(0, |number, &byte| number << 8 | u64::from(byte));
+            (block, entry & 7, (entry >> 20) * M)
+        })
     }
 
     /// Payload blocks that the table has room for.
@@ -340,8 +346,7 @@ impl Layout {
             })?;
             uses.add(offset, len, what);
         }
-        for block in 0..blocks {
-            let (state, at) = self.entry(file, block);
+        for (block, state, at) in self.entries(file, blocks) {
             hold(matches!(state, 0..=3 | 6), || {
                 format!("block {block} has the state {state}")
             })?;
@@ -355,8 +360,9 @@ impl Layout {
 
     fn read(&self, file: &Bytes, size: u64) -> Result<Bytes, String> {
         let mut disk = Bytes::zeroes(size);
-        for block in 0..size.div_ceil(self.block).min(self.room()) {
-            if let (6, at) = self.entry(file, block) {
+        let blocks = size.div_ceil(self.block).min(self.room());
+        for (block, state, at) in self.entries(file, blocks) {
+            if state == 6 {
                 disk.copy(file, at, block * self.block, self.block);
             }
         }
