@@ -147,9 +147,6 @@ pub enum Part {
     Barrier(usize),
     /// The zeroing by a step of a stage: stage and step, counted from 0.
     Zero(usize, usize),
-    /// Whatever only releases: barriers between stages that do, and zeroing in
-    /// them. May be needed in some images.
-    Release,
 }
 
 impl Harmless {

@@ -118,6 +118,8 @@ pub struct Session<'a> {
     world: World<'a>,
     /// What the image says about itself.
     pub facts: Facts,
+    /// Whether a change was refused until the image is put in order.
+    pub settles_first: bool,
 }
 
 impl<'a> Session<'a> {
@@ -156,6 +158,7 @@ impl<'a> Session<'a> {
             engine,
             world,
             facts,
+            settles_first: false,
         })
     }
 
@@ -337,18 +340,20 @@ impl<'a> Session<'a> {
     }
 
     fn ask(&mut self, request: Request) -> Result<Reply, String> {
-        ask(&mut self.engine, &mut self.world, request)
+        let what = format!("{request:?}");
+        self.engine
+            .handle(&mut self.world, request)
+            .map_err(|failure| {
+                self.settles_first = failure.kind == FailureKind::SettleFirst;
+                format!("{what}: {failure}")
+            })
     }
 }
 
 fn ask(engine: &mut Engine, world: &mut World<'_>, request: Request) -> Result<Reply, String> {
-    let what = match request {
-        Request::Open { .. } => "open".to_owned(),
-        _ => format!("{request:?}"),
-    };
     engine
         .handle(world, request)
-        .map_err(|failure| format!("{what}: {failure}"))
+        .map_err(|failure| format!("open: {failure}"))
 }
 
 fn opened(reply: Reply) -> Result<Facts, String> {

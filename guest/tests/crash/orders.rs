@@ -33,13 +33,7 @@ pub fn each_part_is_needed(case: &'static Case, seed: u64) -> Result<(), String>
     for part in parts(&planned) {
         let needed = is_needed(&judge, &planned, part, seed)?;
         let declared = case.harmless.iter().any(|harmless| harmless.part == part);
-        let releases = only_releases(&planned.plan, part);
-        let release = case
-            .harmless
-            .iter()
-            .any(|harmless| harmless.part == Part::Release);
         match (needed, declared) {
-            (false, false) if releases && release => {}
             (true, true) => wrong.push(format!("{part:?} is declared harmless and is not")),
             (false, false) => wrong.push(format!("{part:?} can go without a bad state")),
             _ => {}
@@ -48,17 +42,6 @@ pub fn each_part_is_needed(case: &'static Case, seed: u64) -> Result<(), String>
     match wrong.len() {
         0 => Ok(()),
         _ => Err(format!("{}\n{}", wrong.join("\n"), outline(&planned.plan))),
-    }
-}
-
-/// Whether a part is one of releasing: a barrier between stages that release, or
-/// zeroing in one.
-fn only_releases(plan: &Plan, part: Part) -> bool {
-    let releases = |stage: usize| plan.stages[stage].purpose == Purpose::Release;
-    match part {
-        Part::Barrier(at) => releases(at) && releases(at + 1),
-        Part::Zero(stage, _) => releases(stage),
-        Part::Release => true,
     }
 }
 
@@ -134,7 +117,6 @@ fn is_needed(judge: &Judge<'_>, planned: &Planned, part: Part, seed: u64) -> Res
             let epochs = planned.epochs_of(&plan, files)?;
             (stage, vec![epochs[stage..].to_vec()])
         }
-        Part::Release => return Err("not a part of a plan by itself".to_owned()),
     };
     let mut start = files.clone();
     start.apply_all(&planned.epochs[..first]);
@@ -149,7 +131,7 @@ fn is_needed(judge: &Judge<'_>, planned: &Planned, part: Part, seed: u64) -> Res
         };
         let row = match part {
             Part::Barrier(_) => exploration.run(),
-            Part::Zero(..) | Part::Release => exploration.run_to_end(),
+            Part::Zero(..) => exploration.run_to_end(),
         };
         row.bad > 0
     };

@@ -208,7 +208,7 @@ impl Grow<'_> {
     }
 
     /// An L1 table that stays: what lies behind its present end, which nobody
-    /// reads yet, and entries beyond the old end that become 0.
+    /// reads yet.
     fn settle_l1(&self, prepare: &mut Prepare<'_>) {
         if self.placement.l1_moves {
             return;
@@ -216,15 +216,6 @@ impl Grow<'_> {
         let at = self.image.header.l1.offset.0;
         let count = u64::from(self.image.header.l1.count);
         let fresh = &self.placement.fresh_tables;
-        for &index in &self.survey.stale_l1 {
-            if !fresh.contains(&index) {
-                prepare.inside(Step::Zero {
-                    file: FileNo::IMAGE,
-                    offset: at + index * entry::LEN,
-                    len: entry::LEN,
-                });
-            }
-        }
         let slack = count..self.placement.l1_entries.max(count);
         let linked = fresh.start.clamp(slack.start, slack.end)..fresh.end.min(slack.end);
         let zeroed = [

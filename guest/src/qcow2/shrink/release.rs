@@ -20,7 +20,7 @@ use super::dropped::each_dropped;
 use super::survey::Survey;
 use crate::error::{Failure, FailureKind};
 use crate::plan::{SECTOR, Step};
-use crate::prepare::{Prepare, writes};
+use crate::prepare::{Prepare, writes, zeroes};
 use crate::proto::FileNo;
 use alloc::vec;
 use alloc::vec::Vec;
@@ -62,8 +62,8 @@ pub struct Release<'a> {
 pub struct Released {
     /// The changed counts.
     pub counts: Vec<Step>,
-    /// What takes empty refcount blocks out, one stage after the other.
-    pub emptied: Vec<Vec<Step>>,
+    /// What takes empty refcount blocks out.
+    pub emptied: Emptied,
     /// Clusters that nothing refers to any more.
     pub freed: Vec<Run>,
     /// Freed clusters that are put to use, still counted once.
@@ -72,6 +72,15 @@ pub struct Released {
     pub end: u64,
     /// Whether anything was staged.
     pub staged: bool,
+}
+
+/// What takes empty refcount blocks out.
+#[derive(Debug, Default)]
+pub struct Emptied {
+    /// The entries for them, one stage after the other.
+    pub rounds: Vec<Vec<Step>>,
+    /// Then the counts of their clusters in blocks that stay.
+    pub uncounted: Vec<Step>,
 }
 
 impl Release<'_> {
@@ -273,18 +282,17 @@ impl Pass<'_> {
         let end = blocks::end(prepare.host(), &mut refcounts, &numbers, &empty)?;
         released.end = released.end.max(end);
         for (round, numbers) in empty.rounds.iter().enumerate() {
-            if released.emptied.len() <= round {
-                released.emptied.push(Vec::new());
+            let rounds = &mut released.emptied.rounds;
+            if rounds.len() <= round {
+                rounds.push(Vec::new());
             }
             let entries = numbers.iter().map(|&number| refcounts.entry_at(number));
-            if let Some(steps) = released.emptied.get_mut(round) {
+            if let Some(steps) = rounds.get_mut(round) {
                 zeroes(entries.map(|at| (at.0, 8)), steps);
             }
         }
         let uncounted = writes(tables.dirty(Kind::RefcountBlock));
-        if !uncounted.is_empty() {
-            released.emptied.push(uncounted);
-        }
+        released.emptied.uncounted.extend(uncounted);
         Ok(())
     }
 }
@@ -433,20 +441,6 @@ impl Output {
             }),
         }
         Ok(())
-    }
-}
-
-/// Adds ranges of zeroes, neighbours together.
-fn zeroes(ranges: impl Iterator<Item = (u64, u64)>, steps: &mut Vec<Step>) {
-    for (at, more) in ranges {
-        match steps.last_mut() {
-            Some(Step::Zero { offset, len, .. }) if *offset + *len == at => *len += more,
-            _ => steps.push(Step::Zero {
-                file: FileNo::IMAGE,
-                offset: at,
-                len: more,
-            }),
-        }
     }
 }
 
