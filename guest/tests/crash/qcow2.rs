@@ -210,8 +210,8 @@ pub const ENDS: &[Case] = &[
         options: "cluster_size=4096",
         size: 2 * M,
         prepare: &[
-            "io write -P 1 0 64k",
             "io write -P 5 1040k 64k",
+            "io write -P 1 0 64k",
             "size 1048576",
         ],
         ask: Ask::Grow(3 * M, Off),

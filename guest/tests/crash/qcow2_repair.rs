@@ -122,6 +122,20 @@ pub const CASES: &[Case] = &[
         ..QCOW2
     },
     Case {
+        name: "settle/left by a grow",
+        options: "cluster_size=512,refcount_bits=2",
+        size: 2 * M,
+        prepare: &[
+            "io write -P 1 0 64k",
+            "io write -P 5 1020k 300k",
+            "size 1048576",
+        ],
+        tamper: Some(leak),
+        judges: &super::qcow2::JUDGES,
+        ask: Ask::Settle,
+        ..QCOW2
+    },
+    Case {
         name: "settle/leaks",
         options: "cluster_size=512,lazy_refcounts=on",
         prepare: &["io write -P 1 0 64k"],

@@ -132,7 +132,11 @@ pub const SHRINKS: &[Case] = &[
     },
     Case {
         name: "shrink/entries beyond the end",
-        prepare: &["io write -P 5 0 1M", "size 800768"],
+        prepare: &[
+            "io write -P 5 512k 512k",
+            "io write -P 5 0 512k",
+            "size 800768",
+        ],
         ask: Ask::Shrink(500 * K + 1536),
         ..FULL
     },

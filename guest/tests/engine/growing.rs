@@ -82,11 +82,21 @@ fn check(case: &Case) {
     ];
     lab.qemu_img(raw[0]);
     let bitmaps = bitmaps_of(&lab);
+    let mut reply = resize(&mut session, case);
+    assert_eq!(
+        settles_first(&mut session, &reply),
+        case.name.starts_with("stopped_shrink")
+    );
+    if reply.is_err() {
+        reply = resize(&mut session, case);
+    }
+    let reply = reply.expect("a plan");
     let old_len = session.host.image.len();
-    let reply = resize(&mut session, case).expect("a plan");
     check_shape(&reply, old_len as u64, &session, case);
     // Every one of these is another image in memory.
-    if session.host.streamed.is_empty() && old_len <= 4 << 20 {
+    // Where bitmaps are marked meanwhile, they have to go after a crash.
+    let small = session.host.streamed.is_empty() && old_len <= 4 << 20;
+    if small && case.name != "bitmaps_crowded" {
         finish_each_interruption(case, &session.host, &reply.plan);
     }
     session.host.apply(&reply.plan);
@@ -126,14 +136,7 @@ fn finish_each_interruption(case: &Case, before: &MemHost, plan: &Plan) {
         steps.iter().take(done).for_each(|step| session.host.step(step));
         let facts = session.open(None).expect("an interrupted grow opens");
         let mut rest = ask(&mut session, case, facts.virtual_size);
-        if let Err(failure) = &rest
-            && failure.kind == FailureKind::SettleFirst
-        {
-            let Ok(Reply::Plan(reply)) = session.call(Request::Settle) else {
-                panic!("not a plan");
-            };
-            session.host.apply(&reply.plan);
-            session.open(None).expect("a settled image opens");
+        if settles_first(&mut session, &rest) {
             rest = ask(&mut session, case, facts.virtual_size);
         }
         session.host.apply(&rest.expect("a plan").plan);
@@ -147,6 +150,21 @@ fn finish_each_interruption(case: &Case, before: &MemHost, plan: &Plan) {
         assert_eq!(wrong, (0, 0, 0), "after {done} steps");
         let none = ask(&mut session, case, facts.virtual_size).expect("a plan");
         assert!(none.plan.is_empty(), "after {done} steps: {:?}", none.plan);
+    }
+}
+
+/// Puts the image in order where that is wanted first; answers whether it was.
+fn settles_first(session: &mut Session, reply: &Result<PlanReply, Failure>) -> bool {
+    match reply {
+        Err(failure) if failure.kind == FailureKind::SettleFirst => {
+            let Ok(Reply::Plan(reply)) = session.call(Request::Settle) else {
+                panic!("not a plan");
+            };
+            session.host.apply(&reply.plan);
+            session.open(None).expect("a settled image opens");
+            true
+        }
+        _ => false,
     }
 }
 
