@@ -15,7 +15,6 @@ use super::format::entry;
 use super::header::TableRef;
 use super::layout::Run;
 use super::refcount::Refcounts;
-use super::refuse;
 use super::tables::Tables;
 use crate::engine::{Host, Read};
 use crate::error::{Failure, FailureKind};
@@ -23,7 +22,6 @@ use crate::plan::{Plan, Purpose, Stage, Step};
 use crate::prepare::zeroes;
 use crate::proto::{FileNo, PlanReply};
 use crate::units::HostOffset;
-use alloc::format;
 use alloc::vec;
 use alloc::vec::Vec;
 use core::cmp::Reverse;
@@ -66,13 +64,7 @@ impl Qcow2 {
     /// the same place.
     pub fn plan_leftover(&self, host: &mut dyn Host) -> Result<PlanReply, Failure> {
         let mut tables = Tables::new(self.tables.slice_len(), self.file_len);
-        let mut refcounts = Refcounts {
-            geometry: self.header.geometry,
-            table: self.header.refcount_table,
-            file_len: self.file_len,
-            regions: &self.regions,
-            tables: &mut tables,
-        };
+        let mut refcounts = self.counts_in(&mut tables);
         let Some(left) = self.leftover(host, &mut refcounts)? else {
             return Ok(PlanReply::default());
         };
@@ -118,59 +110,36 @@ impl Qcow2 {
         }
         let present = refcounts.present_from(host, 0)?;
         let counted = refcounts.behind_counted(host, 0, &present)?;
-        let search = self.search(host, refcounts, &present, counted)?;
+        let search = Search::new(self, self.header.size, counted);
+        let search = search.run_all(host, refcounts, &present)?;
         Ok(search.leftover())
     }
 
-    fn search(
-        &self,
-        host: &mut dyn Host,
-        refcounts: &mut Refcounts<'_>,
-        present: &[u64],
-        behind: u64,
-    ) -> Result<Search<'_>, Failure> {
-        let mut search = Search {
-            image: self,
-            behind,
-            inside: self.header.geometry.l1_entries_for(self.header.size),
-            end: 0,
-            beyond: Vec::new(),
-            unclear: false,
-        };
-        search.metadata(host, refcounts, present)?;
-        search.bitmaps(host)?;
-        search.active(host)?;
-        search.snapshots(host)?;
-        Ok(search)
+    /// The cluster behind the last of the file that anything would refer to if
+    /// the disk had `size` bytes, whether it is counted or not; all of the file
+    /// where that cannot be made out.
+    pub fn reach(&self, host: &mut dyn Host, size: u64) -> Result<u64, Failure> {
+        let clusters = self.header.geometry.clusters(self.file_len);
+        let mut tables = Tables::new(self.tables.slice_len(), self.file_len);
+        let mut refcounts = self.counts_in(&mut tables);
+        let mut search = Search::new(self, size, clusters);
+        search.keeps_beyond = false;
+        let found = refcounts
+            .present_from(host, 0)
+            .and_then(|present| search.run_all(host, &mut refcounts, &present));
+        Ok(match or_damaged(found)? {
+            Some(search) if !search.is_over() => search.end,
+            _ => clusters,
+        })
     }
 
-    /// Refuses an image whose file goes on behind everything that is counted,
-    /// and in which something refers to what lies there: a shrink would cut it
-    /// off.
-    pub fn check_uncounted(
-        &self,
-        host: &mut dyn Host,
-        refcounts: &mut Refcounts<'_>,
-    ) -> Result<(), Failure> {
-        let geometry = self.header.geometry;
-        let present = refcounts.present_from(host, 0)?;
-        let counted = refcounts.behind_counted(host, 0, &present)?;
-        if counted >= geometry.clusters(self.file_len) {
-            return Ok(());
-        }
-        let search = self.search(host, refcounts, &present, counted + 1)?;
-        if search.unclear {
-            return Err(refuse::table(
-                "an entry of an L2 table is not valid, and the file goes on behind everything \
-                 that is counted, which the entry may refer to",
-            ));
-        }
-        match search.is_over() {
-            false => Ok(()),
-            true => Err(refuse::table(format!(
-                "the cluster at {:#x} is in use but has reference count 0",
-                geometry.host_offset(search.end - 1)
-            ))),
+    fn counts_in<'a>(&'a self, tables: &'a mut Tables) -> Refcounts<'a> {
+        Refcounts {
+            geometry: self.header.geometry,
+            table: self.header.refcount_table,
+            file_len: self.file_len,
+            regions: &self.regions,
+            tables,
         }
     }
 }
@@ -200,15 +169,44 @@ struct Search<'a> {
     /// The cluster behind the one that is looked for: a reference to that or to a
     /// later one ends the search.
     behind: u64,
-    /// L1 entries that lead to something of the disk.
+    /// Size of the disk in bytes, and the L1 entries that lead to something of
+    /// it.
+    size: u64,
     inside: u64,
     /// The cluster behind the last that something refers to, so far.
     end: u64,
     beyond: Vec<Beyond>,
+    keeps_beyond: bool,
     unclear: bool,
 }
 
-impl Search<'_> {
+impl<'a> Search<'a> {
+    fn new(image: &'a Qcow2, size: u64, behind: u64) -> Self {
+        Self {
+            image,
+            behind,
+            size,
+            inside: image.header.geometry.l1_entries_for(size),
+            end: 0,
+            beyond: Vec::new(),
+            keeps_beyond: true,
+            unclear: false,
+        }
+    }
+
+    fn run_all(
+        mut self,
+        host: &mut dyn Host,
+        refcounts: &mut Refcounts<'_>,
+        present: &[u64],
+    ) -> Result<Self, Failure> {
+        self.metadata(host, refcounts, present)?;
+        self.bitmaps(host)?;
+        self.active(host)?;
+        self.snapshots(host)?;
+        Ok(self)
+    }
+
     fn is_over(&self) -> bool {
         self.unclear || self.end >= self.behind
     }
@@ -229,8 +227,8 @@ impl Search<'_> {
     }
 
     fn note_beyond(&mut self, entry: Beyond) {
-        self.unclear |= self.beyond.len() == MAX_BEYOND;
-        if !self.unclear {
+        if self.keeps_beyond {
+            self.unclear |= self.beyond.len() == MAX_BEYOND;
             self.beyond.push(entry);
         }
     }
@@ -328,7 +326,7 @@ impl Search<'_> {
         }
         self.refer(at, geometry.cluster_size());
         let per_table = geometry.l2_entries();
-        let kept = geometry.clusters(self.image.header.size);
+        let kept = geometry.clusters(self.size);
         Some(Table {
             at: HostOffset(at),
             inside: match own && index + 1 == self.inside {

@@ -480,7 +480,8 @@ impl<'a> Judge<'a> {
         });
         let naive = self.case.judges.naive_grow;
         let naive = naive.map(|naive| naive(files, image, old.len().max(new.len())));
-        let mut faults = Vec::new();
+        let beyond = self.case.judges.beyond.map(|beyond| beyond(files, image));
+        let mut faults: Vec<String> = beyond.and_then(Result::err).into_iter().collect();
         if grown.as_ref() != Ok(&wanted) {
             faults.push(self.describe("after a grow", &grown));
         }

@@ -2,6 +2,7 @@
 
 use super::case::{Ask, BASIC, Case, Harmless, Judges, K, M, patch};
 use super::disk::Files;
+use super::readers::qcow2::nothing_beyond;
 use instar_guest::Format;
 use instar_guest::proto::Preallocation::{Falloc, Off};
 
@@ -10,12 +11,14 @@ pub const JUDGES: Judges = Judges {
     check: true,
     convert: true,
     foreign_grow: true,
+    beyond: Some(nothing_beyond),
     counts: true,
     ..Judges::NONE
 };
 
-/// Why other barriers stay.
-const UNMAPPED: &str = "where an entry is missing the added range reads as zeroes as well";
+/// Why the barrier before the commit stays, which is a stage of its own: what is
+/// promised besides content is disk space.
+pub const UNMAPPED: &str = "where an entry is missing the added range reads as zeroes as well";
 
 /// What the cases of this page have in common.
 pub const QCOW2: Case = Case {

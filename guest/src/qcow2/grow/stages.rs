@@ -71,6 +71,10 @@ impl Grow<'_> {
         self.settle_l1(&mut prepare);
         let mut link = self.change_boundary(&mut prepare, new_boundary.as_deref());
         link.extend(self.link_l1());
+        if self.placement.all().is_empty() {
+            // They refer to nothing that has to be counted before.
+            link.drain(..).for_each(|step| prepare.inside(step));
+        }
         let commit = self.header(directory).commit(self.image)?;
         if commit.directory.is_some() {
             for step in BitmapNeeds::mark_in_use(self.image)? {

@@ -51,7 +51,6 @@ impl Qcow2 {
             regions: &regions,
             tables: &mut tables,
         };
-        self.check_uncounted(host, &mut refcounts)?;
         let survey = survey::survey(self, host, &mut refcounts, wish.size)?;
         let cuts = Cuts::new(self, host, wish.size)?;
         let moves_bitmaps = stages::moves_bitmaps(self, &cuts)?;

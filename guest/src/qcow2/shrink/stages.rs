@@ -131,8 +131,13 @@ impl Shrink<'_> {
             true => Vec::new(),
             false => vec![change(&sectors.staged, &sectors.last)?],
         };
-        let end = self.end(image, &released, stays);
+        let mut end = self.end(image, &released, stays);
         check_end(image, end)?;
+        if !released.frees(geometry, end..image.file_len) {
+            // What is in use there is not counted: it stays.
+            let reach = image.reach(prepare.host(), self.survey.size)?;
+            end = end.max(geometry.host_offset(reach).min(image.file_len));
+        }
         let cut = self.cut(image, &released, end);
         // What needs no second commit to rely on goes together with the rest.
         let together = back.is_empty() && settled.is_empty();
