@@ -4,7 +4,7 @@
 use crate::error::FailureKind;
 use crate::proto::{Preallocation, Request};
 use crate::testing::{Blank, Session};
-use crate::{ExtentKind, FileNo};
+use crate::{ExtentKind, FileNo, Reply};
 use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
