@@ -6,7 +6,7 @@ use super::filesystem::Filesystem;
 use super::memory::Stale;
 use super::nodes::Node;
 use super::open::{Context, Handle, OpenFile};
-use crate::image::Access;
+use crate::image::{Access, Space};
 use instar_guest::proto::Preallocation;
 use nix::errno::Errno;
 use nix::fcntl::FallocateFlags;
@@ -135,18 +135,37 @@ impl Filesystem {
         }
     }
 
-    /// Allocates a range. `mode` is that of fallocate(2).
+    /// Allocates, zeroes or discards a range. `mode` is that of fallocate(2).
     pub fn fallocate(&self, handle: u64, mode: i32, offset: u64, len: u64) -> Result<()> {
-        let keep_size = match FallocateFlags::from_bits(mode) {
-            Some(mode) if mode.is_empty() => false,
-            Some(FallocateFlags::FALLOC_FL_KEEP_SIZE) => true,
-            _ => return Err(Errno::EOPNOTSUPP.into()),
-        };
+        let mode = FallocateFlags::from_bits(mode).ok_or(Errno::EOPNOTSUPP)?;
+        let keep_size = mode.contains(FallocateFlags::FALLOC_FL_KEEP_SIZE);
+        let what = mode - FallocateFlags::FALLOC_FL_KEEP_SIZE;
         let handle = self.handle(handle)?;
         let end = offset.checked_add(len).ok_or(Errno::EFBIG)?;
         if len == 0 {
             return Err(Errno::EINVAL.into());
         }
+        if what.is_empty() {
+            return self.allocate(&handle, offset, end, keep_size);
+        }
+        let space = match what {
+            FallocateFlags::FALLOC_FL_PUNCH_HOLE if keep_size => Space::Released,
+            FallocateFlags::FALLOC_FL_ZERO_RANGE => Space::Kept,
+            _ => return Err(Errno::EOPNOTSUPP.into()),
+        };
+        if !keep_size {
+            self.grow_for_write(&handle, end)?;
+        }
+        handle.write(self.context(), |disk| {
+            let end = end.min(disk.virtual_size());
+            match end.checked_sub(offset) {
+                None | Some(0) => Ok(()),
+                Some(len) => disk.zero(offset, len, space),
+            }
+        })
+    }
+
+    fn allocate(&self, handle: &Handle, offset: u64, end: u64, keep_size: bool) -> Result<()> {
         let file = &handle.file;
         let sizing = file.sizing();
         handle.write(self.context(), |disk| {
