@@ -340,7 +340,8 @@ impl Image {
         // A change that was interrupted behind its commit is finished by the
         // same request, which gives space back.
         let shrinks = size == old || (how.shrink && size < old);
-        let moved = match shrinks {
+        // The last of several files may be copied to become longer.
+        let moved = match shrinks || self.files.lens().len() > 1 {
             true => self.files.lens().into_iter().fold(0, u64::saturating_add),
             false => 0,
         };

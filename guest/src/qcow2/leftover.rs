@@ -74,10 +74,7 @@ impl Qcow2 {
             let file = FileNo::IMAGE;
             released.push(Step::SetLength { file, len });
         }
-        let stages = [
-            (Purpose::Link, left.entries),
-            (Purpose::Release, released),
-        ];
+        let stages = [(Purpose::Link, left.entries), (Purpose::Release, released)];
         let stages = stages.into_iter().filter(|(_, steps)| !steps.is_empty());
         Ok(PlanReply {
             plan: Plan {
@@ -244,10 +241,16 @@ impl<'a> Search<'a> {
         let cluster = image.header.geometry.cluster_size();
         self.refer(0, image.regions.end());
         for snapshot in &image.snapshots {
-            self.refer(snapshot.l1.offset.0, u64::from(snapshot.l1.count) * entry::LEN);
+            self.refer(
+                snapshot.l1.offset.0,
+                u64::from(snapshot.l1.count) * entry::LEN,
+            );
         }
         for bitmap in &image.bitmaps {
-            self.refer(bitmap.table.offset.0, u64::from(bitmap.table.count) * entry::LEN);
+            self.refer(
+                bitmap.table.offset.0,
+                u64::from(bitmap.table.count) * entry::LEN,
+            );
         }
         for &number in present {
             if let Some(at) = refcounts.block(host, number)? {

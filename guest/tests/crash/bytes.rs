@@ -180,17 +180,18 @@ impl Bytes {
 
     /// A big-endian number of `N` bytes, at most 8.
     pub fn big<const N: usize>(&self, offset: u64) -> u64 {
-        self.read(offset, N as u64)
-            .iter()
-            .fold(0, |number, &byte| number << 8 | u64::from(byte))
+        let mut bytes = [0; N];
+        self.read_into(offset, &mut bytes);
+        let bytes = bytes.iter();
+        bytes.fold(0, |number, &byte| number << 8 | u64::from(byte))
     }
 
     /// A little-endian number of `N` bytes, at most 8.
     pub fn little<const N: usize>(&self, offset: u64) -> u64 {
-        self.read(offset, N as u64)
-            .iter()
-            .rev()
-            .fold(0, |number, &byte| number << 8 | u64::from(byte))
+        let mut bytes = [0; N];
+        self.read_into(offset, &mut bytes);
+        let bytes = bytes.iter().rev();
+        bytes.fold(0, |number, &byte| number << 8 | u64::from(byte))
     }
 
     /// The first offset at which two files differ.

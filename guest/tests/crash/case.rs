@@ -96,6 +96,10 @@ pub type Reader = fn(&Files, image: &str) -> Result<Bytes, String>;
 /// has this name; or what is. Uses nothing of the engine.
 pub type Beyond = fn(&Files, image: &str) -> Result<(), String>;
 
+/// Fails where files have changed and a program that remembers the image of that
+/// name by its identifiers could not know.
+pub type Announced = fn(before: &Files, now: &Files, image: &str) -> Result<(), String>;
+
 /// Who judges the states of a format, besides the engine itself.
 pub struct Judges {
     /// Whether `qemu-img check` does.
@@ -118,6 +122,9 @@ pub struct Judges {
     /// Whether one reader may see the old disk where another sees the new one:
     /// each has an authoritative copy of its own.
     pub may_differ: bool,
+    /// What the identifiers of an image have to say about a change of its files,
+    /// which is from the first to the second.
+    pub announced: Option<Announced>,
     /// The disk that a program finds which grows a finished image by writing a
     /// larger size and touches nothing else: zeroes behind the old end. The size
     /// is in bytes.
@@ -135,6 +142,7 @@ impl Judges {
         replay: false,
         readers: &[],
         may_differ: false,
+        announced: None,
         naive_grow: None,
     };
 }

@@ -25,6 +25,9 @@ const MAX_SETTLES: usize = 3;
 /// many after the same request again is looked at.
 const SAMPLED: u64 = 4;
 
+/// One of so many states is shown to qemu-img where some are.
+const SHOWN: u64 = 8;
+
 /// Bytes behind the end of a file in which nothing may be counted as used.
 const LONGER: u64 = 4 << 20;
 
@@ -49,6 +52,18 @@ pub enum Depth {
     /// And what becomes of it: the same request again, a repair, a grow by
     /// another program.
     AndFuture,
+}
+
+/// Which states are shown to qemu-img, which takes a hundred times as long as
+/// the others that judge.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Shown {
+    /// None.
+    Never,
+    /// One of a few.
+    Some,
+    /// All.
+    Always,
 }
 
 /// What was found out about a state.
@@ -88,9 +103,13 @@ pub struct Judge<'a> {
     pub case: &'a Case,
     /// Its image.
     pub setup: &'a Setup,
+    /// Which states qemu-img sees from now on.
+    pub shown: Cell<Shown>,
+    /// Whether identifiers have to tell of changes.
+    pub announced: bool,
     dir: tempfile::TempDir,
-    seen: RefCell<HashMap<(u64, When), Seen>>,
-    reruns: RefCell<HashMap<u64, Vec<String>>>,
+    seen: RefCell<HashMap<(u64, When, bool), Seen>>,
+    reruns: RefCell<HashMap<(u64, Shown), Vec<String>>>,
     /// Whether a grow by qemu-img of the untouched image shows what is not zero.
     shows_already: Cell<Option<bool>>,
 }
@@ -103,6 +122,8 @@ impl<'a> Judge<'a> {
         Ok(Self {
             case,
             setup,
+            shown: Cell::new(Shown::Always),
+            announced: true,
             dir,
             seen: RefCell::default(),
             reruns: RefCell::default(),
@@ -183,7 +204,12 @@ impl<'a> Judge<'a> {
             return Ok(false);
         };
         let shrinks = size < self.setup.old_disk.len();
-        if !self.case.judges.foreign_grow || !(shrinks || files.digest().is_multiple_of(SAMPLED)) {
+        let wanted = match self.shown.get() {
+            Shown::Never => false,
+            Shown::Some => files.digest().is_multiple_of(SHOWN),
+            Shown::Always => shrinks || files.digest().is_multiple_of(SAMPLED),
+        };
+        if !self.case.judges.foreign_grow || !wanted {
             return Ok(false);
         }
         if content == Content::New {
@@ -200,16 +226,28 @@ impl<'a> Judge<'a> {
 
     /// What every reader finds.
     fn look_at(&self, files: &Files, when: When) -> Result<Seen, String> {
-        let key = (files.digest(), when);
+        let by_qemu = self.is_shown(files, when);
+        let key = (files.digest(), when, by_qemu);
         if let Some(seen) = self.seen.borrow().get(&key) {
             return Ok(seen.clone());
         }
-        let seen = self.look(files, when)?;
+        let seen = self.look(files, when, by_qemu)?;
         self.seen.borrow_mut().insert(key, seen.clone());
         Ok(seen)
     }
 
-    fn look(&self, files: &Files, when: When) -> Result<Seen, String> {
+    /// Whether qemu-img looks at some files.
+    fn is_shown(&self, files: &Files, when: When) -> bool {
+        match (self.shown.get(), when) {
+            (Shown::Never, _) => false,
+            (Shown::Some, When::Between) => files.digest().is_multiple_of(SHOWN),
+            (Shown::Some, When::Again) => files.digest().is_multiple_of(SHOWN * SAMPLED),
+            (Shown::Always, When::Again) => files.digest().is_multiple_of(SAMPLED),
+            (_, When::Finished) | (Shown::Always, When::Between) => true,
+        }
+    }
+
+    fn look(&self, files: &Files, when: When, by_qemu: bool) -> Result<Seen, String> {
         let (judges, image) = (self.case.judges, self.setup.image_name());
         let mut seen = Seen::default();
         let mut contents = Vec::new();
@@ -230,7 +268,10 @@ impl<'a> Judge<'a> {
         if when != When::Between {
             self.check_by_engine(files, &mut seen);
         }
-        let by_qemu = when != When::Again || files.digest().is_multiple_of(SAMPLED);
+        if let (Some(announced), When::Between, true) = (judges.announced, when, self.announced) {
+            seen.faults
+                .extend(announced(&self.setup.files, files, image).err());
+        }
         if by_qemu && seen.faults.is_empty() && (judges.check || judges.convert) {
             self.setup.store(files, self.dir.path())?;
             if judges.check && (when != When::Between || self.starts_sound()) {
@@ -363,7 +404,7 @@ impl<'a> Judge<'a> {
     /// The same request on the state ends in the new disk, sound and without
     /// leaks. Guest writes may leave leaks that a repair finds.
     fn rerun(&self, files: &Files) -> Result<Vec<String>, String> {
-        let digest = files.digest();
+        let digest = (files.digest(), self.shown.get());
         if let Some(known) = self.reruns.borrow().get(&digest) {
             return Ok(known.clone());
         }
@@ -460,7 +501,7 @@ impl<'a> Judge<'a> {
     /// What shows up behind the end of finished files when they grow: nothing,
     /// whether the engine grows them or a program that only writes a larger size.
     fn stale(&self, files: &Files) -> Result<Vec<String>, String> {
-        let Change::Resize { .. } = self.setup.change else {
+        let (Change::Resize { .. } | Change::Repair(Repair::Leaks)) = self.setup.change else {
             return Ok(Vec::new());
         };
         let (old, new) = (&self.setup.old_disk, &self.setup.new_disk);
@@ -478,14 +519,19 @@ impl<'a> Judge<'a> {
             let mut session = Session::open(&grown, image, self.case.format)?;
             session.disk(self.setup.backing.as_ref())
         });
+        // What only repairs has the same size before and after.
+        let naive_size = match old.len() == new.len() {
+            true => size,
+            false => old.len().max(new.len()),
+        };
         let naive = self.case.judges.naive_grow;
-        let naive = naive.map(|naive| naive(files, image, old.len().max(new.len())));
+        let naive = naive.map(|naive| naive(files, image, naive_size));
         let beyond = self.case.judges.beyond.map(|beyond| beyond(files, image));
         let mut faults: Vec<String> = beyond.and_then(Result::err).into_iter().collect();
         if grown.as_ref() != Ok(&wanted) {
             faults.push(self.describe("after a grow", &grown));
         }
-        wanted.set_len(old.len().max(new.len()));
+        wanted.set_len(naive_size);
         if let Some(naive) = naive
             && naive.as_ref() != Ok(&wanted)
         {

@@ -18,7 +18,7 @@ mod reading;
 
 use explorer::case::Case;
 use explorer::judge::{Depth, Judge};
-use explorer::report::{Exploration, Row, Until};
+use explorer::report::{Exploration, Row};
 use explorer::setup::Setup;
 use explorer::{cases, full_name, seed, tools};
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
@@ -87,7 +87,6 @@ fn every_state_is_old_or_new(case: &'static Case, seed: u64, table: &Table) -> R
         epochs: &planned.epochs,
         seed,
         depth: Depth::AndFuture,
-        until: Until::Complete,
     }
     .run_to_end();
     let examples = row.examples.join("\n");

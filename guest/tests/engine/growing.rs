@@ -83,11 +83,8 @@ fn check(case: &Case) {
     lab.qemu_img(raw[0]);
     let bitmaps = bitmaps_of(&lab);
     let mut reply = resize(&mut session, case);
-    assert_eq!(
-        settles_first(&mut session, &reply),
-        case.name.starts_with("stopped_shrink")
-    );
-    if reply.is_err() {
+    if settles_first(&mut session, &reply) {
+        assert!(case.name.starts_with("stopped_shrink"));
         reply = resize(&mut session, case);
     }
     let reply = reply.expect("a plan");
@@ -133,7 +130,10 @@ fn finish_each_interruption(case: &Case, before: &MemHost, plan: &Plan) {
     for done in 0..=steps.len() {
         let mut session = Session::new(before.image.clone());
         session.host.others = before.others.clone();
-        steps.iter().take(done).for_each(|step| session.host.step(step));
+        steps
+            .iter()
+            .take(done)
+            .for_each(|step| session.host.step(step));
         let facts = session.open(None).expect("an interrupted grow opens");
         let mut rest = ask(&mut session, case, facts.virtual_size);
         if settles_first(&mut session, &rest) {

@@ -7,9 +7,7 @@ use crate::sandbox::{CallError, Files};
 use instar_guest::findings::{Repair, Report};
 use instar_guest::plan::{Plan, Purpose, Stage, Step};
 use instar_guest::proto::{Content, Place, PlanReply};
-use instar_guest::{
-    Extent, ExtentKind, Facts, Failure, FailureKind, FileNo, Reply, Request,
-};
+use instar_guest::{Extent, ExtentKind, Facts, Failure, FailureKind, FileNo, Reply, Request};
 use std::sync::{Arc, Mutex};
 
 const OLD: [u8; 8192] = [1; 8192];

@@ -235,7 +235,12 @@ impl Pass<'_> {
             false => blocks::empty(prepare.host(), &mut refcounts, &numbers)?,
         };
         output.emit(&mut tables, &empty, prepare)?;
-        self.take_out(&mut tables, prepare, (&empty, &numbers), &mut output.released)
+        self.take_out(
+            &mut tables,
+            prepare,
+            (&empty, &numbers),
+            &mut output.released,
+        )
     }
 
     /// The numbers of the blocks of the window.

@@ -146,7 +146,8 @@ impl Qcow2 {
         };
         let new = self.header.refcount_table.offset;
         let copied = new.plus(self.header.geometry.host_offset(u64::from(old.count)));
-        let behind = |step: &Step| matches!(step, Step::Write { offset, .. } if *offset >= copied.0);
+        let behind =
+            |step: &Step| matches!(step, Step::Write { offset, .. } if *offset >= copied.0);
         self.is_untouched(new) && hooks.iter().all(behind)
     }
 

@@ -52,7 +52,9 @@ impl Disk<'_> {
                 continue;
             }
             let first = index * per_table;
-            hold(first < kept, || format!("L1 entry {index} is left behind the end"))?;
+            hold(first < kept, || {
+                format!("L1 entry {index} is left behind the end")
+            })?;
             for place in 0..per_table {
                 let at = table + place * self.entry_len;
                 let entry = self.file.read(at, self.entry_len);
@@ -85,7 +87,9 @@ impl Disk<'_> {
         let part = self.cluster / 32;
         let shows = |byte: u64| allocated >> (byte / part) & 1 != 0;
         let rest = self.data.read(at + inside, self.cluster - inside);
-        let left = (inside..).zip(rest).find(|&(byte, value)| value != 0 && shows(byte));
+        let left = (inside..)
+            .zip(rest)
+            .find(|&(byte, value)| value != 0 && shows(byte));
         hold(left.is_none(), || {
             format!("the last cluster, at {at:#x}, has bytes behind the end")
         })

@@ -5,6 +5,10 @@
 use super::super::bytes::Bytes;
 use super::super::disk::Files;
 use super::{SECTOR, Uses, hold};
+use crc::{CRC_32_ISCSI, Crc};
+
+/// The checksum of all structures.
+pub const CRC: Crc<u32> = Crc::<u32>::new(&CRC_32_ISCSI);
 
 const K: u64 = 1024;
 const M: u64 = 1024 * K;
@@ -46,14 +50,7 @@ fn guid(file: &Bytes, offset: u64) -> u128 {
 fn checksum(file: &Bytes, offset: u64, len: u64, field: usize) -> u64 {
     let mut bytes = file.read(offset, len);
     bytes[field..field + 4].fill(0);
-    let mut crc = !0u32;
-    for byte in bytes {
-        crc ^= u32::from(byte);
-        for _ in 0..8 {
-            crc = crc >> 1 ^ if crc & 1 == 1 { 0x82f6_3b78 } else { 0 };
-        }
-    }
-    u64::from(!crc)
+    u64::from(CRC.checksum(&bytes))
 }
 
 /// Whether a structure has its signature and its checksum.
@@ -62,14 +59,41 @@ fn is_whole(file: &Bytes, offset: u64, len: u64, signature: &[u8]) -> bool {
         && checksum(file, offset, len, 4) == file.little::<4>(offset + 4)
 }
 
-/// The file as it is once its log is replayed.
-fn replayed(file: &Bytes) -> Result<Bytes, String> {
-    hold(file.read(0, 8) == b"vhdxfile", || "not a VHDX".to_owned())?;
+/// Where the header is that counts.
+fn current_header(file: &Bytes) -> Result<u64, String> {
     let whole = HEADERS
         .into_iter()
         .filter(|&at| is_whole(file, at, PAGE, b"head"));
     let header = whole.max_by_key(|at| file.little::<8>(at + 8));
-    let header = header.ok_or("both headers are damaged")?;
+    header.ok_or_else(|| "both headers are damaged".to_owned())
+}
+
+/// Whoever remembers an image by the identifiers in its header learns of every
+/// change: the file gets a new one before anything in it changes but the
+/// headers. It may become longer before.
+pub fn announced(before: &Files, now: &Files, image: &str) -> Result<(), String> {
+    let (old, new) = (before.get(image)?, now.get(image)?);
+    let file_write = |file: &Bytes| Ok::<_, String>(guid(file, current_header(file)? + 16));
+    if file_write(old)? != file_write(new)? {
+        return Ok(());
+    }
+    let mut new = new.clone();
+    new.set_len(old.len());
+    for at in HEADERS {
+        new.copy(old, at, at, PAGE);
+    }
+    match new.difference(old) {
+        None => Ok(()),
+        Some(at) => Err(format!(
+            "the file changed at {at:#x} under the identifier that it had"
+        )),
+    }
+}
+
+/// The file as it is once its log is replayed.
+fn replayed(file: &Bytes) -> Result<Bytes, String> {
+    hold(file.read(0, 8) == b"vhdxfile", || "not a VHDX".to_owned())?;
+    let header = current_header(file)?;
     hold(file.little::<2>(header + 66) == 1, || {
         "another version".to_owned()
     })?;
