@@ -82,13 +82,14 @@ fn check(case: &Case) {
     ];
     lab.qemu_img(raw[0]);
     let bitmaps = bitmaps_of(&lab);
+    let mut old_len = session.host.image.len();
     let mut reply = resize(&mut session, case);
     if settles_first(&mut session, &reply) {
         assert!(case.name.starts_with("stopped_shrink"));
+        old_len = session.host.image.len();
         reply = resize(&mut session, case);
     }
     let reply = reply.expect("a plan");
-    let old_len = session.host.image.len();
     check_shape(&reply, old_len as u64, &session, case);
     // Every one of these is another image in memory.
     // Where bitmaps are marked meanwhile, they have to go after a crash.
