@@ -193,6 +193,25 @@ impl<'a> Session<'a> {
         Ok(disk)
     }
 
+    /// Whether the image has a place for every byte of the disk from an offset
+    /// on.
+    pub fn is_mapped_from(&mut self, offset: u64) -> Result<bool, String> {
+        let size = self.facts.virtual_size;
+        let mut at = offset;
+        while at < size {
+            let len = size - at;
+            let Reply::Extents(extents) = self.ask(Request::Map { offset: at, len })? else {
+                return Err("map was not answered by extents".to_owned());
+            };
+            let mapped = |extent: &Extent| matches!(extent.kind, ExtentKind::Data { .. });
+            if extents.is_empty() || !extents.iter().all(mapped) {
+                return Ok(false);
+            }
+            at += extents.iter().map(|extent| extent.len).sum::<u64>();
+        }
+        Ok(true)
+    }
+
     fn fetch(
         &mut self,
         extent: &Extent,

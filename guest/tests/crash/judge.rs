@@ -11,6 +11,7 @@ use super::disk::Files;
 use super::engine::{Change, Session};
 use super::setup::{Setup, wants_replay};
 use super::tools::qemu_img;
+use instar_guest::Format;
 use instar_guest::findings::{Finding, Repair, Severity};
 use instar_guest::proto::Preallocation;
 use std::cell::{Cell, RefCell};
@@ -156,6 +157,9 @@ impl<'a> Judge<'a> {
         if seen.leaks {
             faults.push("the change leaks space".to_owned());
         }
+        if faults.is_empty() && self.is_unsettled(files)? {
+            faults.push("the change leaves the image unsettled".to_owned());
+        }
         if self.counts_behind_the_end(files)? {
             faults.push("space behind the end of the file counts as used".to_owned());
         }
@@ -284,6 +288,9 @@ impl<'a> Judge<'a> {
             }
         }
         seen.content = contents.first().copied();
+        if seen.content == Some(Content::New) && seen.faults.is_empty() {
+            seen.faults.extend(self.not_allocated(files)?);
+        }
         if contents
             .iter()
             .any(|content| Some(*content) != seen.content)
@@ -294,6 +301,28 @@ impl<'a> Judge<'a> {
             }
         }
         Ok(seen)
+    }
+
+    /// The new disk has a place for what a grow adds that allocates it, in a
+    /// format that maps it cluster by cluster.
+    fn not_allocated(&self, files: &Files) -> Result<Option<String>, String> {
+        let Change::Resize { preallocation, .. } = self.setup.change else {
+            return Ok(None);
+        };
+        if self.case.format != Format::Qcow2 || preallocation == Preallocation::Off {
+            return Ok(None);
+        }
+        let mut session = Session::open(files, self.setup.image_name(), self.case.format)?;
+        let cluster = session.facts.cluster_size.unwrap_or(1);
+        let added = self.setup.old_disk.len().next_multiple_of(cluster);
+        let mapped = session.is_mapped_from(added)?;
+        Ok((!mapped).then(|| "a part of the added range is not allocated".to_owned()))
+    }
+
+    /// Whether the image has to be put in order before anything else.
+    fn is_unsettled(&self, files: &Files) -> Result<bool, String> {
+        let session = Session::open(files, self.setup.image_name(), self.case.format);
+        Ok(session?.facts.unsettled.is_some())
     }
 
     /// Whether qemu-img finds the image of the case sound from the beginning: one

@@ -1,6 +1,6 @@
 //! The changes of qcow2 images that are explored.
 
-use super::case::{Ask, BASIC, Case, Harmless, Judges, K, M, patch};
+use super::case::{Ask, BASIC, Case, Judges, K, M, patch};
 use super::disk::Files;
 use super::readers::qcow2::nothing_beyond;
 use instar_guest::Format;
@@ -15,10 +15,6 @@ pub const JUDGES: Judges = Judges {
     counts: true,
     ..Judges::NONE
 };
-
-/// Why the barrier before the commit stays, which is a stage of its own: what is
-/// promised besides content is disk space.
-pub const UNMAPPED: &str = "where an entry is missing the added range reads as zeroes as well";
 
 /// What the cases of this page have in common.
 pub const QCOW2: Case = Case {
@@ -264,7 +260,6 @@ pub const ENDS: &[Case] = &[
     },
     Case {
         name: "falloc/4K",
-        harmless: &[Harmless::barrier(1, UNMAPPED)],
         options: "cluster_size=4096",
         ask: Ask::Grow(3 * M, Falloc),
         ..QCOW2
@@ -279,7 +274,6 @@ pub const ENDS: &[Case] = &[
     },
     Case {
         name: "falloc/extended L2",
-        harmless: &[Harmless::barrier(1, UNMAPPED)],
         options: "cluster_size=16384,extended_l2=on",
         ask: Ask::Grow(3 * M, Falloc),
         ..QCOW2
