@@ -76,7 +76,8 @@ pub enum Step {
         /// Length of the range.
         len: u64,
     },
-    /// Copy a range within a file; source and destination do not overlap.
+    /// Copy a range within a file; source and destination do not overlap. Holes
+    /// stay holes.
     Copy {
         /// The file to change.
         file: FileNo,

@@ -6,7 +6,7 @@ use super::filesystem::Filesystem;
 use super::memory::Stale;
 use super::nodes::Node;
 use super::open::{Context, Handle, OpenFile};
-use crate::image::Access;
+use crate::image::{Access, Space};
 use instar_guest::proto::Preallocation;
 use nix::errno::Errno;
 use nix::fcntl::FallocateFlags;
@@ -135,18 +135,37 @@ impl Filesystem {
         }
     }
 
-    /// Allocates a range. `mode` is that of fallocate(2).
+    /// Allocates, zeroes or discards a range. `mode` is that of fallocate(2).
     pub fn fallocate(&self, handle: u64, mode: i32, offset: u64, len: u64) -> Result<()> {
-        let keep_size = match FallocateFlags::from_bits(mode) {
-            Some(mode) if mode.is_empty() => false,
-            Some(FallocateFlags::FALLOC_FL_KEEP_SIZE) => true,
-            _ => return Err(Errno::EOPNOTSUPP.into()),
-        };
+        let mode = FallocateFlags::from_bits(mode).ok_or(Errno::EOPNOTSUPP)?;
+        let keep_size = mode.contains(FallocateFlags::FALLOC_FL_KEEP_SIZE);
+        let what = mode - FallocateFlags::FALLOC_FL_KEEP_SIZE;
         let handle = self.handle(handle)?;
         let end = offset.checked_add(len).ok_or(Errno::EFBIG)?;
         if len == 0 {
             return Err(Errno::EINVAL.into());
         }
+        if what.is_empty() {
+            return self.allocate(&handle, offset, end, keep_size);
+        }
+        let space = match what {
+            FallocateFlags::FALLOC_FL_PUNCH_HOLE if keep_size => Space::Released,
+            FallocateFlags::FALLOC_FL_ZERO_RANGE => Space::Kept,
+            _ => return Err(Errno::EOPNOTSUPP.into()),
+        };
+        if !keep_size {
+            self.grow_for_write(&handle, end)?;
+        }
+        handle.write(self.context(), |disk| {
+            let end = end.min(disk.virtual_size());
+            match end.checked_sub(offset) {
+                None | Some(0) => Ok(()),
+                Some(len) => disk.zero(offset, len, space),
+            }
+        })
+    }
+
+    fn allocate(&self, handle: &Handle, offset: u64, end: u64, keep_size: bool) -> Result<()> {
         let file = &handle.file;
         let sizing = file.sizing();
         handle.write(self.context(), |disk| {
@@ -209,7 +228,7 @@ impl Filesystem {
         let path = self.source.display(&file.node.path);
         let old = disk.virtual_size();
         self.whole_units(file, disk, size)?;
-        if size == old && !self.is_unfinished(file, disk) {
+        if size == old && !Self::is_unfinished(file, disk) {
             return Ok(());
         }
         if size < old && !self.options.shrink {
@@ -239,10 +258,10 @@ impl Filesystem {
     }
 
     /// Whether the image may have something left to do for the size that it
-    /// has: a change that failed half way, or a shrink that was cut off before
-    /// it gave back its space.
-    fn is_unfinished(&self, file: &OpenFile, disk: &dyn Disk) -> bool {
-        let may_be = file.node.is_resize_failed() || disk.is_unsettled() || self.options.shrink;
+    /// has: a change that failed half way, or one that was cut off before it
+    /// gave back its space, which the image is asked for once.
+    fn is_unfinished(file: &OpenFile, disk: &dyn Disk) -> bool {
+        let may_be = !file.node.is_size_whole() || disk.is_unsettled();
         may_be && disk.is_resizable()
     }
 

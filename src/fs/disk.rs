@@ -3,7 +3,7 @@
 
 use super::error::Result;
 use super::source::{FileId, Source, Time};
-use crate::image::Access;
+use crate::image::{Access, Space};
 use instar_guest::facts::{Backing, NamedFile};
 use instar_guest::proto::{Format, Preallocation};
 use std::fs::File;
@@ -91,6 +91,9 @@ pub trait Disk: Send + Sync {
 
     /// Allocates a range inside the disk, with disk space behind it.
     fn preallocate(&self, offset: u64, len: u64) -> Result<()>;
+
+    /// Makes a range inside the disk read as zeroes.
+    fn zero(&self, offset: u64, len: u64, space: Space) -> Result<()>;
 
     /// Makes data and mapping durable. Waits for a flush in progress; cheap if
     /// there is nothing to do.

@@ -5,7 +5,8 @@ use super::error::{Error, Result};
 use super::source::{FileId, Time};
 use crate::compat::info::{self, Layer, OnDisk};
 use crate::image::{
-    self, Access, BackingPolicy, Image, Location, OpenOptions, ResizeOptions, SegmentKind, Tree,
+    self, Access, BackingPolicy, Image, Location, OpenOptions, ResizeOptions, SegmentKind, Space,
+    Tree,
 };
 use crate::sandbox::{Pool, escape_deceptive};
 use instar_guest::proto::{Format, Preallocation};
@@ -131,6 +132,10 @@ impl Disk for OpenImage {
 
     fn preallocate(&self, offset: u64, len: u64) -> Result<()> {
         Ok(self.0.preallocate(offset, len)?)
+    }
+
+    fn zero(&self, offset: u64, len: u64, space: Space) -> Result<()> {
+        Ok(self.0.zero(offset, len, space)?)
     }
 
     fn flush(&self) -> Result<()> {

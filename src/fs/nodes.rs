@@ -36,18 +36,19 @@ pub struct Node {
     /// Directory or regular file.
     pub kind: Kind,
     file: Mutex<FileId>,
-    resize_failed: AtomicBool,
+    size_is_whole: AtomicBool,
 }
 
 impl Node {
     /// Takes note of how the last change of its size went.
     pub fn note_resize(&self, done: bool) {
-        self.resize_failed.store(!done, Ordering::Release);
+        self.size_is_whole.store(done, Ordering::Release);
     }
 
-    /// Whether the last change of its size failed, perhaps half way.
-    pub fn is_resize_failed(&self) -> bool {
-        self.resize_failed.load(Ordering::Acquire)
+    /// Whether its size was changed, or asked for, with success: nothing of that
+    /// is left to do.
+    pub fn is_size_whole(&self) -> bool {
+        self.size_is_whole.load(Ordering::Acquire)
     }
 
     /// Which file it was when it was looked up, or has become by a change of
@@ -91,7 +92,7 @@ impl Nodes {
                 path: PathBuf::new(),
                 kind: Kind::Directory,
                 file: Mutex::new(root),
-                resize_failed: AtomicBool::new(false),
+                size_is_whole: AtomicBool::new(false),
             }),
         }
     }
@@ -148,7 +149,7 @@ impl Nodes {
                     path,
                     kind,
                     file: Mutex::new(file),
-                    resize_failed: AtomicBool::new(false),
+                    size_is_whole: AtomicBool::new(false),
                 });
                 slot.insert(Held {
                     node: Arc::clone(&node),

@@ -1,6 +1,7 @@
 //! The few effects that a plan and a guest's write can have on a file, as a
 //! trait: the real ones, and room for tests that record or fail them.
 
+use super::copy;
 use super::handles::{Handle, Handles};
 use super::names::Names;
 use instar_guest::FileNo;
@@ -83,7 +84,7 @@ pub(crate) struct DiskEffects {
 }
 
 /// Chunk of what has to be written or copied through memory.
-const CHUNK: usize = 256 << 10;
+pub(super) const CHUNK: usize = 256 << 10;
 static ZEROES: [u8; CHUNK] = [0; CHUNK];
 
 impl DiskEffects {
@@ -102,19 +103,8 @@ impl Effects for DiskEffects {
         self.file(file)?.file.write_all_at(data, offset)
     }
 
-    /// What lies past the end only moves the end: it reads as zeroes then, and
-    /// takes no disk space.
     fn zero(&self, file: FileNo, offset: u64, len: u64) -> io::Result<()> {
-        let file = &self.file(file)?.file;
-        let (old, end) = (file.metadata()?.len(), offset + len);
-        let inside = end.min(old).saturating_sub(offset);
-        if inside > 0 {
-            zero_inside(file, offset, inside)?;
-        }
-        if end > old {
-            file.set_len(end)?;
-        }
-        Ok(())
+        zero(&self.file(file)?.file, offset, len)
     }
 
     fn copy(&self, file: FileNo, from: u64, to: u64, len: u64) -> io::Result<()> {
@@ -130,15 +120,7 @@ impl Effects for DiskEffects {
         len: u64,
     ) -> io::Result<()> {
         let (file, source) = (self.file(file)?, self.file(source)?);
-        let mut buf = vec![0; CHUNK.min(len as usize)];
-        let mut done = 0;
-        while done < len {
-            let n = (len - done).min(CHUNK as u64) as usize;
-            source.file.read_exact_at(&mut buf[..n], from + done)?;
-            file.file.write_all_at(&buf[..n], to + done)?;
-            done += n as u64;
-        }
-        Ok(())
+        copy::copy(&source.file, from, &file.file, to, len)
     }
 
     fn reserve(&self, file: FileNo, offset: u64, len: u64) -> io::Result<()> {
@@ -184,6 +166,20 @@ impl Effects for DiskEffects {
     fn sync_names(&self) -> io::Result<()> {
         self.with_names(Names::sync)
     }
+}
+
+/// Zeroes a range. What lies past the end only moves the end: it reads as zeroes
+/// then, and takes no disk space.
+pub(super) fn zero(file: &File, offset: u64, len: u64) -> io::Result<()> {
+    let (old, end) = (file.metadata()?.len(), offset + len);
+    let inside = end.min(old).saturating_sub(offset);
+    if inside > 0 {
+        zero_inside(file, offset, inside)?;
+    }
+    if end > old {
+        file.set_len(end)?;
+    }
+    Ok(())
 }
 
 /// Zeroes a range inside the file. Short ranges are cheaper to write than to

@@ -8,6 +8,7 @@
 mod chain;
 mod change;
 mod check;
+mod copy;
 mod create;
 mod disk;
 mod effects;
@@ -36,6 +37,7 @@ mod segments;
 mod settle;
 mod volatile;
 mod write;
+mod zero;
 
 #[cfg(test)]
 mod tests;
@@ -49,6 +51,7 @@ pub use gate::Tree;
 pub use name::{NameRule, format_of_name};
 pub use open::{BackingPolicy, Location, OpenOptions};
 pub use segments::{Segment, SegmentKind};
+pub use zero::Space;
 
 use instar_guest::proto::Preallocation;
 

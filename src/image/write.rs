@@ -143,7 +143,7 @@ impl Image {
             .map_err(|fault| fault.at(Operation::Write, &self.path))
     }
 
-    fn may_write(&self, offset: u64, len: u64) -> Result<(), Fault> {
+    pub(super) fn may_write(&self, offset: u64, len: u64) -> Result<(), Fault> {
         self.alive()?;
         self.writable()?;
         self.inside(offset, len)?;
@@ -267,7 +267,7 @@ impl Image {
     }
 
     /// Whether the mapping alone says that a range reads as zeroes.
-    fn reads_zero(&self, link: &mut Link, start: u64, end: u64) -> Result<bool, Fault> {
+    pub(super) fn reads_zero(&self, link: &mut Link, start: u64, end: u64) -> Result<bool, Fault> {
         let mut next = start;
         while next < end {
             let extent = self.look(next, end - next, &mut Some(&mut *link))?;

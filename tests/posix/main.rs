@@ -11,16 +11,20 @@ mod formats;
 mod grow;
 mod images;
 mod locks;
+mod model;
 mod names;
 mod programs;
 mod rig;
 mod shrink;
 mod space;
 mod tools;
+mod zero;
 
 #[allow(dead_code)] // Shared: not every test binary needs all of it.
 #[path = "../support/machine.rs"]
 mod machine;
+#[path = "../support/random.rs"]
+mod random;
 #[path = "../support/xattr.rs"]
 mod xattr;
 
@@ -85,6 +89,8 @@ fn main() -> ExitCode {
 /// For every variant of qcow2 and raw.
 const EVERY: &[&[Claim]] = &[
     content::CLAIMS,
+    zero::CLAIMS,
+    model::CLAIMS,
     grow::SIZES,
     grow::SPACE,
     grow::CLAIMS,
@@ -96,6 +102,8 @@ const EVERY: &[&[Claim]] = &[
 const RESIZED: &[&[Claim]] = &[
     formats::CLAIMS,
     formats::SPACE,
+    zero::CLAIMS,
+    model::CLAIMS,
     grow::SIZES,
     grow::SPACE,
     shrink::CLAIMS,

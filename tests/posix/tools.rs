@@ -2,9 +2,11 @@
 #![allow(unsafe_code)]
 
 use nix::errno::Errno;
+use nix::sys::mman::{MapFlags, MsFlags, ProtFlags, mmap, msync, munmap};
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io;
+use std::num::NonZeroUsize;
 use std::os::fd::AsRawFd as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -110,6 +112,30 @@ pub fn fallocate(file: &File, mode: libc::c_int, offset: u64, len: u64) -> io::R
     // SAFETY: the call takes numbers only.
     let result = unsafe { libc::fallocate(file.as_raw_fd(), mode, offset, len) };
     Ok(Errno::result(result).map(drop)?)
+}
+
+/// Lets a range of a file be used through a shared mapping, and makes the file
+/// have what was written there.
+pub fn mapped<T>(file: &File, offset: u64, len: u64, act: impl FnOnce(&mut [u8]) -> T) -> T {
+    let page = 4096;
+    let start = offset / page * page;
+    let (skip, len) = (
+        usize::try_from(offset - start).unwrap(),
+        usize::try_from(len).unwrap(),
+    );
+    let whole = NonZeroUsize::new(skip + len).unwrap();
+    let access = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
+    let start = libc::off_t::try_from(start).unwrap();
+    // SAFETY: a mapping at a new address.
+    let map = unsafe { mmap(None, whole, access, MapFlags::MAP_SHARED, file, start) }.unwrap();
+    // SAFETY: the mapping has these bytes, and nothing else knows its address.
+    let bytes = unsafe { std::slice::from_raw_parts_mut(map.cast::<u8>().as_ptr(), whole.get()) };
+    let answer = act(&mut bytes[skip..]);
+    // SAFETY: the mapping, whole.
+    unsafe { msync(map, whole.get(), MsFlags::MS_SYNC) }.unwrap();
+    // SAFETY: the mapping, whole; the slice is not used any more.
+    unsafe { munmap(map, whole.get()) }.unwrap();
+    answer
 }
 
 /// Waits for something that another process does, for as long as a broken

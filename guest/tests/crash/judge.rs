@@ -11,6 +11,7 @@ use super::disk::Files;
 use super::engine::{Change, Session};
 use super::setup::{Setup, wants_replay};
 use super::tools::qemu_img;
+use instar_guest::Format;
 use instar_guest::findings::{Finding, Repair, Severity};
 use instar_guest::proto::Preallocation;
 use std::cell::{Cell, RefCell};
@@ -158,19 +159,29 @@ impl<'a> Judge<'a> {
         if seen.leaks {
             faults.push("the change leaks space".to_owned());
         }
-        if self.case.judges.counts {
-            let mut longer = files.clone();
-            let image = longer.find(self.setup.image_name()).ok_or("no image")?;
-            let bytes = longer.bytes_mut(image);
-            bytes.set_len(bytes.len() + LONGER);
-            let mut behind = Seen::default();
-            self.check_by_engine(&longer, &mut behind);
-            if behind.leaks {
-                faults.push("space behind the end of the file counts as used".to_owned());
-            }
+        if faults.is_empty() && self.is_unsettled(files)? {
+            faults.push("the change leaves the image unsettled".to_owned());
+        }
+        if self.counts_behind_the_end(files)? {
+            faults.push("space behind the end of the file counts as used".to_owned());
         }
         faults.extend(self.stale(files)?);
         Ok(faults)
+    }
+
+    /// Whether space behind the end of the file counts as used, in a format that
+    /// counts it.
+    fn counts_behind_the_end(&self, files: &Files) -> Result<bool, String> {
+        if !self.case.judges.counts {
+            return Ok(false);
+        }
+        let mut longer = files.clone();
+        let image = longer.find(self.setup.image_name()).ok_or("no image")?;
+        let bytes = longer.bytes_mut(image);
+        bytes.set_len(bytes.len() + LONGER);
+        let mut behind = Seen::default();
+        self.check_by_engine(&longer, &mut behind);
+        Ok(behind.leaks)
     }
 
     fn future(
@@ -279,6 +290,9 @@ impl<'a> Judge<'a> {
             }
         }
         seen.content = contents.first().copied();
+        if seen.content == Some(Content::New) && seen.faults.is_empty() {
+            seen.faults.extend(self.not_allocated(files)?);
+        }
         if contents
             .iter()
             .any(|content| Some(*content) != seen.content)
@@ -289,6 +303,28 @@ impl<'a> Judge<'a> {
             }
         }
         Ok(seen)
+    }
+
+    /// The new disk has a place for what a grow adds that allocates it, in a
+    /// format that maps it cluster by cluster.
+    fn not_allocated(&self, files: &Files) -> Result<Option<String>, String> {
+        let Change::Resize { preallocation, .. } = self.setup.change else {
+            return Ok(None);
+        };
+        if self.case.format != Format::Qcow2 || preallocation == Preallocation::Off {
+            return Ok(None);
+        }
+        let mut session = Session::open(files, self.setup.image_name(), self.case.format)?;
+        let cluster = session.facts.cluster_size.unwrap_or(1);
+        let added = self.setup.old_disk.len().next_multiple_of(cluster);
+        let mapped = session.is_mapped_from(added)?;
+        Ok((!mapped).then(|| "a part of the added range is not allocated".to_owned()))
+    }
+
+    /// Whether the image has to be put in order before anything else.
+    fn is_unsettled(&self, files: &Files) -> Result<bool, String> {
+        let session = Session::open(files, self.setup.image_name(), self.case.format);
+        Ok(session?.facts.unsettled.is_some())
     }
 
     /// Whether qemu-img finds the image of the case sound from the beginning: one
@@ -372,7 +408,8 @@ impl<'a> Judge<'a> {
         Err("the image does not get settled".to_owned())
     }
 
-    /// The files after a change to them, which are put in order first.
+    /// The files after a change to them, which are put in order first: before
+    /// anything is asked, or where the change is refused until then.
     fn changed(&self, files: &Files, change: &Change) -> Result<Files, String> {
         let mut changed = self.settled(files)?;
         let image = self.setup.image_name();
@@ -381,13 +418,22 @@ impl<'a> Judge<'a> {
             Change::Write(_) => session.disk(self.setup.backing.as_ref())?,
             _ => Bytes::default(),
         };
-        let planned = session.plan(&on_size(change, session.facts.virtual_size), &disk)?;
+        let change = on_size(change, session.facts.virtual_size);
+        let planned = match session.plan(&change, &disk) {
+            Err(_) if session.settles_first => {
+                let mut session = Session::open(&changed, image, self.case.format)?;
+                let settling = session.plan(&Change::Settle, &disk)?;
+                changed.apply_all(&settling.epochs);
+                Session::open(&changed, image, self.case.format)?.plan(&change, &disk)?
+            }
+            planned => planned?,
+        };
         changed.apply_all(&planned.epochs);
         Ok(changed)
     }
 
     /// The same request on the state ends in the new disk, sound and without
-    /// leaks that a repair does not find.
+    /// leaks. Guest writes may leave leaks that a repair finds.
     fn rerun(&self, files: &Files) -> Result<Vec<String>, String> {
         let digest = (files.digest(), self.shown.get());
         if let Some(known) = self.reruns.borrow().get(&digest) {
@@ -416,7 +462,8 @@ impl<'a> Judge<'a> {
 
     fn judge_finished(&self, finished: &Files) -> Result<Vec<String>, String> {
         let mut finished = finished.clone();
-        if self.look_at(&finished, When::Again)?.leaks {
+        let writes = matches!(self.setup.change, Change::Write(_));
+        if writes && self.look_at(&finished, When::Again)?.leaks {
             match self.repaired(&finished)? {
                 Ok(repaired) => finished = repaired,
                 Err(text) => return Ok(vec![text]),
@@ -426,6 +473,9 @@ impl<'a> Judge<'a> {
         let mut faults = seen.faults;
         if seen.leaks {
             faults.push("leaks stay".to_owned());
+        }
+        if !writes && self.counts_behind_the_end(&finished)? {
+            faults.push("space behind the end of the file counts as used".to_owned());
         }
         if seen.content != Some(Content::New) {
             faults.push(format!("ends in {:?}", seen.content));
@@ -518,7 +568,8 @@ impl<'a> Judge<'a> {
         };
         let naive = self.case.judges.naive_grow;
         let naive = naive.map(|naive| naive(files, image, naive_size));
-        let mut faults = Vec::new();
+        let beyond = self.case.judges.beyond.map(|beyond| beyond(files, image));
+        let mut faults: Vec<String> = beyond.and_then(Result::err).into_iter().collect();
         if grown.as_ref() != Ok(&wanted) {
             faults.push(self.describe("after a grow", &grown));
         }

@@ -5,7 +5,7 @@ use crate::fs::disk::{At, Disk, Library, Part, Portrait, Run};
 use crate::fs::error::{Error, Result};
 use crate::fs::source::FileId;
 use crate::fs::sync::lock;
-use crate::image::Access;
+use crate::image::{Access, Space};
 use instar_guest::facts::{Backing, NamedFile};
 use instar_guest::proto::{Format, Preallocation};
 use nix::errno::Errno;
@@ -23,6 +23,7 @@ pub const MIB: u64 = 1 << 20;
 pub struct Shelf {
     pub content: HashMap<u64, Vec<u8>>,
     pub allocated: Vec<(u64, u64)>,
+    pub zeroed: Vec<(u64, u64, Space)>,
     pub events: Vec<&'static str>,
     pub locked_by_others: bool,
     pub changed_by_others: bool,
@@ -205,6 +206,11 @@ impl Disk for FakeDisk {
         lock(&self.shelf).allocated.push((offset, len));
         *lock(&self.dirty) = true;
         Ok(())
+    }
+
+    fn zero(&self, offset: u64, len: u64, space: Space) -> Result<()> {
+        lock(&self.shelf).zeroed.push((offset, len, space));
+        self.write_at(&vec![0; usize::try_from(len).unwrap()], offset)
     }
 
     fn flush(&self) -> Result<()> {

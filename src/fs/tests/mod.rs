@@ -11,7 +11,7 @@ use super::nodes::NodeId;
 use super::source::Source;
 use super::sync::lock;
 use super::{Attributes, Seek, Stale};
-use crate::image::Access;
+use crate::image::{Access, Space};
 use fake::{FakeLibrary, MIB, Shelf};
 use instar_guest::proto::Preallocation;
 use nix::errno::Errno;
@@ -284,15 +284,41 @@ fn fallocate_refuses_what_it_cannot_do() {
     let stage = Stage::new(&[("a.qcow2", "size=1048576")]);
     let handle = stage.open("a.qcow2", true).unwrap();
     let keep_size = libc::FALLOC_FL_KEEP_SIZE;
-    let punch = keep_size | libc::FALLOC_FL_PUNCH_HOLE;
+    let collapse = libc::FALLOC_FL_COLLAPSE_RANGE;
     let fallocate = |mode, offset, len| stage.fs.fallocate(handle, mode, offset, len);
     assert!(fallocate(keep_size, 0, MIB).is_ok());
     assert_eq!(errno(fallocate(keep_size, 0, MIB + 512)), Errno::EOPNOTSUPP);
-    assert_eq!(errno(fallocate(punch, 0, 512)), Errno::EOPNOTSUPP);
+    assert_eq!(errno(fallocate(collapse, 0, 512)), Errno::EOPNOTSUPP);
     assert_eq!(errno(fallocate(0, 0, MIB + 1)), Errno::EINVAL);
     assert_eq!(errno(fallocate(0, 0, 0)), Errno::EINVAL);
     assert_eq!(lock(&stage.shelf).allocated, [(0, MIB)]);
     assert_eq!(stage.lookup("a.qcow2").unwrap().size, MIB);
+}
+
+#[test]
+fn fallocate_zeroes_with_space_and_without() {
+    let stage = Stage::new(&[("a.qcow2", "size=1048576")]);
+    let handle = stage.open("a.qcow2", true).unwrap();
+    let keep_size = libc::FALLOC_FL_KEEP_SIZE;
+    let punch = keep_size | libc::FALLOC_FL_PUNCH_HOLE;
+    let zero = libc::FALLOC_FL_ZERO_RANGE;
+    let fallocate = |mode, offset, len| stage.fs.fallocate(handle, mode, offset, len);
+    fallocate(punch, 3, 7).unwrap();
+    fallocate(punch, MIB - 512, MIB).unwrap();
+    fallocate(punch, MIB, MIB).unwrap();
+    fallocate(zero | keep_size, MIB - 5, MIB).unwrap();
+    assert_eq!(stage.lookup("a.qcow2").unwrap().size, MIB);
+    fallocate(zero, MIB - 5, 512).unwrap();
+    assert_eq!(stage.lookup("a.qcow2").unwrap().size, MIB + 512);
+    assert_eq!(
+        lock(&stage.shelf).zeroed,
+        [
+            (3, 7, Space::Released),
+            (MIB - 512, 512, Space::Released),
+            (MIB - 5, 5, Space::Kept),
+            (MIB - 5, 512, Space::Kept),
+        ]
+    );
 }
 
 #[test]
