@@ -28,9 +28,6 @@ use std::sync::{Arc, Mutex};
 
 /// States that all cases together have at least.
 const LEAST_STATES: usize = 5_000;
-/// Set, it has every barrier and every zeroing of every plan taken out, one by
-/// one: that takes many times as long as the states themselves.
-const MUTATIONS: &str = "INSTAR_CRASH_MUTATIONS";
 
 /// The rows of the table that is printed at the end.
 type Table = Arc<Mutex<Vec<Row>>>;
@@ -48,11 +45,9 @@ fn main() -> ExitCode {
         trials.push(with_oracle(format!("state/{name}"), move || {
             every_state_is_old_or_new(case, seed, &rows)
         }));
-        if std::env::var_os(MUTATIONS).is_some() {
-            trials.push(with_oracle(format!("needed/{name}"), move || {
-                orders::each_part_is_needed(case, seed)
-            }));
-        }
+        trials.push(with_oracle(format!("needed/{name}"), move || {
+            orders::each_part_is_needed(case, seed)
+        }));
     }
     let conclusion = libtest_mimic::run(&arguments, trials);
     let states = if arguments.list {
