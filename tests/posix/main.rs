@@ -10,6 +10,7 @@ mod failures;
 mod formats;
 mod grow;
 mod images;
+mod kill;
 mod locks;
 mod model;
 mod names;
@@ -91,6 +92,7 @@ const EVERY: &[&[Claim]] = &[
     content::CLAIMS,
     zero::CLAIMS,
     model::CLAIMS,
+    kill::CLAIMS,
     grow::SIZES,
     grow::SPACE,
     grow::CLAIMS,
@@ -104,6 +106,7 @@ const RESIZED: &[&[Claim]] = &[
     formats::SPACE,
     zero::CLAIMS,
     model::CLAIMS,
+    kill::CLAIMS,
     grow::SIZES,
     grow::SPACE,
     shrink::CLAIMS,
