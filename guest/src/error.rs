@@ -33,6 +33,10 @@ pub enum FailureKind {
     /// request would show more of it. The request changed nothing: give the
     /// image that unit for its own, then ask again.
     OwnUnitFirst,
+    /// A change was interrupted and left something. The request changed nothing:
+    /// have the image put in order ([`Settle`](crate::Request::Settle)), then
+    /// ask again.
+    SettleFirst,
 }
 
 /// A request that was refused. The text names the field, the value found and

@@ -5,9 +5,11 @@
 //! everything durable (`fdatasync`, and the directory where names changed), and
 //! once more after the last. A *commit* stage holds one single step that is
 //! atomic by nature: a write inside one aligned 512-byte sector, one set-length,
-//! or one rename. What comes before the first commit is invisible to every
-//! reader, what comes after the last only tidies up. A format with several
-//! authoritative copies has a commit for each.
+//! or one rename. Where a format has two authoritative copies of that sector,
+//! it holds the same write for each, as each reader goes by one of them. What
+//! comes before the first commit is invisible to every reader, what comes after
+//! the last only tidies up. Files are created before anything else of their
+//! stage.
 
 use crate::proto::FileNo;
 use alloc::string::String;
@@ -25,6 +27,9 @@ pub const MAX_GAP: u64 = 512 << 30;
 
 /// The most commits in a plan.
 pub const MAX_COMMITS: usize = 4;
+
+/// The most copies that a commit writes.
+pub const MAX_COPIES: usize = 2;
 
 /// How a file that a plan creates is called, in the directory of the image.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -172,7 +177,7 @@ pub enum Purpose {
     Count,
     /// Refer to what earlier stages laid down, invisibly to a reader.
     Link,
-    /// The one atomic step that makes the change visible.
+    /// The atomic step that makes the change visible.
     Commit,
     /// Release what is no longer referred to.
     Release,
@@ -183,7 +188,7 @@ pub enum Purpose {
 pub struct Stage {
     /// What the stage is for.
     pub purpose: Purpose,
-    /// The steps, in any order.
+    /// The steps, in any order but that files are created first.
     pub steps: Vec<Step>,
 }
 

@@ -125,6 +125,21 @@ pub fn writes<'a>(pieces: impl Iterator<Item = (HostOffset, &'a [u8])>) -> Vec<S
     steps
 }
 
+/// Adds ranges of the image file that are to be zero, offset and length each,
+/// neighbours together.
+pub fn zeroes(ranges: impl Iterator<Item = (u64, u64)>, steps: &mut Vec<Step>) {
+    for (at, more) in ranges {
+        match steps.last_mut() {
+            Some(Step::Zero { offset, len, .. }) if *offset + *len == at => *len += more,
+            _ => steps.push(Step::Zero {
+                file: FileNo::IMAGE,
+                offset: at,
+                len: more,
+            }),
+        }
+    }
+}
+
 /// The write of `data` at `at` in the image file, without the zeroes around it;
 /// `None` where there is nothing else.
 fn write_of_nonzero(at: u64, mut data: Vec<u8>) -> Option<Step> {

@@ -148,7 +148,8 @@ pub enum Request {
         len: u64,
     },
     /// The plan that puts an image in order that was not closed in order
-    /// ([`Facts::unsettled`] says why one is needed); answered by
+    /// ([`Facts::unsettled`] says why one is needed, or a resize was refused for
+    /// it: [`SettleFirst`](crate::FailureKind::SettleFirst)); answered by
     /// [`Reply::Plan`]. After it the host opens the image again.
     Settle,
     /// Whether the image is sound, told by [`ToHost::Findings`]; answered by

@@ -246,7 +246,7 @@ impl Filesystem {
         let path = self.source.display(&file.node.path());
         let old = disk.virtual_size();
         self.whole_units(file, disk, size)?;
-        if size == old && !self.is_unfinished(file, disk) {
+        if size == old && !Self::is_unfinished(file, disk) {
             return Ok(());
         }
         if size < old && !self.options.shrink {
@@ -276,10 +276,10 @@ impl Filesystem {
     }
 
     /// Whether the image may have something left to do for the size that it
-    /// has: a change that failed half way, or a shrink that was cut off before
-    /// it gave back its space.
-    fn is_unfinished(&self, file: &OpenFile, disk: &dyn Disk) -> bool {
-        let may_be = file.node.is_resize_failed() || disk.is_unsettled() || self.options.shrink;
+    /// has: a change that failed half way, or one that was cut off before it
+    /// gave back its space, which the image is asked for once.
+    fn is_unfinished(file: &OpenFile, disk: &dyn Disk) -> bool {
+        let may_be = !file.node.is_size_whole() || disk.is_unsettled();
         may_be && disk.is_resizable()
     }
 

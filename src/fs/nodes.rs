@@ -41,7 +41,7 @@ pub struct Node {
     file: Mutex<FileId>,
     /// Held alone while its name changes.
     moving: RwLock<()>,
-    resize_failed: AtomicBool,
+    size_is_whole: AtomicBool,
 }
 
 impl Node {
@@ -53,7 +53,7 @@ impl Node {
             orphan: OnceLock::new(),
             file: Mutex::new(file),
             moving: RwLock::default(),
-            resize_failed: AtomicBool::new(false),
+            size_is_whole: AtomicBool::new(false),
         })
     }
 
@@ -80,12 +80,13 @@ impl Node {
 
     /// Takes note of how the last change of its size went.
     pub fn note_resize(&self, done: bool) {
-        self.resize_failed.store(!done, Ordering::Release);
+        self.size_is_whole.store(done, Ordering::Release);
     }
 
-    /// Whether the last change of its size failed, perhaps half way.
-    pub fn is_resize_failed(&self) -> bool {
-        self.resize_failed.load(Ordering::Acquire)
+    /// Whether its size was changed, or asked for, with success: nothing of that
+    /// is left to do.
+    pub fn is_size_whole(&self) -> bool {
+        self.size_is_whole.load(Ordering::Acquire)
     }
 
     /// Which file it was when it was looked up, or has become by a change of

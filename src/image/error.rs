@@ -25,6 +25,8 @@ pub enum ErrorKind {
     /// The disk ends inside a unit that only the backing image holds, which
     /// goes on behind it.
     OwnUnitFirst,
+    /// A change of the image was interrupted and left something.
+    SettleFirst,
     /// The request makes no sense for this image.
     InvalidRequest,
     /// The result would be past what the format or the sandbox can express.
@@ -66,6 +68,7 @@ impl ErrorKind {
             | Self::Sandbox
             | Self::Lost => libc::EIO,
             Self::Unsupported | Self::OwnUnitFirst => libc::EOPNOTSUPP,
+            Self::SettleFirst => libc::EIO,
             Self::InvalidRequest | Self::NotAFile => libc::EINVAL,
             Self::TooLarge => libc::EFBIG,
             Self::NotPermitted | Self::Forbidden => libc::EPERM,
@@ -84,6 +87,7 @@ impl From<FailureKind> for ErrorKind {
             FailureKind::Damaged => Self::Damaged,
             FailureKind::Unsupported => Self::Unsupported,
             FailureKind::OwnUnitFirst => Self::OwnUnitFirst,
+            FailureKind::SettleFirst => Self::SettleFirst,
             FailureKind::InvalidRequest => Self::InvalidRequest,
             FailureKind::TooLarge => Self::TooLarge,
             FailureKind::NotPermitted => Self::NotPermitted,
@@ -323,6 +327,7 @@ mod tests {
             (FailureKind::OutOfMemory, libc::EIO),
             (FailureKind::FlushFirst, libc::EIO),
             (FailureKind::OwnUnitFirst, libc::EOPNOTSUPP),
+            (FailureKind::SettleFirst, libc::EIO),
             (FailureKind::Io, libc::EIO),
             (FailureKind::Internal, libc::EIO),
         ];

@@ -8,7 +8,7 @@
 use super::plan_error::PlanError;
 use super::plan_names::{NameLimits, Names};
 use instar_guest::FileNo;
-use instar_guest::plan::{MAX_COMMITS, NewName, Plan, Purpose, SECTOR, Stage, Step};
+use instar_guest::plan::{MAX_COMMITS, MAX_COPIES, NewName, Plan, Purpose, SECTOR, Stage, Step};
 
 /// No file offset may be past this (`off_t`).
 const MAX_OFFSET: u64 = i64::MAX as u64;
@@ -115,12 +115,33 @@ fn check_commits(plan: &Plan, expected: Commits) -> Result<(), PlanError> {
     commits.into_iter().try_for_each(check_commit)
 }
 
+/// A commit is one step; where there are copies of what it writes, the same bytes
+/// for each.
 fn check_commit(stage: &Stage) -> Result<(), PlanError> {
-    let [step] = stage.steps.as_slice() else {
-        return Err(PlanError::CommitSteps(stage.steps.len()));
+    let count = stage.steps.len();
+    let Some((first, copies)) = stage.steps.split_first() else {
+        return Err(PlanError::CommitSteps(count));
     };
+    if count > MAX_COPIES || !copies.iter().all(|copy| written(copy) == written(first)) {
+        return Err(PlanError::CommitSteps(count));
+    }
+    match first {
+        Step::SetLength { .. } | Step::Rename { .. } if copies.is_empty() => Ok(()),
+        Step::Write { .. } => stage.steps.iter().try_for_each(check_atomic),
+        _ if copies.is_empty() => Err(PlanError::CommitNotAtomic),
+        _ => Err(PlanError::CommitSteps(count)),
+    }
+}
+
+fn written(step: &Step) -> Option<&[u8]> {
+    match step {
+        Step::Write { data, .. } => Some(data),
+        _ => None,
+    }
+}
+
+fn check_atomic(step: &Step) -> Result<(), PlanError> {
     match *step {
-        Step::SetLength { .. } | Step::Rename { .. } => Ok(()),
         Step::Write {
             offset, ref data, ..
         } => {

@@ -78,7 +78,10 @@ impl fmt::Display for PlanError {
                 write!(f, "it has {count} commits, {most} are allowed")
             }
             Self::CommitNotLast => f.write_str("its commit is not its last stage"),
-            Self::CommitSteps(n) => write!(f, "a commit has {n} steps instead of one"),
+            Self::CommitSteps(n) => write!(
+                f,
+                "a commit has {n} steps that are not one, or two that write the same"
+            ),
             Self::CommitSpansSectors { offset, len } => write!(
                 f,
                 "a commit of {len} bytes at {offset:#x} is not inside one sector"

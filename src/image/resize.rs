@@ -135,7 +135,12 @@ impl Image {
             return self.plan_settling(&mut link, &why);
         }
         let borrowed = self.borrowed_unit(&mut link, size)?;
-        let mut reply = self.judge(&mut link, size, how, borrowed.is_some())?;
+        let mut reply = match self.judge(&mut link, size, how, borrowed.is_some()) {
+            Err(fault) if fault.kind == ErrorKind::SettleFirst => {
+                return self.plan_settling(&mut link, "a change of it was interrupted");
+            }
+            reply => reply?,
+        };
         if let Some(unit) = borrowed {
             reply.warnings.push(format!(
                 "{} bytes at {} are copied from the backing file first, so that the disk does \
@@ -240,7 +245,24 @@ impl Image {
             let _traffic = exclusive(&self.traffic);
             self.settle_held(&mut link)?;
         }
-        self.own_last_unit(&mut link, size, how)?;
+        let reply = match self.change_size(&mut link, size, how) {
+            Err(fault) if fault.kind == ErrorKind::SettleFirst => {
+                self.settle_first(&mut link)?;
+                self.change_size(&mut link, size, how)?
+            }
+            reply => reply?,
+        };
+        self.take_size(size);
+        Ok(reply.warnings)
+    }
+
+    fn change_size(
+        &self,
+        link: &mut Link,
+        size: u64,
+        how: &ResizeOptions,
+    ) -> Result<PlanReply, Fault> {
+        self.own_last_unit(link, size, how)?;
         let _traffic = exclusive(&self.traffic);
         let change = Change {
             request: self.resize_request(size, how)?,
@@ -249,15 +271,14 @@ impl Image {
             telling: None,
         };
         let unchanged = size == self.virtual_size();
-        let (reply, ()) = self.change(&mut link, change, |reply| {
+        let (reply, ()) = self.change(link, change, |reply| {
             let (reply, ()) = plan_in(reply, "Resize")?;
             match reply.plan.is_empty() && !unchanged {
                 false => Ok((reply, ())),
                 true => Err(unexpected("Resize")),
             }
         })?;
-        self.take_size(size);
-        Ok(reply.warnings)
+        Ok(reply)
     }
 
     /// Takes the new size over. That the guest reads the image again can wait
@@ -316,10 +337,11 @@ impl Image {
             Preallocation::Full => metadata.saturating_add(added.saturating_mul(2)),
         };
         // What is kept may move to where there was something else before.
-        // A shrink that was interrupted behind its commit is finished by the
-        // same request.
-        let shrinks = how.shrink && size <= old;
-        let moved = match shrinks {
+        // A change that was interrupted behind its commit is finished by the
+        // same request, which gives space back.
+        let shrinks = size == old || (how.shrink && size < old);
+        // The last of several files may be copied to become longer.
+        let moved = match shrinks || self.files.lens().len() > 1 {
             true => self.files.lens().into_iter().fold(0, u64::saturating_add),
             false => 0,
         };

@@ -31,14 +31,7 @@ impl Image {
         let Some(why) = shared(&self.facts).unsettled.clone() else {
             return Ok(None);
         };
-        self.writable()?;
-        let change = Change {
-            request: Request::Settle,
-            limits: self.mending(),
-            done: "is in order",
-            telling: None,
-        };
-        self.change(link, change, |reply| plan_in(reply, "Settle"))?;
+        self.settle(link)?;
         // After a change of names it has been read again already.
         if link.stale {
             self.reopen(link)?;
@@ -50,5 +43,24 @@ impl Image {
                 "The sandbox's plan did not put the image in order",
             )),
         }
+    }
+
+    /// Gives back what an interrupted change left, which the guest wants done
+    /// first. As the holder of the session and not of `traffic`.
+    pub(super) fn settle_first(&self, link: &mut Link) -> Result<(), Fault> {
+        let _traffic = exclusive(&self.traffic);
+        self.settle(link)
+    }
+
+    fn settle(&self, link: &mut Link) -> Result<(), Fault> {
+        self.writable()?;
+        let change = Change {
+            request: Request::Settle,
+            limits: self.mending(),
+            done: "is in order",
+            telling: None,
+        };
+        self.change(link, change, |reply| plan_in(reply, "Settle"))
+            .map(drop)
     }
 }

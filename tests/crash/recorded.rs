@@ -6,7 +6,7 @@ use crate::explorer::case::Case;
 use crate::explorer::disk::{Epoch, Event, Files, Inode, Numbers, event_of};
 use crate::explorer::engine::{Change, Session};
 use crate::explorer::judge::{Depth, Judge};
-use crate::explorer::report::{Exploration, Until};
+use crate::explorer::report::Exploration;
 use crate::explorer::setup::Setup;
 use instar::image::{Access, Effects, Image, OpenOptions, ResizeOptions};
 use instar::sandbox::{Config, Pool};
@@ -194,7 +194,6 @@ pub fn is_as_good_as_the_plan(case: &'static Case, seed: u64) -> Result<(), Stri
         epochs: &done,
         seed,
         depth: Depth::Present,
-        until: Until::Complete,
     }
     .run();
     match row.bad {

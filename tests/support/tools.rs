@@ -1,10 +1,17 @@
 //! Programs that we did not write, and scratch space for them.
 
+use std::io::{Error, Read};
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
+use std::sync::Mutex;
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::thread;
+use std::time::Duration;
 
-/// Seconds after which a program counts as hung.
-const PATIENCE: &str = "60";
+/// How long a program may take before it counts as hung.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// The status of one that did.
+const HUNG: i32 = 124;
 
 /// How a program ended.
 pub struct Outcome {
@@ -24,19 +31,37 @@ impl Outcome {
 
 /// Runs a program to its end.
 pub fn run(dir: &Path, program: &str, arguments: &[&str]) -> Result<Outcome, String> {
-    let output = Command::new("timeout")
-        .arg(PATIENCE)
-        .arg(program)
-        .args(arguments)
-        .current_dir(dir)
-        .output()
-        .map_err(|error| format!("timeout {program}: {error}"))?;
-    let mut text = String::from_utf8_lossy(&output.stdout).into_owned();
-    text.push_str(&String::from_utf8_lossy(&output.stderr));
-    Ok(Outcome {
-        code: output.status.code().unwrap_or(-1),
-        text,
-    })
+    let ended = || -> std::io::Result<Outcome> {
+        let (mut out, into) = std::io::pipe()?;
+        let child = Command::new(program)
+            .args(arguments)
+            .current_dir(dir)
+            .stdin(Stdio::null())
+            .stdout(into.try_clone()?)
+            .stderr(into)
+            .spawn()?;
+        let child = &Mutex::new(child);
+        let (done, waits) = mpsc::channel::<()>();
+        thread::scope(move |scope| {
+            let watch = scope.spawn(move || {
+                let hangs = waits.recv_timeout(PATIENCE) == Err(RecvTimeoutError::Timeout);
+                hangs && child.lock().is_ok_and(|mut child| child.kill().is_ok())
+            });
+            let mut text = Vec::new();
+            out.read_to_end(&mut text)?;
+            drop(done);
+            let killed = watch.join().unwrap_or(false);
+            let status = child.lock().map_err(|_| Error::other("poisoned"))?.wait()?;
+            Ok(Outcome {
+                code: match killed {
+                    true => HUNG,
+                    false => status.code().unwrap_or(-1),
+                },
+                text: String::from_utf8_lossy(&text).into_owned(),
+            })
+        })
+    };
+    ended().map_err(|error| format!("{program}: {error}"))
 }
 
 /// Runs `qemu-img`.

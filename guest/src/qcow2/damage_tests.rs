@@ -4,7 +4,7 @@
 use crate::error::FailureKind;
 use crate::proto::{Preallocation, Request};
 use crate::testing::{Blank, Session};
-use crate::{ExtentKind, FileNo};
+use crate::{ExtentKind, FileNo, Reply};
 use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -418,6 +418,35 @@ pub(super) fn a_cluster_in_use_that_nothing_counts_is_not_changed() {
         bare,
         "the refcount table at 0x200 is in use but has reference count 0",
     );
+}
+
+/// Neither behind everything that is counted nor between what is dropped.
+#[test]
+fn a_shrink_does_not_cut_off_what_nothing_counts() {
+    for dropped_behind in [false, true] {
+        let mut small = Small::new(Blank::default());
+        let counts = small.blank.refcount_block();
+        let (l1, l2, end) = (small.blank.l1(), small.l2(), small.data());
+        small.image[counts + 2 * l2 / 512 + 1] = 1;
+        let len = end + 3 * 512;
+        small.image.resize(len, 0x5a);
+        small.put(l2, COPIED | (end + 512) as u64);
+        if dropped_behind {
+            let last = 8 * (small.blank.l1_entries() - 1);
+            small.image[end + 1024..].fill(0);
+            small.put(l1 + last, COPIED | (end + 1024) as u64);
+            small.image[counts + 2 * (end + 1024) / 512 + 1] = 1;
+        }
+        let mut session = Session::new(small.image);
+        session.open(None).unwrap();
+        let Ok(Reply::Plan(reply)) = session.call(resize(512 << 10)) else {
+            panic!("no plan");
+        };
+        session.host.apply(&reply.plan);
+        session.open(None).unwrap();
+        assert_eq!(session.read(0, 512).unwrap(), [0x5a; 512]);
+        assert!(session.host.image.len() >= end + 1024);
+    }
 }
 
 #[track_caller]

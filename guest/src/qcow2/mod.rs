@@ -25,6 +25,7 @@ mod grow;
 mod inflate;
 mod l2_table;
 mod layout;
+mod leftover;
 mod luks;
 mod map;
 mod open;

@@ -70,6 +70,12 @@ impl Regions {
             .map(|&(owner, _, _)| owner)
     }
 
+    /// Where the last of them ends.
+    pub fn end(&self) -> u64 {
+        let ends = self.list.iter().map(|&(_, _, end)| end);
+        ends.max().unwrap_or(0)
+    }
+
     /// Where the region of an owner lies: offset and length in bytes.
     pub fn of(&self, owner: Owner) -> Option<(u64, u64)> {
         let found = self.list.iter().find(|&&(other, _, _)| other == owner);

@@ -14,7 +14,7 @@ use super::room::Room;
 use super::settle::write_footer;
 use super::survey::{MAX_MOVES, Survey};
 use super::table::{entry_at, free_entries};
-use super::{Layout, Vhd, create};
+use super::{Layout, Vhd, commit, create};
 use crate::disk::Disk;
 use crate::engine::Host;
 use crate::error::{Failure, FailureKind};
@@ -129,10 +129,6 @@ impl<'a> Grow<'a> {
         if !streamed {
             first.extend(self.lengthen());
         }
-        let mut fill = Vec::new();
-        if !streamed {
-            fill.extend(self.fill());
-        }
         let relink = self.moves.iter().map(|&(index, _, to)| {
             let at = entry_at(self.header, index);
             write(at, entry_bytes([to].iter()))
@@ -142,19 +138,20 @@ impl<'a> Grow<'a> {
         // of their way, or the footer, and not for the blocks that they name.
         let shows_block = self.added.start < self.old_count() && !self.added.is_empty();
         if self.moves.is_empty() && !shows_block {
-            let waits = !lay_down.is_empty() || self.lengthens();
-            let stage = if waits { &mut lay_down } else { &mut first };
-            stage.append(&mut link);
+            lay_down.append(&mut link);
+        }
+        // Nothing is written behind the footer, or over it, before there is
+        // another at the new end.
+        if !self.lengthens() {
+            first.append(&mut lay_down);
         }
         Ok(vec![
             (Purpose::Prepare, first),
-            (Purpose::Prepare, fill),
             (Purpose::Prepare, lay_down),
             (Purpose::Link, relink.collect()),
             (Purpose::Link, link),
             (Purpose::Link, self.switch_table()?),
-            (Purpose::Commit, vec![write_footer(&footer, 0)]),
-            (Purpose::Commit, vec![write_footer(&footer, self.footer)]),
+            commit(&footer, self.footer),
         ])
     }
 
@@ -189,37 +186,52 @@ impl<'a> Grow<'a> {
         steps
     }
 
-    /// Entries that an interrupted shrink has left behind the end of the disk.
+    /// Entries that an interrupted shrink has left behind the end of the disk,
+    /// but for those of added blocks.
     fn clear_stale(&self) -> Vec<Step> {
-        let stale = &self.survey.stale;
-        let bytes = free_entries(stale.end - stale.start);
-        match stale.is_empty() || self.moves_table() {
+        let Range { start, end } = self.survey.stale;
+        let start = match self.added.is_empty() {
+            true => start,
+            false => start.max(self.added.end),
+        };
+        match start >= end || self.moves_table() {
             true => Vec::new(),
-            false => vec![write(entry_at(self.header, stale.start), bytes)],
+            false => vec![write(
+                entry_at(self.header, start),
+                free_entries(end - start),
+            )],
         }
     }
 
-    /// The rest of the block that the old end cuts.
+    /// The rest of the block that the old end cuts, where it stays.
     fn zero_tail(&self) -> Option<Step> {
-        let data = self.survey.cut? + self.header.bitmap_len();
+        let block = self.survey.cut?;
+        if self.moves.iter().any(|&(_, from, _)| from == block) {
+            return None;
+        }
+        let data = block + self.header.bitmap_len();
         let kept = self.vhd.footer.reach() % self.header.block_size;
         zeroes(data + kept, data + self.header.block_size)
     }
 
     /// What nothing refers to yet: copies, bitmaps, a table.
     fn lay_down(&self, streamed: bool) -> Vec<Step> {
-        let stride = self.header.stride();
+        let (stride, old_len) = (self.header.stride(), self.vhd.file_len);
+        let size = self.vhd.footer.reach();
         let mut steps: Vec<Step> = self
             .moves
             .iter()
-            .map(|&(_, from, to)| copy(from, to, stride))
+            .flat_map(|&(index, from, to)| copy_block(self.header, index, size, old_len, from, to))
             .collect();
         steps.extend(self.lay_down_table());
         for &at in &self.places {
             let data = at + self.header.bitmap_len();
             // What lies inside the old file is not zero by itself.
-            steps.extend(blank(self.wish, data, (at + stride).min(self.vhd.file_len)));
-            if at < self.vhd.file_len || !streamed {
+            steps.extend(blank(self.wish, data, (at + stride).min(old_len)));
+            if !streamed {
+                steps.extend(self.fill(data.max(old_len), at + stride));
+            }
+            if at < old_len || !streamed {
                 steps.push(self.bitmap(at));
             }
         }
@@ -293,16 +305,13 @@ impl<'a> Grow<'a> {
         Ok(vec![write(self.header.at, sector)])
     }
 
-    /// Zeroes for added blocks behind the old end of the file, written if that
-    /// is wanted.
-    fn fill(&self) -> Option<Step> {
-        let first = self.places.first()?;
-        let start = (*first).max(self.vhd.file_len);
+    /// Zeroes behind the old end of the file, written if that is wanted.
+    fn fill(&self, start: u64, end: u64) -> Option<Step> {
         let wanted = self.wish.preallocation == Preallocation::Full;
-        (wanted && start < self.footer).then(|| Step::Fill {
+        (wanted && start < end).then(|| Step::Fill {
             file: FileNo::IMAGE,
             offset: start,
-            len: self.footer - start,
+            len: end - start,
         })
     }
 
@@ -313,9 +322,10 @@ impl<'a> Grow<'a> {
         if self.places.len() as u64 * bitmap_len <= MAX_BITMAPS {
             return Ok(false);
         }
-        let mut steps = self.lengthen();
-        steps.extend(self.fill());
-        stream(host, steps)?;
+        stream(host, self.lengthen())?;
+        let first = self.places.first().copied().unwrap_or(self.footer);
+        let fill = self.fill(first.max(self.vhd.file_len), self.footer);
+        stream(host, fill.into_iter().collect())?;
         let fresh = self.places.iter().filter(|&&at| at >= self.vhd.file_len);
         let fresh: Vec<u64> = fresh.copied().collect();
         for part in fresh.chunks((MAX_BITMAPS / bitmap_len).max(1) as usize) {
@@ -341,6 +351,9 @@ fn added_blocks(vhd: &Vhd, header: &Header, survey: &Survey, wish: &Wish) -> Ran
 }
 
 fn stream(host: &mut dyn Host, steps: Vec<Step>) -> Result<(), Failure> {
+    if steps.is_empty() {
+        return Ok(());
+    }
     host.stream(Plan {
         stages: vec![Stage {
             purpose: Purpose::Prepare,
@@ -364,7 +377,24 @@ pub(super) fn write(offset: u64, data: Vec<u8>) -> Step {
     }
 }
 
-pub(super) fn copy(from: u64, to: u64, len: u64) -> Step {
+/// The copy of a block of a disk of `size` bytes, without what lies behind the
+/// disk's end: that is zero where the block goes. The file is `file_len` bytes
+/// long, and behind that zero by itself.
+pub(super) fn copy_block(
+    header: &Header,
+    index: u64,
+    size: u64,
+    file_len: u64,
+    from: u64,
+    to: u64,
+) -> impl Iterator<Item = Step> {
+    let kept = size.saturating_sub(index * header.block_size);
+    let len = header.bitmap_len() + kept.min(header.block_size);
+    let rest = zeroes(to + len, (to + header.stride()).min(file_len));
+    [Some(copy(from, to, len)), rest].into_iter().flatten()
+}
+
+fn copy(from: u64, to: u64, len: u64) -> Step {
     Step::Copy {
         file: FileNo::IMAGE,
         from,

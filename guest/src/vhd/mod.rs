@@ -3,7 +3,7 @@
 //!
 //! [`format`] is the format as it lies on disk, [`footer`] and [`header`] check
 //! it, [`Vhd`] is an open image. What the table says is checked where it is
-//! used. Every change of size ends in the replacement of a footer, which is one
+//! used. Every change of size is the replacement of a footer, which is one
 //! sector: the one of a disk of fixed size, or the two of a dynamic one, each
 //! of which some readers go by.
 
@@ -138,6 +138,13 @@ impl Vhd {
             ..PlanReply::default()
         })
     }
+}
+
+/// The commit of a dynamic image: the footer, and its copy at the start. Each is
+/// what some programs go by, and none sees more than one disk.
+fn commit(footer: &Footer, at: u64) -> (Purpose, Vec<Step>) {
+    let copies = [0, at].map(|at| settle::write_footer(footer, at));
+    (Purpose::Commit, copies.into())
 }
 
 /// A plan without its empty stages.

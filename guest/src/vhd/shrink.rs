@@ -1,20 +1,20 @@
 //! Shrinking a dynamic image, and what remains to be done after it.
 //!
-//! First the two footers get the smaller size, the authoritative one before its
-//! copy: from then on nobody sees what is behind the new end. Then its blocks
-//! are let go of, in the table, then in the header. Blocks at the end of the
-//! file move into the holes: all copies are durable before an entry refers to
-//! one. At last the footer moves down and the file is cut.
+//! First the two footers get the smaller size: from then on nobody sees what is
+//! behind the new end. Then its blocks are let go of, in the table and in the
+//! header. Blocks at the end of the file move into the holes: all copies are
+//! durable before an entry refers to one. At last the footer moves down and the
+//! file is cut.
 
 use super::fixed::{Stages, zeroes};
 use super::footer::Footer;
-use super::grow::{copy, entry_bytes, write};
-use super::header::Header;
+use super::grow::{copy_block, entry_bytes, write};
+use super::header::{Header, table_end};
 use super::room::Room;
 use super::settle::write_footer;
 use super::survey::{Survey, metadata_end};
 use super::table::{entry_at, free_entries};
-use super::{Layout, Vhd};
+use super::{Layout, Vhd, commit};
 use crate::disk::Disk;
 use crate::engine::{Host, Read};
 use crate::error::{Failure, FailureKind};
@@ -36,13 +36,20 @@ const PIECE: u64 = 256 << 10;
 /// A block that is in use: sector, index.
 type Block = (u32, u32);
 
-/// What a tidy image looks like.
-#[derive(Debug)]
-struct Tidy {
+/// How an image gets tidy.
+struct Tidy<'a> {
+    header: &'a Header,
+    survey: &'a Survey,
+    /// The footer of the disk.
+    footer: &'a Footer,
+    /// Entries that the table keeps.
+    entries: u64,
     /// Blocks that move: index, from, to.
     moves: Vec<(u64, u64, u64)>,
+    /// Length of the file in bytes.
+    file_len: u64,
     /// Where the last footer goes.
-    footer: u64,
+    end: u64,
 }
 
 impl Vhd {
@@ -53,19 +60,14 @@ impl Vhd {
         wish: &Wish,
     ) -> Result<Stages, Failure> {
         let footer = self.footer.resized(wish.size)?;
-        let end = self.file_len - SECTOR;
-        let mut stages = vec![
-            (Purpose::Commit, vec![write_footer(&footer, end)]),
-            (Purpose::Commit, vec![write_footer(&footer, 0)]),
-        ];
+        let mut stages = vec![commit(&footer, self.file_len - SECTOR)];
         stages.extend(self.tidy(host, &footer, true, MAX_MOVES)?);
         Ok(stages)
     }
 
     /// The stages that let go of everything that does not belong to the disk of
-    /// that footer. `zero_tail` says that
-    /// there is old data behind its end in the last block, otherwise that is
-    /// looked at. At most so many blocks move.
+    /// that footer. `zero_tail` says that there is old data behind its end in the
+    /// last block, otherwise that is looked at. At most so many blocks move.
     pub(super) fn tidy(
         &self,
         host: &mut dyn Host,
@@ -89,25 +91,16 @@ impl Vhd {
         if blocks.len() > MAX_BLOCKS {
             blocks.clear();
         }
-        let mut tail = Vec::new();
-        if let Some(block) = survey.cut {
-            let (at, len) = tail_at(header, block, size);
-            if zero_tail || !reads_zero(host, at, len)? {
-                tail.extend(zeroes(at, at + len));
-            }
-        }
-        let entries = header.entries_for(size).min(header.entries);
-        let tidy = Tidy::new(self.file_len, header, entries, &survey, (&blocks, most));
-        tail.extend(clear_stale(header, &survey));
-        // The block with the tail may move: it is zeroed before it is copied.
-        // Nothing refers to what copies overwrite, or lies behind a shorter table.
-        let mut stages = vec![
-            (Purpose::Release, tail),
-            (Purpose::Release, tidy.lay_down(header, entries)?),
-            (Purpose::Release, tidy.relink(header)),
-        ];
-        stages.extend(cut(footer, self.file_len, tidy.footer));
-        Ok(stages)
+        let tidy = Tidy::new(self, header, &survey, footer, (&blocks, most));
+        let tail = match survey.cut {
+            Some(block) if !tidy.moves_block(block) => Some(tail_at(header, block, size)),
+            _ => None,
+        };
+        let tail = match tail {
+            Some((at, len)) if zero_tail || !reads_zero(host, at, len)? => zeroes(at, at + len),
+            _ => None,
+        };
+        tidy.stages(tail)
     }
 }
 
@@ -149,56 +142,19 @@ pub(super) fn reads_zero(host: &mut dyn Host, at: u64, len: u64) -> Result<bool,
     Ok(true)
 }
 
-/// The last footer moves down, then the file is cut behind it.
-fn cut(footer: &Footer, file_len: u64, at: u64) -> Stages {
-    let len = at + SECTOR;
-    match len < file_len {
-        false => Vec::new(),
-        true => vec![
-            (Purpose::Release, vec![write_footer(footer, at)]),
-            (
-                Purpose::Release,
-                vec![Step::SetLength {
-                    file: FileNo::IMAGE,
-                    len,
-                }],
-            ),
-        ],
-    }
-}
-
-impl Tidy {
-    /// The header gets as many entries as the disk needs, blocks are copied.
-    fn lay_down(&self, header: &Header, entries: u64) -> Result<Vec<Step>, Failure> {
-        let mut steps = Vec::new();
-        if entries < header.entries {
-            let sector = header.first_sector(header.table, entries)?;
-            steps.push(write(header.at, sector));
-        }
-        let copies = self.moves.iter();
-        steps.extend(copies.map(|&(_, from, to)| copy(from, to, header.stride())));
-        Ok(steps)
-    }
-
-    /// Entries of copied blocks.
-    fn relink(&self, header: &Header) -> Vec<Step> {
-        let moves = self.moves.iter();
-        moves
-            .map(|&(index, _, to)| write(entry_at(header, index), entry_bytes([to].iter())))
-            .collect()
-    }
-
+impl<'a> Tidy<'a> {
     /// Moves the highest blocks to the lowest holes, as long as that brings
     /// them down. The blocks are sorted.
     fn new(
-        file_len: u64,
-        header: &Header,
-        entries: u64,
-        survey: &Survey,
+        vhd: &Vhd,
+        header: &'a Header,
+        survey: &'a Survey,
+        footer: &'a Footer,
         (blocks, most): (&[Block], usize),
     ) -> Self {
+        let entries = header.entries_for(footer.reach()).min(header.entries);
         let stride = header.stride();
-        let mut holes = Holes::new(header, survey, blocks);
+        let mut holes = Holes::new(header, entries, survey, blocks);
         let mut moves = Vec::new();
         for &(sector, index) in blocks.iter().rev().take(most.min(MAX_MOVES)) {
             let from = u64::from(sector) * SECTOR;
@@ -216,11 +172,90 @@ impl Tidy {
             end = highest.max(last) + stride;
         }
         let start = end.max(metadata_end(header, entries));
-        let footer = Room::new(header, survey, start).footer();
+        let end = Room::new(header, survey, start).footer();
         Self {
+            header,
+            survey,
+            footer,
+            entries,
             moves,
-            footer: footer.min(file_len - SECTOR),
+            file_len: vhd.file_len,
+            end: end.min(vhd.file_len - SECTOR),
         }
+    }
+
+    fn moves_block(&self, at: u64) -> bool {
+        self.moves.iter().any(|&(_, from, _)| from == at)
+    }
+
+    /// The stages, of which the first may zero the tail of a block.
+    fn stages(&self, tail: Option<Step>) -> Result<Stages, Failure> {
+        let mut first: Vec<Step> = tail.into_iter().collect();
+        first.extend(clear_stale(self.header, self.survey));
+        first.extend(self.shorten_table()?);
+        let mut copies = self.copies();
+        let mut footer: Vec<Step> = self.lower_footer().into_iter().collect();
+        let lost = table_end(self.header.table, self.entries)..self.header.table_end();
+        let waits = |at: u64, len: u64| at < lost.end && lost.start < at + len;
+        let stride = self.header.stride();
+        // What was of the table is used only once the header says that it is not.
+        if !self.moves.iter().any(|&(_, _, to)| waits(to, stride)) {
+            first.append(&mut copies);
+        }
+        // The footer may lie where a block was until its entry leads elsewhere.
+        let moved = self.moves.iter();
+        let in_block = moved
+            .map(|&(_, from, _)| from..from + stride)
+            .any(|block| block.contains(&self.end));
+        if !in_block && !waits(self.end, SECTOR) {
+            first.append(&mut footer);
+        }
+        let cut = (self.end + SECTOR < self.file_len).then_some(Step::SetLength {
+            file: FileNo::IMAGE,
+            len: self.end + SECTOR,
+        });
+        let stages = [
+            first,
+            copies,
+            self.relink(),
+            footer,
+            cut.into_iter().collect(),
+        ];
+        Ok(stages.map(|steps| (Purpose::Release, steps)).into())
+    }
+
+    /// The header's sector with as many entries as the disk needs, if it has
+    /// more.
+    fn shorten_table(&self) -> Result<Option<Step>, Failure> {
+        if self.entries == self.header.entries {
+            return Ok(None);
+        }
+        let sector = self.header.first_sector(self.header.table, self.entries)?;
+        Ok(Some(write(self.header.at, sector)))
+    }
+
+    /// Blocks where they go, without what lies behind the end of the disk.
+    fn copies(&self) -> Vec<Step> {
+        let size = self.footer.reach();
+        let moves = self.moves.iter();
+        moves
+            .flat_map(|&(index, from, to)| {
+                copy_block(self.header, index, size, self.file_len, from, to)
+            })
+            .collect()
+    }
+
+    /// Entries of copied blocks.
+    fn relink(&self) -> Vec<Step> {
+        let moves = self.moves.iter();
+        moves
+            .map(|&(index, _, to)| write(entry_at(self.header, index), entry_bytes([to].iter())))
+            .collect()
+    }
+
+    /// The footer at its new place, where that is another.
+    fn lower_footer(&self) -> Option<Step> {
+        (self.end + SECTOR < self.file_len).then(|| write_footer(self.footer, self.end))
     }
 }
 
@@ -230,11 +265,13 @@ struct Holes<'a> {
     next: u64,
     end: Option<u64>,
     header: &'a Header,
+    /// Where the table ends, with the entries that it keeps.
+    table_end: u64,
     aligned: bool,
 }
 
 impl<'a> Holes<'a> {
-    fn new(header: &'a Header, survey: &Survey, blocks: &'a [Block]) -> Self {
+    fn new(header: &'a Header, entries: u64, survey: &Survey, blocks: &'a [Block]) -> Self {
         let mut blocks = blocks.iter();
         let end = blocks.next().map(|&(sector, _)| u64::from(sector) * SECTOR);
         Self {
@@ -242,6 +279,7 @@ impl<'a> Holes<'a> {
             next: SECTOR,
             end,
             header,
+            table_end: table_end(header.table, entries),
             aligned: survey.aligned,
         }
     }
@@ -270,10 +308,7 @@ impl<'a> Holes<'a> {
     /// The next place that overlaps no metadata.
     fn place(&self) -> u64 {
         let header = self.header;
-        let mut obstacles = [
-            (header.at, header.end()),
-            (header.table, header.table_end()),
-        ];
+        let mut obstacles = [(header.at, header.end()), (header.table, self.table_end)];
         obstacles.sort_unstable();
         let mut at = self.align(self.next);
         for (start, end) in obstacles {

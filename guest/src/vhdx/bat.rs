@@ -153,7 +153,9 @@ impl Bat {
         if index >= self.entries {
             return Ok(0);
         }
-        self.load(host, source, core::iter::once(index))?;
+        if !self.pieces.contains_key(&(index / PIECE)) {
+            self.load(host, source, core::iter::once(index))?;
+        }
         let piece = self.pieces.get(&(index / PIECE));
         let at = (index % PIECE * on_disk::LEN) as usize;
         Ok(le64(piece.map_or(&[], Vec::as_slice), at)?)

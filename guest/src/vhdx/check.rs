@@ -9,15 +9,16 @@ use super::bat::{self, Place};
 use super::format::{MIB, bat as on_disk};
 use super::region::Owner;
 use super::space::Space;
-use super::update::{HeaderWriter, stage};
+use super::update::HeaderWriter;
 use crate::engine::Host;
 use crate::error::Failure;
 use crate::findings::{Repair, Report, Severity};
-use crate::plan::{Plan, Purpose};
+use crate::plan::{Plan, Purpose, Stage};
 use crate::proto::PlanReply;
 use crate::tell::Tell;
 use alloc::format;
 use alloc::string::String;
+use alloc::vec;
 use alloc::vec::Vec;
 use core::fmt::Display;
 
@@ -120,13 +121,12 @@ impl Vhdx {
             return self.plan_settle(host);
         }
         let mut headers = HeaderWriter::new(&self.headers, &mut self.chance);
-        let stages = [(); 2].map(|()| headers.write(None, None));
-        let stages = stages
-            .into_iter()
-            .map(|step| step.map(|step| stage(Purpose::Prepare, step)));
         Ok(PlanReply {
             plan: Plan {
-                stages: stages.collect::<Result<_, _>>()?,
+                stages: vec![Stage {
+                    purpose: Purpose::Prepare,
+                    steps: headers.announce(None)?.into(),
+                }],
             },
             ..PlanReply::default()
         })

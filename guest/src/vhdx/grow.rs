@@ -1,6 +1,6 @@
 //! Growing: the order in which a larger disk comes about.
 //!
-//! First come space, new identifiers in both headers, and the entries of the
+//! First come space and new identifiers in both headers, then the entries of the
 //! new blocks behind the old end of the BAT, where no reader of the old size
 //! looks. A BAT that does not fit into its region gets a new one, to which both
 //! region tables then lead: with the old size it says what the old one said.
@@ -73,47 +73,73 @@ impl Vhdx {
         if growth.bat.is_some() && past_end {
             self.stream_bat(&growth, &mut prepare)?;
         }
-        prepare.inside(headers.write(Some(data_write), None)?);
-        if growth.start < old_len && growth.end > growth.start {
-            let end = growth.end.min(old_len);
-            let (offset, len) = (growth.start, end - growth.start);
-            prepare.inside(match wish.preallocation {
-                Preallocation::Off | Preallocation::Metadata => self.clear(offset, len),
-                Preallocation::Falloc => zero(offset, len),
-                Preallocation::Full => fill(offset, len),
-            });
+        for header in headers.announce(Some(data_write))? {
+            prepare.inside(header);
         }
         let first = Stage {
             purpose: Purpose::Prepare,
             steps: prepare.finish(),
         };
 
-        let mut steps = vec![headers.write(None, None)?];
-        steps.extend(tail);
-        if growth.bat.is_none() || !past_end {
+        let mut steps = Vec::from_iter(tail);
+        steps.extend(self.clear_space(&growth, wish.preallocation));
+        let mut flips = Flips::default();
+        let mut release = None;
+        if let Some(region) = growth.bat {
+            self.bat_flips(region.offset, region.len, &mut flips)?;
+            release = self.give_back_bat()?;
+        }
+        let lies_inside = growth.bat.is_none() || !past_end;
+        if lies_inside {
             steps.extend(self.lay_down_bat(&growth));
+        }
+        flips.add(self.metadata.size_at, wish.size.to_le_bytes().to_vec());
+        let mut rest = self.flip_stages(host, &mut headers, flips, file_len)?;
+        // A log entry waits for nothing, a BAT that has moved for its new place.
+        let joins = |stage: &&mut Stage| match stage.purpose {
+            Purpose::Prepare => true,
+            Purpose::Link => !lies_inside,
+            _ => false,
+        };
+        if let Some(next) = rest.first_mut().filter(joins) {
+            next.steps.append(&mut steps);
         }
         let second = Stage {
             purpose: Purpose::Prepare,
             steps,
         };
-
-        let mut flips = Flips::default();
-        let mut release = None;
-        if let Some(region) = growth.bat {
-            self.bat_flips(region.offset, region.len, &mut flips)?;
-            let old = self.table.get(Owner::Bat)?;
-            release = Some(Step::Punch {
-                file: FileNo::IMAGE,
-                offset: old.offset,
-                len: old.len,
-            });
-        }
-        flips.add(self.metadata.size_at, wish.size.to_le_bytes().to_vec());
-        let mut stages = vec![first, second];
-        stages.extend(self.flip_stages(host, &mut headers, flips, file_len)?);
+        let mut stages = vec![first];
+        stages.extend(Some(second).filter(|second| !second.steps.is_empty()));
+        stages.append(&mut rest);
         stages.extend(release.map(|step| stage(Purpose::Release, step)));
         Ok(Plan { stages })
+    }
+
+    /// The step that makes space inside the file read as zeroes, as far as no
+    /// table is written there.
+    fn clear_space(&self, growth: &Growth, preallocation: Preallocation) -> Option<Step> {
+        let start = match growth.bat {
+            Some(region) => region.offset + growth.indexes.end * on_disk::LEN,
+            None => growth.start,
+        };
+        let end = growth.end.min(self.source.file_len);
+        let len = end.checked_sub(start).filter(|&len| len > 0)?;
+        Some(match preallocation {
+            Preallocation::Off | Preallocation::Metadata => self.clear(start, len),
+            Preallocation::Falloc => zero(start, len),
+            Preallocation::Full => fill(start, len),
+        })
+    }
+
+    /// The step that gives the space of a BAT that has moved back, where there is
+    /// enough of it for a barrier.
+    fn give_back_bat(&self) -> Result<Option<Step>, Failure> {
+        let old = self.table.get(Owner::Bat)?;
+        Ok((old.len > MIB).then_some(Step::Punch {
+            file: FileNo::IMAGE,
+            offset: old.offset,
+            len: old.len,
+        }))
     }
 
     /// What is added and where it goes.

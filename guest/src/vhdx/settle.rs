@@ -3,12 +3,10 @@
 
 use super::Vhdx;
 use super::format::region as region_at;
-use super::guid::Guid;
 use super::update::{HeaderWriter, stage, write};
-use crate::bytes;
 use crate::engine::Host;
 use crate::error::{Failure, FailureKind};
-use crate::plan::{Plan, Purpose, SECTOR, Stage, Step};
+use crate::plan::{Plan, Purpose, Stage, Step};
 use crate::proto::{FileNo, PlanReply};
 use alloc::vec;
 use alloc::vec::Vec;
@@ -19,10 +17,12 @@ impl Vhdx {
         let mut stages = Vec::new();
         if self.unsettled().is_some() {
             let mut headers = HeaderWriter::new(&self.headers, &mut self.chance);
-            stages.push(stage(Purpose::Prepare, headers.write(None, None)?));
             match self.headers.current.has_log() {
                 true => self.replay(host, &mut headers, &mut stages)?,
-                false => stages.push(stage(Purpose::Prepare, headers.write(None, None)?)),
+                false => stages.push(Stage {
+                    purpose: Purpose::Prepare,
+                    steps: headers.announce(None)?.into(),
+                }),
             }
             self.equal_tables(&mut stages)?;
         }
@@ -32,14 +32,15 @@ impl Vhdx {
         })
     }
 
-    /// What the log changes, and the headers without it: the first of them
-    /// commits. Doing it again changes nothing.
+    /// What the log changes, and then the headers without it. Doing it again
+    /// changes nothing.
     fn replay(
         &mut self,
         host: &mut dyn Host,
         headers: &mut HeaderWriter,
         stages: &mut Vec<Stage>,
     ) -> Result<(), Failure> {
+        stages.push(stage(Purpose::Prepare, headers.write(None, None)?));
         let mut steps = vec![Step::SetLength {
             file: FileNo::IMAGE,
             len: self.source.file_len.max(self.source.overlay.end()),
@@ -50,9 +51,10 @@ impl Vhdx {
             purpose: Purpose::Prepare,
             steps,
         });
-        let none = Some(Guid::ZERO);
-        stages.push(stage(Purpose::Commit, headers.write(None, none)?));
-        stages.push(stage(Purpose::Release, headers.write(None, none)?));
+        stages.push(Stage {
+            purpose: Purpose::Release,
+            steps: headers.give_log_up()?.into(),
+        });
         Ok(())
     }
 
@@ -70,24 +72,18 @@ impl Vhdx {
         }
     }
 
-    /// The region table that counts over the other: its first sector last, as
-    /// the signature and the checksum are there.
+    /// The region table that counts over the other, which nobody goes by while
+    /// it is written: its checksum is wrong then.
     fn equal_tables(&self, stages: &mut Vec<Stage>) -> Result<(), Failure> {
         let Some((which, _)) = &self.stale_table else {
             return Ok(());
         };
         let at = region_at::TABLES.get(*which).copied().unwrap_or(0);
-        let replays = self.headers.current.has_log();
-        let sector = SECTOR as usize;
-        let table = &self.table.bytes;
-        let rest = bytes::slice(table, sector, table.len() - sector)?;
-        let first = bytes::slice(table, 0, sector)?;
-        let (before, last) = match replays {
-            true => (Purpose::Release, Purpose::Release),
-            false => (Purpose::Prepare, Purpose::Commit),
-        };
-        stages.push(stage(before, write(at + SECTOR, rest.to_vec())));
-        stages.push(stage(last, write(at, first.to_vec())));
+        let table = write(at, self.table.bytes.clone());
+        match stages.last_mut().filter(|_| self.headers.current.has_log()) {
+            Some(last) => last.steps.push(table),
+            None => stages.push(stage(Purpose::Prepare, table)),
+        }
         Ok(())
     }
 }

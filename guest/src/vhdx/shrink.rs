@@ -11,7 +11,7 @@ use super::Vhdx;
 use super::format::{MIB, PAGE, bat as on_disk};
 use super::guid::Guid;
 use super::space::{Space, Used, UsedFor};
-use super::update::{Flips, HeaderWriter, Logged, fresh_guid, stage, write};
+use super::update::{Flips, HeaderWriter, Logged, fresh_guid, write};
 use crate::engine::Host;
 use crate::error::Failure;
 use crate::plan::{Plan, Purpose, Stage, Step};
@@ -41,10 +41,14 @@ impl Vhdx {
         let (tail, _) = self.clear_tail(host, size)?;
         let mut headers = HeaderWriter::new(&self.headers, &mut self.chance);
         let data_write = fresh_guid(&mut self.chance);
-        let mut stages = self.announce(&mut headers, Some(data_write))?;
+        let mut stages = vec![announce(&mut headers, Some(data_write))?];
         stages.extend(self.cut(host, &mut headers, size, tail)?);
+        // Copies wait for nothing but the tail's end, which is zero by now.
+        let copies = self.copies(&moves);
+        if let Some(last) = stages.last_mut() {
+            last.steps.extend(copies);
+        }
         stages.extend(self.tidy(&moves, given_back));
-        stages.retain(|stage| !stage.steps.is_empty());
         Ok(Plan { stages })
     }
 
@@ -56,9 +60,14 @@ impl Vhdx {
             return Ok(Plan::default());
         }
         let mut headers = HeaderWriter::new(&self.headers, &mut self.chance);
-        let mut stages = self.announce(&mut headers, None)?;
+        let mut stages = vec![announce(&mut headers, None)?];
+        let copies = self.copies(&moves);
+        if !copies.is_empty() {
+            let purpose = Purpose::Release;
+            let steps = copies;
+            stages.push(Stage { purpose, steps });
+        }
         stages.extend(self.tidy(&moves, given_back));
-        stages.retain(|stage| !stage.steps.is_empty());
         Ok(Plan { stages })
     }
 
@@ -106,27 +115,18 @@ impl Vhdx {
         steps
     }
 
-    /// The headers that say that the file changes.
-    fn announce(
-        &self,
-        headers: &mut HeaderWriter,
-        data_write: Option<Guid>,
-    ) -> Result<Vec<Stage>, Failure> {
-        Ok(vec![
-            stage(Purpose::Prepare, headers.write(data_write, None)?),
-            stage(Purpose::Prepare, headers.write(None, None)?),
-        ])
+    /// Blocks where they go.
+    fn copies(&self, moves: &[Move]) -> Vec<Step> {
+        moves.iter().flat_map(|step| self.copy(*step)).collect()
     }
 
-    /// The stages that move blocks and then give space back.
+    /// The stages that lead to where blocks have gone, and then give space back.
     fn tidy(&self, moves: &[Move], given_back: Vec<Step>) -> Vec<Stage> {
-        let steps = [
-            moves.iter().flat_map(|step| self.copy(*step)).collect(),
-            moves.iter().map(|step| self.repoint(*step)).collect(),
-            given_back,
-        ];
+        let relink = moves.iter().map(|step| self.repoint(*step)).collect();
         let purpose = Purpose::Release;
-        steps.map(|steps| Stage { purpose, steps }).into()
+        let stages = [relink, given_back].into_iter();
+        let stages = stages.filter(|steps: &Vec<Step>| !steps.is_empty());
+        stages.map(|steps| Stage { purpose, steps }).collect()
     }
 
     /// The stages up to the smaller disk: the size, nothing in the entries behind
@@ -211,6 +211,14 @@ impl Vhdx {
             false => space.end(),
         }
     }
+}
+
+/// The headers that say that the file changes.
+fn announce(headers: &mut HeaderWriter, data_write: Option<Guid>) -> Result<Stage, Failure> {
+    Ok(Stage {
+        purpose: Purpose::Prepare,
+        steps: headers.announce(data_write)?.into(),
+    })
 }
 
 /// The blocks with the greatest host offsets, as many as can be moved.

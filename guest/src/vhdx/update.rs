@@ -82,6 +82,21 @@ impl HeaderWriter {
         Ok(write(at, data))
     }
 
+    /// Both headers, in one stage and before anything else changes: a new
+    /// identifier tells programs that remember the image. The slot that is
+    /// written second differs in one sector, so that one header is valid in every
+    /// state.
+    pub fn announce(&mut self, data_write: Option<Guid>) -> Result<[Step; 2], Failure> {
+        Ok([self.write(data_write, None)?, self.write(None, None)?])
+    }
+
+    /// Both headers without a log, in one stage. They were written before, so
+    /// that each differs in one sector.
+    pub fn give_log_up(&mut self) -> Result<[Step; 2], Failure> {
+        let none = Some(Guid::ZERO);
+        Ok([self.write(None, none)?, self.write(None, none)?])
+    }
+
     /// The headers as they are once everything is written.
     pub fn finish(self) -> Headers {
         Headers {
@@ -93,8 +108,8 @@ impl HeaderWriter {
     }
 }
 
-/// Single-sector changes that belong together: either flipped one after the
-/// other, or carried by one entry of the log.
+/// Single-sector changes that belong together: either flipped, the last one
+/// behind the others, or carried by one entry of the log.
 #[derive(Debug, Default)]
 pub struct Flips {
     list: Vec<(u64, Vec<u8>)>,
@@ -113,21 +128,18 @@ impl Flips {
             .all(|(at, data)| at % SECTOR + data.len() as u64 <= SECTOR)
     }
 
-    /// One stage for each.
-    pub fn stages(self) -> Vec<Stage> {
-        let last = self.list.len().saturating_sub(1);
-        let stages = self
-            .list
-            .into_iter()
-            .enumerate()
-            .map(|(index, (at, data))| {
-                let purpose = match index == last {
-                    true => Purpose::Commit,
-                    false => Purpose::Link,
-                };
-                stage(purpose, write(at, data))
-            });
-        stages.collect()
+    /// The stage of the last one, which commits, and before it one for the others,
+    /// which make no difference to a reader.
+    pub fn stages(mut self) -> Vec<Stage> {
+        let last = self.list.pop();
+        let others = self.list.into_iter();
+        let link = Stage {
+            purpose: Purpose::Link,
+            steps: others.map(|(at, data)| write(at, data)).collect(),
+        };
+        let commit = last.map(|(at, data)| stage(Purpose::Commit, write(at, data)));
+        let link = Some(link).filter(|link| !link.steps.is_empty());
+        link.into_iter().chain(commit).collect()
     }
 
     /// The whole pages that the changes make of what is in the file.
@@ -224,13 +236,15 @@ impl Vhdx {
                 purpose: Purpose::Release,
                 steps: apply,
             },
-            stage(Purpose::Release, headers.write(None, Some(Guid::ZERO))?),
-            stage(Purpose::Release, headers.write(None, Some(Guid::ZERO))?),
+            Stage {
+                purpose: Purpose::Release,
+                steps: headers.give_log_up()?.into(),
+            },
         ])
     }
 
-    /// The stages of changes of which the last commits: one after the other,
-    /// where each is atomic, or together.
+    /// The stages of changes of which the last commits: behind the others, where
+    /// each is atomic, or together.
     pub(super) fn flip_stages(
         &mut self,
         host: &mut dyn Host,

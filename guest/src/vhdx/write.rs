@@ -10,7 +10,7 @@ use super::Vhdx;
 use super::bat::Place as Block;
 use super::format::{MIB, bat as on_disk};
 use super::refuse::no_writing;
-use super::update::{HeaderWriter, fresh_guid, stage};
+use super::update::{HeaderWriter, fresh_guid};
 use crate::engine::Host;
 use crate::error::{Failure, FailureKind};
 use crate::plan::{Plan, Purpose, Stage, Step};
@@ -156,19 +156,15 @@ impl Vhdx {
         if self.pending.writes && !self.pending.marked {
             let mut headers = HeaderWriter::new(&self.headers, &mut self.chance);
             let data_write = fresh_guid(&mut self.chance);
-            first.push(headers.write(Some(data_write), None)?);
-            stages.push(stage(Purpose::Prepare, headers.write(None, None)?));
+            first.extend(headers.announce(Some(data_write))?);
             self.headers = headers.finish();
             self.pending.marked = true;
         }
         if !first.is_empty() {
-            stages.insert(
-                0,
-                Stage {
-                    purpose: Purpose::Prepare,
-                    steps: first,
-                },
-            );
+            stages.push(Stage {
+                purpose: Purpose::Prepare,
+                steps: first,
+            });
         }
         let changed = self.bat.take_changes()?;
         let changed: Vec<(HostOffset, [u8; 8])> = changed

@@ -223,7 +223,8 @@ fn separate(
             data: rest.to_vec(),
         });
     }
-    let mut stages = vec![prepared(names), prepared(contents)];
+    names.append(&mut contents);
+    let mut stages = vec![prepared(names)];
     stages.retain(|stage| !stage.steps.is_empty());
     stages.push(commit(first));
     Ok(stages)

@@ -5,7 +5,8 @@
 //! A flat extent is as long as the descriptor says, so that a longer file changes
 //! nothing. A sparse extent has its length in its header, too, and therefore
 //! never changes: sparse images grow by extents, and where they are to end inside
-//! one, a copy of its beginning takes its place.
+//! one, a copy of its beginning takes its place. A longer copy takes the place of
+//! one that ends inside a grain, as extents begin with a grain.
 
 use super::descriptor::{ExtentLine, ExtentType};
 use super::edit::Edit;
@@ -24,6 +25,7 @@ use alloc::format;
 use alloc::string::String;
 use alloc::vec;
 use alloc::vec::Vec;
+use core::ops::Range;
 
 /// A change of the files that is being planned.
 struct Job {
@@ -72,7 +74,7 @@ impl Vmdk {
         edit.set_geometry(wish.size / SECTOR);
         match direction {
             Direction::Same => return self.trim_files(),
-            Direction::Grow => self.grow(&kind, wish.size, &mut job, &mut edit)?,
+            Direction::Grow => self.grow(host, &kind, wish.size, &mut job, &mut edit)?,
             Direction::Shrink => self.shrink(host, wish.size, &mut job, &mut edit)?,
         }
         let text = edit.finish();
@@ -123,9 +125,12 @@ impl Vmdk {
             1 => limit::SPLIT_SECTORS.max(largest),
             _ => largest,
         };
-        // Sparse extents do not get longer: a long one sets no measure.
-        let split = match first.kind {
-            ExtentType::Sparse => split.min(limit::SPLIT_SECTORS),
+        // Sparse extents do not get longer: a long one sets no measure, and none
+        // does that ends inside a grain.
+        let split = match self.extents.last().map(|extent| &extent.body) {
+            Some(Body::Sparse(sparse)) => split
+                .min(limit::SPLIT_SECTORS)
+                .next_multiple_of(sparse.header.grain),
             _ => split,
         };
         Ok(Kind {
@@ -136,6 +141,7 @@ impl Vmdk {
 
     fn grow(
         &self,
+        host: &mut dyn Host,
         kind: &Kind,
         size: u64,
         job: &mut Job,
@@ -161,6 +167,17 @@ impl Vmdk {
             }
         }
         let split = kind.split.unwrap_or(limit::SPLIT_SECTORS);
+        let mut lines = Vec::new();
+        if let Body::Sparse(sparse) = &extent.body
+            && !line.sectors.is_multiple_of(sparse.header.grain)
+        {
+            let most = split.max(line.sectors.next_multiple_of(sparse.header.grain));
+            let sectors = (line.sectors + rest).min(most);
+            lines.push(self.replace(host, sparse, sectors, job)?);
+            edit.remove(line);
+            job.after.push(Step::Unlink { file: sparse.file });
+            rest -= sectors - line.sectors;
+        }
         let count = rest.div_ceil(split);
         if self.extents.len() as u64 + count > limit::MAX_EXTENTS as u64 {
             return Err(Failure::new(
@@ -172,8 +189,8 @@ impl Vmdk {
             ));
         }
         let mut first = None;
-        let mut lines = Vec::new();
-        for nth in 1..=count {
+        let begin = 1 + lines.len() as u64;
+        for nth in begin..begin + count {
             let name = next_name(line, nth)?;
             let sectors = rest.min(split);
             lines.push(fresh::extent_line(line.kind, &name, sectors));
@@ -229,8 +246,8 @@ impl Vmdk {
         Ok(())
     }
 
-    /// A copy of the beginning of a sparse extent, in a file of its own; the line
-    /// for it.
+    /// A copy of a sparse extent with another length, in a file of its own; the
+    /// line for it.
     fn replace(
         &self,
         host: &mut dyn Host,
@@ -244,10 +261,15 @@ impl Vmdk {
         let name = next_name(last, 1)?;
         let line = fresh::extent_line(last.kind, &name, sectors);
         let file = job.create(NewName::Plain(name));
-        let (piece, copies) = Piece::beginning(host, sparse, sectors, file)?;
+        let (mut piece, copies) = Piece::copied(host, sparse, sectors, file)?;
+        let kept = piece.data().end;
+        if job.preallocation != Preallocation::Off {
+            piece.map_behind(sparse.header.capacity)?;
+        }
         job.fill.push(piece.length(file));
         job.fill.extend(piece.steps(file)?);
         job.fill.extend(copies);
+        job.allocate(file, kept..piece.data().end);
         Ok(line)
     }
 
@@ -344,36 +366,43 @@ impl Job {
                 *first = Some((file, sectors));
             }
         }
-        let data = piece.data();
-        let (offset, len) = (data.start, data.end - data.start);
-        if self.preallocation != Preallocation::Metadata {
-            self.fill.push(Step::Reserve { file, offset, len });
-        }
-        if self.preallocation == Preallocation::Full {
-            self.fill.push(Step::Fill { file, offset, len });
-        }
+        self.allocate(file, piece.data());
         Ok(())
     }
 
-    /// The new descriptor's file comes first: whoever finds it knows that the
-    /// others may be there, too, and belong to nothing.
+    /// Disk space for a range of a new file, as far as that is asked for.
+    fn allocate(&mut self, file: FileNo, range: Range<u64>) {
+        let (offset, len) = (range.start, range.end - range.start);
+        let wanted = self.preallocation;
+        if len > 0 && matches!(wanted, Preallocation::Falloc | Preallocation::Full) {
+            self.fill.push(Step::Reserve { file, offset, len });
+        }
+        if len > 0 && wanted == Preallocation::Full {
+            self.fill.push(Step::Fill { file, offset, len });
+        }
+    }
+
+    /// The new descriptor's file comes before others: whoever finds it knows
+    /// that those may be there, too, and belong to nothing.
     fn plan(mut self, replacement: FileNo) -> Plan {
-        let others = self.create.split_off(1);
+        let mut first = Vec::new();
+        if self.create.len() > 1 {
+            let others = self.create.split_off(1);
+            first = core::mem::replace(&mut self.create, others);
+        }
+        self.create.append(&mut self.fill);
         let rename = Step::Rename {
             file: replacement,
             over: FileNo::IMAGE,
         };
         let mut stages = vec![
+            stage(Purpose::Prepare, first),
             stage(Purpose::Prepare, self.create),
-            stage(Purpose::Prepare, others),
-            stage(Purpose::Prepare, self.fill),
             stage(Purpose::Prepare, self.copies),
             stage(Purpose::Commit, vec![rename]),
+            stage(Purpose::Release, self.after),
         ];
         stages.retain(|stage| !stage.steps.is_empty());
-        if !self.after.is_empty() {
-            stages.push(stage(Purpose::Release, self.after));
-        }
         Plan { stages }
     }
 }

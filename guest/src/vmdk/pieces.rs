@@ -1,5 +1,5 @@
 //! Sparse extents of images of several files: a new one whose grains have their
-//! places from the start, and a copy of one that is shorter.
+//! places from the start, and a copy of one that is shorter or longer.
 //!
 //! An extent's length stands in its own header and in the descriptor, which do
 //! not change at once. An extent therefore keeps its length as long as a
@@ -51,9 +51,9 @@ impl Piece {
         Ok(piece)
     }
 
-    /// The beginning of an extent, so many sectors of it: the new one, and the
-    /// steps that copy the data into its file.
-    pub fn beginning(
+    /// An extent with another number of sectors: the new one, and the steps that
+    /// copy the data into its file.
+    pub fn copied(
         host: &mut dyn Host,
         sparse: &Sparse,
         sectors: u64,
@@ -87,6 +87,20 @@ impl Piece {
             entries: vec![entry::NONE; grains as usize],
             grains: 0,
         })
+    }
+
+    /// Gives places to all grains that have none, from the one on in which this
+    /// sector lies.
+    pub fn map_behind(&mut self, sector: u64) -> Result<(), Failure> {
+        let header = &self.fresh.header;
+        let first = (sector / header.grain) as usize;
+        for entry in self.entries.iter_mut().skip(first) {
+            if *entry <= entry::ZEROED {
+                *entry = place(header.overhead + self.grains * header.grain)?;
+                self.grains += 1;
+            }
+        }
+        Ok(())
     }
 
     /// Goes through the tables of an extent: the sectors and the numbers of its
@@ -134,7 +148,7 @@ impl Piece {
     ) -> Result<Vec<Step>, Failure> {
         let header = &self.fresh.header;
         let whole = header.grain_len();
-        let end = header.capacity * SECTOR;
+        let end = header.capacity.min(sparse.header.capacity) * SECTOR;
         // Bytes: from where, to where, how many.
         let mut copies: Vec<(u64, u64, u64)> = Vec::new();
         for (&(sector, grain), nth) in kept.iter().zip(0..) {

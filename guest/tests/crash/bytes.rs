@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 /// Bytes that are stored, copied and named together.
 const CHUNK: usize = 4096;
@@ -20,10 +20,29 @@ pub struct Bytes {
     chunks: BTreeMap<u64, Arc<Chunk>>,
 }
 
-#[derive(PartialEq, Eq)]
+#[derive(Clone)]
 struct Chunk {
-    digest: u64,
     bytes: [u8; CHUNK],
+    /// A name for them, once it was asked for.
+    digest: OnceLock<u64>,
+}
+
+impl PartialEq for Chunk {
+    fn eq(&self, other: &Self) -> bool {
+        self.bytes == other.bytes
+    }
+}
+
+impl Eq for Chunk {}
+
+impl Chunk {
+    fn digest(&self) -> u64 {
+        *self.digest.get_or_init(|| {
+            let mut digest = Digest::new();
+            digest.mix_bytes(&self.bytes);
+            digest.0
+        })
+    }
 }
 
 /// Mixes words into a name for them.
@@ -74,7 +93,7 @@ impl Bytes {
         digest.mix(self.len);
         for (at, chunk) in &self.chunks {
             digest.mix(*at);
-            digest.mix(chunk.digest);
+            digest.mix(chunk.digest());
         }
         digest.0
     }
@@ -108,18 +127,22 @@ impl Bytes {
     }
 
     fn put_in_chunk(&mut self, number: u64, inside: usize, piece: &[u8]) {
-        let old = self.chunks.get(&number);
-        let mut bytes = old.map_or([0; CHUNK], |chunk| chunk.bytes);
-        bytes[inside..inside + piece.len()].copy_from_slice(piece);
-        if bytes == [0; CHUNK] {
-            self.chunks.remove(&number);
+        let zero = piece.iter().all(|&byte| byte == 0);
+        if zero && !self.chunks.contains_key(&number) {
             return;
         }
-        let mut digest = Digest::new();
-        digest.mix_bytes(&bytes);
-        let digest = digest.0;
-        self.chunks
-            .insert(number, Arc::new(Chunk { digest, bytes }));
+        let chunk = self.chunks.entry(number).or_insert_with(|| {
+            Arc::new(Chunk {
+                bytes: [0; CHUNK],
+                digest: OnceLock::new(),
+            })
+        });
+        let chunk = Arc::make_mut(chunk);
+        chunk.bytes[inside..inside + piece.len()].copy_from_slice(piece);
+        chunk.digest = OnceLock::new();
+        if zero && chunk.bytes == [0; CHUNK] {
+            self.chunks.remove(&number);
+        }
     }
 
     /// Fills a buffer from an offset on; zeroes past the end.
@@ -150,12 +173,19 @@ impl Bytes {
     /// that file's end is zero.
     pub fn copy(&mut self, from: &Self, offset: u64, to: u64, len: u64) {
         self.zero(to, len);
-        let end = (offset + len).min(from.len);
-        let numbers = offset / CHUNK as u64..end.div_ceil(CHUNK as u64);
-        for (number, _) in from.chunks.range(numbers) {
-            let start = (number * CHUNK as u64).max(offset);
-            let stop = ((number + 1) * CHUNK as u64).min(end);
-            self.write(to + (start - offset), &from.read(start, stop - start));
+        let (end, unit) = ((offset + len).min(from.len), CHUNK as u64);
+        let aligned = offset % unit == to % unit;
+        let numbers = offset / unit..end.div_ceil(unit).max(offset / unit);
+        for (number, chunk) in from.chunks.range(numbers) {
+            let start = (number * unit).max(offset);
+            let stop = ((number + 1) * unit).min(end);
+            let at = to + (start - offset);
+            if aligned && stop - start == unit {
+                self.chunks.insert(at / unit, Arc::clone(chunk));
+            } else {
+                let inside = (start % unit) as usize..(stop - number * unit) as usize;
+                self.put(at, &chunk.bytes[inside]);
+            }
         }
     }
 
@@ -180,17 +210,18 @@ impl Bytes {
 
     /// A big-endian number of `N` bytes, at most 8.
     pub fn big<const N: usize>(&self, offset: u64) -> u64 {
-        self.read(offset, N as u64)
-            .iter()
-            .fold(0, |number, &byte| number << 8 | u64::from(byte))
+        let mut bytes = [0; N];
+        self.read_into(offset, &mut bytes);
+        let bytes = bytes.iter();
+        bytes.fold(0, |number, &byte| number << 8 | u64::from(byte))
     }
 
     /// A little-endian number of `N` bytes, at most 8.
     pub fn little<const N: usize>(&self, offset: u64) -> u64 {
-        self.read(offset, N as u64)
-            .iter()
-            .rev()
-            .fold(0, |number, &byte| number << 8 | u64::from(byte))
+        let mut bytes = [0; N];
+        self.read_into(offset, &mut bytes);
+        let bytes = bytes.iter().rev();
+        bytes.fold(0, |number, &byte| number << 8 | u64::from(byte))
     }
 
     /// The first offset at which two files differ.

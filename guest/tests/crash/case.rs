@@ -92,6 +92,14 @@ pub const fn patch(offset: u64, len: u64, value: u8) -> Patch {
 /// has this name; or why it refuses them. Uses nothing of the engine.
 pub type Reader = fn(&Files, image: &str) -> Result<Bytes, String>;
 
+/// Whether nothing is left behind the end of the disk in some files, whose image
+/// has this name; or what is. Uses nothing of the engine.
+pub type Beyond = fn(&Files, image: &str) -> Result<(), String>;
+
+/// Fails where files have changed and a program that remembers the image of that
+/// name by its identifiers could not know.
+pub type Announced = fn(before: &Files, now: &Files, image: &str) -> Result<(), String>;
+
 /// Who judges the states of a format, besides the engine itself.
 pub struct Judges {
     /// Whether `qemu-img check` does.
@@ -101,6 +109,9 @@ pub struct Judges {
     /// Whether `qemu-img resize` can grow the image: nothing stale may appear
     /// then.
     pub foreign_grow: bool,
+    /// Finds what is left behind the end of the disk once a change is finished,
+    /// where no reader of the disk would see it.
+    pub beyond: Option<Beyond>,
     /// Whether space behind the end of the image's file can be counted as used,
     /// which a check finds once the file is longer.
     pub counts: bool,
@@ -111,6 +122,9 @@ pub struct Judges {
     /// Whether one reader may see the old disk where another sees the new one:
     /// each has an authoritative copy of its own.
     pub may_differ: bool,
+    /// What the identifiers of an image have to say about a change of its files,
+    /// which is from the first to the second.
+    pub announced: Option<Announced>,
     /// The disk that a program finds which grows a finished image by writing a
     /// larger size and touches nothing else: zeroes behind the old end. The size
     /// is in bytes.
@@ -123,10 +137,12 @@ impl Judges {
         check: false,
         convert: false,
         foreign_grow: false,
+        beyond: None,
         counts: false,
         replay: false,
         readers: &[],
         may_differ: false,
+        announced: None,
         naive_grow: None,
     };
 }
@@ -147,9 +163,6 @@ pub enum Part {
     Barrier(usize),
     /// The zeroing by a step of a stage: stage and step, counted from 0.
     Zero(usize, usize),
-    /// Whatever only releases: barriers between stages that do, and zeroing in
-    /// them. May be needed in some images.
-    Release,
 }
 
 impl Harmless {

@@ -1,8 +1,7 @@
 //! Files as bytes in a directory, and a change to them as epochs of events.
 //!
 //! An epoch is what happens between two durability barriers. Its events may
-//! reach the disk in any order, all, some or none; but names change in the
-//! directory's journal, so one change of a name never overtakes another.
+//! reach the disk in any order, all, some or none, and so may names.
 //! Nothing here knows a format.
 
 use super::bytes::{Bytes, Digest};
@@ -157,11 +156,6 @@ impl Files {
 }
 
 impl Event {
-    /// Whether the event changes names.
-    pub fn names(&self) -> bool {
-        !matches!(self, Event::Write { .. } | Event::SetLength { .. })
-    }
-
     /// The event as pieces that do not cross a sector boundary.
     pub fn split(&self) -> Vec<Event> {
         let Event::Write { file, offset, data } = self else {

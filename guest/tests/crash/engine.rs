@@ -118,6 +118,8 @@ pub struct Session<'a> {
     world: World<'a>,
     /// What the image says about itself.
     pub facts: Facts,
+    /// Whether a change was refused until the image is put in order.
+    pub settles_first: bool,
 }
 
 impl<'a> Session<'a> {
@@ -156,6 +158,7 @@ impl<'a> Session<'a> {
             engine,
             world,
             facts,
+            settles_first: false,
         })
     }
 
@@ -188,6 +191,25 @@ impl<'a> Session<'a> {
             }
         }
         Ok(disk)
+    }
+
+    /// Whether the image has a place for every byte of the disk from an offset
+    /// on.
+    pub fn is_mapped_from(&mut self, offset: u64) -> Result<bool, String> {
+        let size = self.facts.virtual_size;
+        let mut at = offset;
+        while at < size {
+            let len = size - at;
+            let Reply::Extents(extents) = self.ask(Request::Map { offset: at, len })? else {
+                return Err("map was not answered by extents".to_owned());
+            };
+            let mapped = |extent: &Extent| matches!(extent.kind, ExtentKind::Data { .. });
+            if extents.is_empty() || !extents.iter().all(mapped) {
+                return Ok(false);
+            }
+            at += extents.iter().map(|extent| extent.len).sum::<u64>();
+        }
+        Ok(true)
     }
 
     fn fetch(
@@ -337,18 +359,20 @@ impl<'a> Session<'a> {
     }
 
     fn ask(&mut self, request: Request) -> Result<Reply, String> {
-        ask(&mut self.engine, &mut self.world, request)
+        let what = format!("{request:?}");
+        self.engine
+            .handle(&mut self.world, request)
+            .map_err(|failure| {
+                self.settles_first = failure.kind == FailureKind::SettleFirst;
+                format!("{what}: {failure}")
+            })
     }
 }
 
 fn ask(engine: &mut Engine, world: &mut World<'_>, request: Request) -> Result<Reply, String> {
-    let what = match request {
-        Request::Open { .. } => "open".to_owned(),
-        _ => format!("{request:?}"),
-    };
     engine
         .handle(world, request)
-        .map_err(|failure| format!("{what}: {failure}"))
+        .map_err(|failure| format!("open: {failure}"))
 }
 
 fn opened(reply: Reply) -> Result<Facts, String> {

@@ -3,18 +3,19 @@
 //! For each epoch, on top of everything before it: none of its pieces, every
 //! single one, every prefix, all but one, each whole event alone and missing,
 //! and random subsets. Where an epoch sets a length, that happens before or
-//! after the writes. Names change in their order: one that is missing takes
-//! those after it along. Long epochs are sampled; the seed is printed and can be
+//! after the writes. Long epochs are sampled; the seed is printed and can be
 //! given again.
 
 use super::disk::{Epoch, Event, Files};
 use super::random::Random;
-use std::collections::{BTreeSet, HashSet};
-use std::ops::ControlFlow;
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::ops::{ControlFlow, Range};
 
 /// Pieces of one epoch up to which every single, prefix and all-but-one is
 /// explored; longer epochs get this many of each, at random.
 const EXHAUSTIVE: usize = 24;
+/// Events of one epoch whose whole presence or absence tells the most.
+const TELLING: usize = 6;
 /// Random subsets per epoch.
 const RANDOM_SUBSETS: usize = 12;
 
@@ -23,9 +24,15 @@ const RANDOM_SUBSETS: usize = 12;
 pub struct State {
     /// How the state came about, for a report.
     pub cause: String,
+    /// Whether it is one of few that tell the most: the first, the end of an
+    /// epoch, a whole event alone or missing.
+    pub telling: bool,
     /// What is on the disk.
     pub files: Files,
 }
+
+/// Subsets of an epoch's pieces, as sorted indexes, and which tell the most.
+type Subsets = BTreeMap<Vec<usize>, bool>;
 
 /// `count` different numbers below `bound`, in order, the first and the last
 /// among them; all if there are no more.
@@ -49,78 +56,151 @@ pub fn states(
     mut visit: impl FnMut(State) -> ControlFlow<()>,
 ) {
     let mut seen = HashSet::new();
-    let mut emit = |cause: String, files: Files| match seen.insert(files.digest()) {
-        true => visit(State { cause, files }),
+    let mut emit = |state: State| match seen.insert(state.files.digest()) {
+        true => visit(state),
         false => ControlFlow::Continue(()),
     };
     // That the visitor has seen enough is all that can be said about it here.
     let _ = walk(start, epochs, seed, &mut emit);
 }
 
+/// What only a crash without the barrier between two epochs can leave: something
+/// of the second, and not all of the first. The states that tell the most come
+/// first.
+pub fn states_without_barrier(
+    start: &Files,
+    [first, second]: [&Epoch; 2],
+    seed: u64,
+    mut visit: impl FnMut(State) -> ControlFlow<()>,
+) {
+    let mut random = Random(seed);
+    let whole = [first.as_slice(), second].concat();
+    let pieces = pieces_of(&whole);
+    let border = pieces.partition_point(|&(event, _)| event < first.len());
+    let (early, late) = (0..border, border..pieces.len());
+    let mut list: Vec<Vec<usize>> = vec![late.clone().collect()];
+    for missing in sample(&mut random, first.len(), EXHAUSTIVE) {
+        list.push(pick(&early, &late, |at| pieces[at].0 != missing, |_| true));
+    }
+    for missing in sample(&mut random, border, EXHAUSTIVE) {
+        list.push(pick(&early, &late, |at| at != missing, |_| true));
+    }
+    for event in sample(&mut random, second.len(), EXHAUSTIVE) {
+        let event = event + first.len();
+        list.push(pick(&early, &late, |_| false, |at| pieces[at].0 == event));
+    }
+    for piece in sample(&mut random, late.len(), RANDOM_SUBSETS) {
+        list.push(pick(&early, &late, |_| false, |at| at == border + piece));
+    }
+    for _ in 0..RANDOM_SUBSETS {
+        let share = [20, 50, 80][random.below(3)];
+        let mut some = |_: usize| random.below(100) < share;
+        let early: Vec<usize> = early.clone().filter(|&at| some(at)).collect();
+        list.push(early.into_iter().chain(late.clone()).collect());
+    }
+    let mut seen = HashSet::new();
+    for subset in list {
+        for (order, files) in orders(start, &pieces, &subset) {
+            let cause = describe(0, &pieces, &subset, order);
+            let telling = true;
+            if seen.insert(files.digest())
+                && visit(State {
+                    cause,
+                    telling,
+                    files,
+                })
+                .is_break()
+            {
+                return;
+            }
+        }
+    }
+}
+
+/// Those of the early and those of the late pieces that are wanted.
+fn pick(
+    early: &Range<usize>,
+    late: &Range<usize>,
+    first: impl Fn(usize) -> bool,
+    second: impl Fn(usize) -> bool,
+) -> Vec<usize> {
+    let early = early.clone().filter(|&at| first(at));
+    early.chain(late.clone().filter(|&at| second(at))).collect()
+}
+
+/// The pieces of all events, each with the number of its event.
+fn pieces_of(epoch: &Epoch) -> Vec<(usize, Event)> {
+    let events = epoch.iter().enumerate();
+    events
+        .flat_map(|(event, whole)| whole.split().into_iter().map(move |piece| (event, piece)))
+        .collect()
+}
+
 fn walk(
     start: &Files,
     epochs: &[Epoch],
     seed: u64,
-    emit: &mut impl FnMut(String, Files) -> ControlFlow<()>,
+    emit: &mut impl FnMut(State) -> ControlFlow<()>,
 ) -> ControlFlow<()> {
     let mut random = Random(seed);
     let mut base = start.clone();
-    emit("nothing happened".into(), base.clone())?;
+    emit(State {
+        cause: "nothing happened".into(),
+        telling: true,
+        files: base.clone(),
+    })?;
     for (number, epoch) in epochs.iter().enumerate() {
-        let pieces: Vec<(usize, Event)> = epoch
-            .iter()
-            .enumerate()
-            .flat_map(|(event, whole)| whole.split().into_iter().map(move |p| (event, p)))
-            .collect();
-        for subset in subsets(&pieces, epoch.len(), &mut random) {
+        let pieces = pieces_of(epoch);
+        for (subset, telling) in subsets(&pieces, epoch.len(), &mut random) {
             for (order, files) in orders(&base, &pieces, &subset) {
                 let cause = describe(number, &pieces, &subset, order);
-                emit(cause, files)?;
+                emit(State {
+                    cause,
+                    telling,
+                    files,
+                })?;
             }
         }
         for event in epoch {
             base.apply(event);
         }
-        emit(format!("after epoch {number}"), base.clone())?;
+        emit(State {
+            cause: format!("after epoch {number}"),
+            telling: true,
+            files: base.clone(),
+        })?;
     }
     ControlFlow::Continue(())
 }
 
-/// The subsets of an epoch's pieces to explore, as sorted indexes.
-fn subsets(pieces: &[(usize, Event)], events: usize, random: &mut Random) -> BTreeSet<Vec<usize>> {
+/// The subsets of an epoch's pieces to explore.
+fn subsets(pieces: &[(usize, Event)], events: usize, random: &mut Random) -> Subsets {
     let count = pieces.len();
-    let mut subsets = BTreeSet::new();
+    let mut subsets = Subsets::new();
+    let mut add = |subset: Vec<usize>, telling: bool| {
+        *subsets.entry(subset).or_default() |= telling;
+    };
     for pick in sample(random, count, EXHAUSTIVE) {
-        subsets.insert(vec![pick]);
-        subsets.insert((0..=pick).collect());
-        subsets.insert((pick..count).collect());
-        subsets.insert((0..count).filter(|&index| index != pick).collect());
+        add(vec![pick], false);
+        add((0..=pick).collect(), false);
+        add((pick..count).collect(), false);
+        add((0..count).filter(|&index| index != pick).collect(), false);
     }
-    for event in sample(random, events, EXHAUSTIVE) {
+    for (nth, event) in sample(random, events, EXHAUSTIVE).into_iter().enumerate() {
         let of_event = |index: &usize| pieces[*index].0 == event;
-        subsets.insert((0..count).filter(of_event).collect());
-        subsets.insert((0..count).filter(|index| !of_event(index)).collect());
+        let telling = nth < TELLING;
+        add((0..count).filter(of_event).collect(), telling);
+        add(
+            (0..count).filter(|index| !of_event(index)).collect(),
+            telling,
+        );
     }
     for _ in 0..if count > 2 { RANDOM_SUBSETS } else { 0 } {
         let share = [20, 50, 80][random.below(3)];
-        subsets.insert((0..count).filter(|_| random.below(100) < share).collect());
+        let some = (0..count).filter(|_| random.below(100) < share);
+        add(some.collect(), false);
     }
-    let names: Vec<usize> = (0..count).filter(|&at| pieces[at].1.names()).collect();
     subsets
-        .into_iter()
-        .map(|subset| names_in_order(subset, &names))
-        .collect()
-}
-
-/// The subset without the changes of names that come after a missing one.
-fn names_in_order(mut subset: Vec<usize>, names: &[usize]) -> Vec<usize> {
-    let missing = names
-        .iter()
-        .find(|name| subset.binary_search(name).is_err());
-    if let Some(missing) = missing {
-        subset.retain(|at| at <= missing || names.binary_search(at).is_err());
-    }
-    subset
 }
 
 /// A subset performed in program order, and with its set-lengths last and first.

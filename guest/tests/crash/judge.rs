@@ -11,6 +11,7 @@ use super::disk::Files;
 use super::engine::{Change, Session};
 use super::setup::{Setup, wants_replay};
 use super::tools::qemu_img;
+use instar_guest::Format;
 use instar_guest::findings::{Finding, Repair, Severity};
 use instar_guest::proto::Preallocation;
 use std::cell::{Cell, RefCell};
@@ -24,6 +25,9 @@ const MAX_SETTLES: usize = 3;
 /// One of so many states before a grow is also grown by qemu-img, and one of so
 /// many after the same request again is looked at.
 const SAMPLED: u64 = 4;
+
+/// One of so many states is shown to qemu-img where some are.
+const SHOWN: u64 = 8;
 
 /// Bytes behind the end of a file in which nothing may be counted as used.
 const LONGER: u64 = 4 << 20;
@@ -49,6 +53,18 @@ pub enum Depth {
     /// And what becomes of it: the same request again, a repair, a grow by
     /// another program.
     AndFuture,
+}
+
+/// Which states are shown to qemu-img, which takes a hundred times as long as
+/// the others that judge.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Shown {
+    /// None.
+    Never,
+    /// One of a few.
+    Some,
+    /// All.
+    Always,
 }
 
 /// What was found out about a state.
@@ -88,9 +104,14 @@ pub struct Judge<'a> {
     pub case: &'a Case,
     /// Its image.
     pub setup: &'a Setup,
+    /// Which states qemu-img sees from now on.
+    pub shown: Cell<Shown>,
+    /// Whether identifiers have to tell of changes.
+    pub announced: bool,
     dir: tempfile::TempDir,
-    seen: RefCell<HashMap<(u64, When), Seen>>,
-    reruns: RefCell<HashMap<u64, Vec<String>>>,
+    seen: RefCell<HashMap<(u64, When, bool), Seen>>,
+    reruns: RefCell<HashMap<(u64, Shown), Vec<String>>>,
+    finished: RefCell<HashMap<(u64, Shown), Vec<String>>>,
     /// Whether a grow by qemu-img of the untouched image shows what is not zero.
     shows_already: Cell<Option<bool>>,
 }
@@ -103,9 +124,12 @@ impl<'a> Judge<'a> {
         Ok(Self {
             case,
             setup,
+            shown: Cell::new(Shown::Always),
+            announced: true,
             dir,
             seen: RefCell::default(),
             reruns: RefCell::default(),
+            finished: RefCell::default(),
             shows_already: Cell::default(),
         })
     }
@@ -135,19 +159,29 @@ impl<'a> Judge<'a> {
         if seen.leaks {
             faults.push("the change leaks space".to_owned());
         }
-        if self.case.judges.counts {
-            let mut longer = files.clone();
-            let image = longer.find(self.setup.image_name()).ok_or("no image")?;
-            let bytes = longer.bytes_mut(image);
-            bytes.set_len(bytes.len() + LONGER);
-            let mut behind = Seen::default();
-            self.check_by_engine(&longer, &mut behind);
-            if behind.leaks {
-                faults.push("space behind the end of the file counts as used".to_owned());
-            }
+        if faults.is_empty() && self.is_unsettled(files)? {
+            faults.push("the change leaves the image unsettled".to_owned());
+        }
+        if self.counts_behind_the_end(files)? {
+            faults.push("space behind the end of the file counts as used".to_owned());
         }
         faults.extend(self.stale(files)?);
         Ok(faults)
+    }
+
+    /// Whether space behind the end of the file counts as used, in a format that
+    /// counts it.
+    fn counts_behind_the_end(&self, files: &Files) -> Result<bool, String> {
+        if !self.case.judges.counts {
+            return Ok(false);
+        }
+        let mut longer = files.clone();
+        let image = longer.find(self.setup.image_name()).ok_or("no image")?;
+        let bytes = longer.bytes_mut(image);
+        bytes.set_len(bytes.len() + LONGER);
+        let mut behind = Seen::default();
+        self.check_by_engine(&longer, &mut behind);
+        Ok(behind.leaks)
     }
 
     fn future(
@@ -176,7 +210,12 @@ impl<'a> Judge<'a> {
             return Ok(false);
         };
         let shrinks = size < self.setup.old_disk.len();
-        if !self.case.judges.foreign_grow || !(shrinks || files.digest().is_multiple_of(SAMPLED)) {
+        let wanted = match self.shown.get() {
+            Shown::Never => false,
+            Shown::Some => files.digest().is_multiple_of(SHOWN),
+            Shown::Always => shrinks || files.digest().is_multiple_of(SAMPLED),
+        };
+        if !self.case.judges.foreign_grow || !wanted {
             return Ok(false);
         }
         if content == Content::New {
@@ -193,16 +232,28 @@ impl<'a> Judge<'a> {
 
     /// What every reader finds.
     fn look_at(&self, files: &Files, when: When) -> Result<Seen, String> {
-        let key = (files.digest(), when);
+        let by_qemu = self.is_shown(files, when);
+        let key = (files.digest(), when, by_qemu);
         if let Some(seen) = self.seen.borrow().get(&key) {
             return Ok(seen.clone());
         }
-        let seen = self.look(files, when)?;
+        let seen = self.look(files, when, by_qemu)?;
         self.seen.borrow_mut().insert(key, seen.clone());
         Ok(seen)
     }
 
-    fn look(&self, files: &Files, when: When) -> Result<Seen, String> {
+    /// Whether qemu-img looks at some files.
+    fn is_shown(&self, files: &Files, when: When) -> bool {
+        match (self.shown.get(), when) {
+            (Shown::Never, _) => false,
+            (Shown::Some, When::Between) => files.digest().is_multiple_of(SHOWN),
+            (Shown::Some, When::Again) => files.digest().is_multiple_of(SHOWN * SAMPLED),
+            (Shown::Always, When::Again) => files.digest().is_multiple_of(SAMPLED),
+            (_, When::Finished) | (Shown::Always, When::Between) => true,
+        }
+    }
+
+    fn look(&self, files: &Files, when: When, by_qemu: bool) -> Result<Seen, String> {
         let (judges, image) = (self.case.judges, self.setup.image_name());
         let mut seen = Seen::default();
         let mut contents = Vec::new();
@@ -223,7 +274,10 @@ impl<'a> Judge<'a> {
         if when != When::Between {
             self.check_by_engine(files, &mut seen);
         }
-        let by_qemu = when != When::Again || files.digest().is_multiple_of(SAMPLED);
+        if let (Some(announced), When::Between, true) = (judges.announced, when, self.announced) {
+            seen.faults
+                .extend(announced(&self.setup.files, files, image).err());
+        }
         if by_qemu && seen.faults.is_empty() && (judges.check || judges.convert) {
             self.setup.store(files, self.dir.path())?;
             if judges.check && (when != When::Between || self.starts_sound()) {
@@ -236,6 +290,9 @@ impl<'a> Judge<'a> {
             }
         }
         seen.content = contents.first().copied();
+        if seen.content == Some(Content::New) && seen.faults.is_empty() {
+            seen.faults.extend(self.not_allocated(files)?);
+        }
         if contents
             .iter()
             .any(|content| Some(*content) != seen.content)
@@ -246,6 +303,28 @@ impl<'a> Judge<'a> {
             }
         }
         Ok(seen)
+    }
+
+    /// The new disk has a place for what a grow adds that allocates it, in a
+    /// format that maps it cluster by cluster.
+    fn not_allocated(&self, files: &Files) -> Result<Option<String>, String> {
+        let Change::Resize { preallocation, .. } = self.setup.change else {
+            return Ok(None);
+        };
+        if self.case.format != Format::Qcow2 || preallocation == Preallocation::Off {
+            return Ok(None);
+        }
+        let mut session = Session::open(files, self.setup.image_name(), self.case.format)?;
+        let cluster = session.facts.cluster_size.unwrap_or(1);
+        let added = self.setup.old_disk.len().next_multiple_of(cluster);
+        let mapped = session.is_mapped_from(added)?;
+        Ok((!mapped).then(|| "a part of the added range is not allocated".to_owned()))
+    }
+
+    /// Whether the image has to be put in order before anything else.
+    fn is_unsettled(&self, files: &Files) -> Result<bool, String> {
+        let session = Session::open(files, self.setup.image_name(), self.case.format);
+        Ok(session?.facts.unsettled.is_some())
     }
 
     /// Whether qemu-img finds the image of the case sound from the beginning: one
@@ -329,7 +408,8 @@ impl<'a> Judge<'a> {
         Err("the image does not get settled".to_owned())
     }
 
-    /// The files after a change to them, which are put in order first.
+    /// The files after a change to them, which are put in order first: before
+    /// anything is asked, or where the change is refused until then.
     fn changed(&self, files: &Files, change: &Change) -> Result<Files, String> {
         let mut changed = self.settled(files)?;
         let image = self.setup.image_name();
@@ -338,20 +418,29 @@ impl<'a> Judge<'a> {
             Change::Write(_) => session.disk(self.setup.backing.as_ref())?,
             _ => Bytes::default(),
         };
-        let planned = session.plan(&on_size(change, session.facts.virtual_size), &disk)?;
+        let change = on_size(change, session.facts.virtual_size);
+        let planned = match session.plan(&change, &disk) {
+            Err(_) if session.settles_first => {
+                let mut session = Session::open(&changed, image, self.case.format)?;
+                let settling = session.plan(&Change::Settle, &disk)?;
+                changed.apply_all(&settling.epochs);
+                Session::open(&changed, image, self.case.format)?.plan(&change, &disk)?
+            }
+            planned => planned?,
+        };
         changed.apply_all(&planned.epochs);
         Ok(changed)
     }
 
     /// The same request on the state ends in the new disk, sound and without
-    /// leaks that a repair does not find.
+    /// leaks. Guest writes may leave leaks that a repair finds.
     fn rerun(&self, files: &Files) -> Result<Vec<String>, String> {
-        let digest = files.digest();
+        let digest = (files.digest(), self.shown.get());
         if let Some(known) = self.reruns.borrow().get(&digest) {
             return Ok(known.clone());
         }
         let faults = match self.changed(files, &self.setup.change) {
-            Ok(finished) => self.judge_finished(&finished)?,
+            Ok(finished) => self.judge_finished_once(&finished)?,
             Err(text) => vec![text],
         };
         let again = |fault| format!("the same request again: {fault}");
@@ -360,9 +449,21 @@ impl<'a> Judge<'a> {
         Ok(faults)
     }
 
+    /// Many states end in the same one.
+    fn judge_finished_once(&self, finished: &Files) -> Result<Vec<String>, String> {
+        let key = (finished.digest(), self.shown.get());
+        if let Some(known) = self.finished.borrow().get(&key) {
+            return Ok(known.clone());
+        }
+        let faults = self.judge_finished(finished)?;
+        self.finished.borrow_mut().insert(key, faults.clone());
+        Ok(faults)
+    }
+
     fn judge_finished(&self, finished: &Files) -> Result<Vec<String>, String> {
         let mut finished = finished.clone();
-        if self.look_at(&finished, When::Again)?.leaks {
+        let writes = matches!(self.setup.change, Change::Write(_));
+        if writes && self.look_at(&finished, When::Again)?.leaks {
             match self.repaired(&finished)? {
                 Ok(repaired) => finished = repaired,
                 Err(text) => return Ok(vec![text]),
@@ -372,6 +473,9 @@ impl<'a> Judge<'a> {
         let mut faults = seen.faults;
         if seen.leaks {
             faults.push("leaks stay".to_owned());
+        }
+        if !writes && self.counts_behind_the_end(&finished)? {
+            faults.push("space behind the end of the file counts as used".to_owned());
         }
         if seen.content != Some(Content::New) {
             faults.push(format!("ends in {:?}", seen.content));
@@ -439,7 +543,7 @@ impl<'a> Judge<'a> {
     /// What shows up behind the end of finished files when they grow: nothing,
     /// whether the engine grows them or a program that only writes a larger size.
     fn stale(&self, files: &Files) -> Result<Vec<String>, String> {
-        let Change::Resize { .. } = self.setup.change else {
+        let (Change::Resize { .. } | Change::Repair(Repair::Leaks)) = self.setup.change else {
             return Ok(Vec::new());
         };
         let (old, new) = (&self.setup.old_disk, &self.setup.new_disk);
@@ -457,13 +561,19 @@ impl<'a> Judge<'a> {
             let mut session = Session::open(&grown, image, self.case.format)?;
             session.disk(self.setup.backing.as_ref())
         });
+        // What only repairs has the same size before and after.
+        let naive_size = match old.len() == new.len() {
+            true => size,
+            false => old.len().max(new.len()),
+        };
         let naive = self.case.judges.naive_grow;
-        let naive = naive.map(|naive| naive(files, image, old.len().max(new.len())));
-        let mut faults = Vec::new();
+        let naive = naive.map(|naive| naive(files, image, naive_size));
+        let beyond = self.case.judges.beyond.map(|beyond| beyond(files, image));
+        let mut faults: Vec<String> = beyond.and_then(Result::err).into_iter().collect();
         if grown.as_ref() != Ok(&wanted) {
             faults.push(self.describe("after a grow", &grown));
         }
-        wanted.set_len(old.len().max(new.len()));
+        wanted.set_len(naive_size);
         if let Some(naive) = naive
             && naive.as_ref() != Ok(&wanted)
         {

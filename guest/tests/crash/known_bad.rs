@@ -4,7 +4,7 @@
 use crate::explorer::case::{Ask, BASIC, Case, M};
 use crate::explorer::disk::{Epoch, Event, Files};
 use crate::explorer::judge::{Depth, Judge};
-use crate::explorer::report::{Exploration, Row, Until};
+use crate::explorer::report::{Exploration, Row};
 use crate::explorer::setup::Setup;
 use crate::explorer::tools::{missing_oracle, read, run, scratch};
 use crate::explorer::{qcow2, seed};
@@ -61,7 +61,6 @@ fn explore(judge: &Judge<'_>, epochs: &[Epoch], depth: Depth) -> Row {
         epochs,
         seed: seed(),
         depth,
-        until: Until::Complete,
     }
     .run()
 }

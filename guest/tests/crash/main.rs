@@ -18,7 +18,7 @@ mod reading;
 
 use explorer::case::Case;
 use explorer::judge::{Depth, Judge};
-use explorer::report::{Exploration, Row, Until};
+use explorer::report::{Exploration, Row};
 use explorer::setup::Setup;
 use explorer::{cases, full_name, seed, tools};
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
@@ -28,9 +28,6 @@ use std::sync::{Arc, Mutex};
 
 /// States that all cases together have at least.
 const LEAST_STATES: usize = 5_000;
-/// Set, it has every barrier and every zeroing of every plan taken out, one by
-/// one: that takes many times as long as the states themselves.
-const MUTATIONS: &str = "INSTAR_CRASH_MUTATIONS";
 
 /// The rows of the table that is printed at the end.
 type Table = Arc<Mutex<Vec<Row>>>;
@@ -48,11 +45,9 @@ fn main() -> ExitCode {
         trials.push(with_oracle(format!("state/{name}"), move || {
             every_state_is_old_or_new(case, seed, &rows)
         }));
-        if std::env::var_os(MUTATIONS).is_some() {
-            trials.push(with_oracle(format!("needed/{name}"), move || {
-                orders::each_part_is_needed(case, seed)
-            }));
-        }
+        trials.push(with_oracle(format!("needed/{name}"), move || {
+            orders::each_part_is_needed(case, seed)
+        }));
     }
     let conclusion = libtest_mimic::run(&arguments, trials);
     let states = if arguments.list {
@@ -87,7 +82,6 @@ fn every_state_is_old_or_new(case: &'static Case, seed: u64, table: &Table) -> R
         epochs: &planned.epochs,
         seed,
         depth: Depth::AndFuture,
-        until: Until::Complete,
     }
     .run_to_end();
     let examples = row.examples.join("\n");

@@ -1,7 +1,8 @@
 //! The changes of qcow2 images that are explored.
 
-use super::case::{Ask, BASIC, Case, Harmless, Judges, K, M, Part, patch};
+use super::case::{Ask, BASIC, Case, Judges, K, M, patch};
 use super::disk::Files;
+use super::readers::qcow2::nothing_beyond;
 use instar_guest::Format;
 use instar_guest::proto::Preallocation::{Falloc, Off};
 
@@ -10,21 +11,10 @@ pub const JUDGES: Judges = Judges {
     check: true,
     convert: true,
     foreign_grow: true,
+    beyond: Some(nothing_beyond),
     counts: true,
     ..Judges::NONE
 };
-
-/// Space is counted until the last stage that gives it up, whatever their order.
-const RELEASE: Harmless = Harmless {
-    part: Part::Release,
-    why: "a crash between releases leaves what the repair of leaks finds",
-};
-
-/// Why other barriers stay.
-const UNMAPPED: &str = "where an entry is missing the added range reads as zeroes as well";
-const ALONE: &str = "a commit is a stage of its own, what is released was given up before it";
-const HIDDEN: &str = "nothing refers to the new table or to its blocks before the next stage";
-const GIVEN_UP: &str = "the old table was given up by the stage before";
 
 /// What the cases of this page have in common.
 pub const QCOW2: Case = Case {
@@ -33,7 +23,6 @@ pub const QCOW2: Case = Case {
     size: M,
     prepare: &["io write -P 1 0 64k", "io write -P 2 900k 60k"],
     judges: &JUDGES,
-    harmless: &[RELEASE],
     ask: Ask::Grow(4 * M, Off),
     ..BASIC
 };
@@ -188,7 +177,6 @@ pub const ENDS: &[Case] = &[
     },
     Case {
         name: "tail/stale bytes, shared with a snapshot",
-        harmless: &[RELEASE, Harmless::barrier(2, ALONE)],
         options: "cluster_size=4096",
         prepare: &[
             "io write -P 5 0 1M",
@@ -208,7 +196,6 @@ pub const ENDS: &[Case] = &[
     },
     Case {
         name: "tail/compressed",
-        harmless: &[RELEASE, Harmless::barrier(2, ALONE)],
         options: "cluster_size=4096",
         prepare: &[
             "io write -c -P 5 960k 64k",
@@ -219,12 +206,11 @@ pub const ENDS: &[Case] = &[
     },
     Case {
         name: "tail/entries beyond the end",
-        harmless: &[RELEASE, Harmless::barrier(1, ALONE)],
         options: "cluster_size=4096",
         size: 2 * M,
         prepare: &[
-            "io write -P 1 0 64k",
             "io write -P 5 1040k 64k",
+            "io write -P 1 0 64k",
             "size 1048576",
         ],
         ask: Ask::Grow(3 * M, Off),
@@ -274,7 +260,6 @@ pub const ENDS: &[Case] = &[
     },
     Case {
         name: "falloc/4K",
-        harmless: &[RELEASE, Harmless::barrier(1, UNMAPPED)],
         options: "cluster_size=4096",
         ask: Ask::Grow(3 * M, Falloc),
         ..QCOW2
@@ -289,7 +274,6 @@ pub const ENDS: &[Case] = &[
     },
     Case {
         name: "falloc/extended L2",
-        harmless: &[RELEASE, Harmless::barrier(1, UNMAPPED)],
         options: "cluster_size=16384,extended_l2=on",
         ask: Ask::Grow(3 * M, Falloc),
         ..QCOW2
@@ -351,11 +335,6 @@ pub const WRITES: &[Case] = &[
     },
     Case {
         name: "write/larger refcount table",
-        harmless: &[
-            RELEASE,
-            Harmless::barrier(0, HIDDEN),
-            Harmless::barrier(3, GIVEN_UP),
-        ],
         options: "cluster_size=512,refcount_bits=64",
         size: 3 * M,
         prepare: &["io write -P 1 0 1980k"],

@@ -2,7 +2,7 @@
 
 use super::disk::{Epoch, Files};
 use super::explore::{State, states};
-use super::judge::{Content, Depth, Judge, Verdict};
+use super::judge::{Content, Depth, Judge, Shown, Verdict};
 use std::fmt;
 use std::ops::ControlFlow;
 
@@ -89,15 +89,6 @@ impl fmt::Display for Row {
     }
 }
 
-/// When an exploration ends.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Until {
-    /// After the last state.
-    Complete,
-    /// After the first bad state.
-    Bad,
-}
-
 /// What is explored.
 pub struct Exploration<'a> {
     /// Who judges the states.
@@ -110,8 +101,6 @@ pub struct Exploration<'a> {
     pub seed: u64,
     /// How much of each state is judged.
     pub depth: Depth,
-    /// When it ends.
-    pub until: Until,
 }
 
 impl Exploration<'_> {
@@ -126,17 +115,22 @@ impl Exploration<'_> {
             self.start,
             self.epochs,
             self.seed,
-            |State { cause, files }| {
+            |State {
+                 cause,
+                 telling,
+                 files,
+             }| {
+                self.judge.shown.set(match telling {
+                    true => Shown::Always,
+                    false => Shown::Some,
+                });
                 let verdict = self.judge.verdict(&files, self.depth);
                 let verdict = verdict.unwrap_or_else(|text| Verdict {
                     faults: vec![format!("cannot be judged: {text}")],
                     ..Verdict::default()
                 });
                 row.count(&cause, &verdict);
-                match self.until {
-                    Until::Bad if row.bad > 0 => ControlFlow::Break(()),
-                    _ => ControlFlow::Continue(()),
-                }
+                ControlFlow::Continue(())
             },
         );
         row
@@ -147,6 +141,7 @@ impl Exploration<'_> {
         let mut row = self.run();
         let mut end = self.start.clone();
         end.apply_all(self.epochs);
+        self.judge.shown.set(Shown::Always);
         let faults = self.judge.verdict_on_end(&end);
         let faults = faults.unwrap_or_else(|text| vec![format!("cannot be judged: {text}")]);
         if !faults.is_empty() {

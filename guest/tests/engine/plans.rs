@@ -168,13 +168,19 @@ fn check_source(step: &Step, file_len: u64) -> Result<(), String> {
 }
 
 fn check_commit(stage: &Stage) -> Result<(), String> {
+    let fine = |step: &Step| match step {
+        Step::Write { offset, data, .. } => {
+            !data.is_empty() && offset % SECTOR + data.len() as u64 <= SECTOR
+        }
+        _ => false,
+    };
     match stage.steps.as_slice() {
         [Step::SetLength { .. } | Step::Rename { .. }] => Ok(()),
-        [Step::Write { offset, data, .. }]
-            if !data.is_empty() && offset % SECTOR + data.len() as u64 <= SECTOR =>
-        {
-            Ok(())
-        }
+        [step] if fine(step) => Ok(()),
+        [
+            one @ Step::Write { data, .. },
+            copy @ Step::Write { data: same, .. },
+        ] if fine(one) && fine(copy) && data == same => Ok(()),
         steps => Err(format!("not a commit: {} steps", steps.len())),
     }
 }

@@ -3,10 +3,10 @@
 
 use crate::lab::{Check, Lab};
 use crate::shrink_cases::{Case, cases};
-use instar_guest::plan::{Plan, Purpose};
+use instar_guest::plan::{Plan, Purpose, Stage};
 use instar_guest::proto::{PlanReply, Preallocation};
 use instar_guest::testing::Session;
-use instar_guest::{Failure, FileNo, Reply, Request, Step};
+use instar_guest::{Failure, FailureKind, FileNo, Reply, Request, Step};
 
 /// All checks by name.
 pub fn trials() -> Vec<(String, Check)> {
@@ -14,7 +14,31 @@ pub fn trials() -> Vec<(String, Check)> {
         let name = format!("shrinks::{}", case.name);
         (name, Box::new(move || check(&case)) as Check)
     });
-    shrink.collect()
+    let name = "a_shrunk_image_is_as_long_as_qemu_img_leaves_it".to_string();
+    shrink
+        .chain([(name, Box::new(same_length) as Check)])
+        .collect()
+}
+
+/// Of a default image nothing is left but its tables.
+fn same_length() {
+    let lab = Lab::new();
+    lab.qemu_img("create -q -f qcow2 disk.qcow2 64M");
+    lab.qemu_io("disk.qcow2", &["write -P 1 48M 64k"]);
+    let mut session = opened(&lab);
+    let reply = session.call(Request::Resize {
+        size: 32 << 20,
+        preallocation: Preallocation::Off,
+        shrink: true,
+        backing_size: None,
+    });
+    let Ok(Reply::Plan(reply)) = reply else {
+        panic!("not a plan: {reply:?}");
+    };
+    session.host.apply(&reply.plan);
+    lab.qemu_img("resize -q -f qcow2 --shrink disk.qcow2 32M");
+    assert_eq!(lab.bytes("disk.qcow2").len(), 327_680);
+    assert_eq!(session.host.image.len(), 327_680);
 }
 
 fn make(lab: &Lab, case: &Case) {
@@ -76,6 +100,10 @@ fn check(case: &Case) {
     lab.run("cp", &["--sparse=always", "disk.qcow2", "ours.qcow2"]);
     let reply = resize(&mut session, case, case.new).expect("a plan");
     check_shape(&reply.plan, case.commits);
+    // Every one of these is another image in memory.
+    if small && old_len <= 8 << 20 {
+        finish_each_interruption(&lab, case, &session, &reply.plan);
+    }
     session.host.apply(&reply.plan);
     let facts = session.open(None).expect("the shrunk image opens");
     assert_eq!(facts.virtual_size, case.new);
@@ -111,6 +139,62 @@ fn check(case: &Case) {
     session.host.apply(&back.plan);
     save(&lab, &session);
     judge(&lab, "disk.qcow2", small);
+}
+
+/// Cut off after any stage, the same request ends in the disk that was asked
+/// for, without leaks, and then has nothing left to do.
+fn finish_each_interruption(lab: &Lab, case: &Case, before: &Session, plan: &Plan) {
+    let commit = |stage: &Stage| stage.purpose == Purpose::Commit;
+    let first = plan.stages.iter().position(commit).expect("a commit");
+    let mut whole = before.host.clone();
+    whole.apply(plan);
+    let untouched = lab.bytes("disk.qcow2");
+    lab.run("cp", &["--sparse=always", "expected.raw", "cut.raw"]);
+    let cut = std::fs::File::options()
+        .write(true)
+        .open(lab.path("cut.raw"));
+    cut.and_then(|file| file.set_len(case.new)).unwrap();
+    for done in 1..plan.stages.len() {
+        let mut session = Session::new(before.host.image.clone());
+        session.host.others = before.host.others.clone();
+        let stages = plan.stages[..done].to_vec();
+        session.host.apply(&Plan { stages });
+        let facts = session.open(None).expect("an interrupted shrink opens");
+        let cluster = facts.cluster_size.unwrap_or(1) as usize;
+        let rest = match resize(&mut session, case, case.new) {
+            Err(failure) if failure.kind == FailureKind::SettleFirst => {
+                assert!(done <= first, "settles behind the commit");
+                settle(&mut session);
+                resize(&mut session, case, case.new)
+            }
+            rest => rest,
+        };
+        session.host.apply(&rest.expect("a plan").plan);
+        session.open(None).expect("the shrunk image opens");
+        save(lab, &session);
+        lab.qemu_img("check -q -f qcow2 disk.qcow2");
+        lab.qemu_img("compare -q -f qcow2 -F raw disk.qcow2 cut.raw");
+        if let Some(data) = session.host.data() {
+            assert_eq!(data.len() as u64, case.new);
+        }
+        if done <= first {
+            // The file may have ended inside a cluster.
+            let len = session.host.image.len();
+            let most = whole.image.len().next_multiple_of(cluster);
+            assert!(len <= most, "{len} instead of {most} after {done} stages");
+        }
+        let none = resize(&mut session, case, case.new).expect("a plan");
+        assert!(none.plan.is_empty(), "after {done} stages: {:?}", none.plan);
+    }
+    lab.write("disk.qcow2", &untouched);
+}
+
+fn settle(session: &mut Session) {
+    let Ok(Reply::Plan(reply)) = session.call(Request::Settle) else {
+        panic!("not a plan");
+    };
+    session.host.apply(&reply.plan);
+    session.open(None).expect("a settled image opens");
 }
 
 fn save(lab: &Lab, session: &Session) {

@@ -69,14 +69,14 @@ const CASES: &[Case] = &[
     case("falloc", "block_size=1M", 20 * M + 512, 40 * M, Falloc, 3),
     case("full", "block_size=2M", 20 * M, 40 * M, Full, 3),
     case("across_a_chunk", "block_size=1M", 20 * M, 5 * G, Off, 3),
-    case("relocated", "block_size=1M", 20 * M, 200 * G, Off, 6),
+    case("relocated", "block_size=1M", 20 * M, 200 * G, Off, 3),
     case(
         "relocated_with_data",
         "block_size=1M",
         128 * G - 64 * M,
         128 * G + 9 * M,
         Metadata,
-        6,
+        3,
     ),
     case(
         "fixed",

@@ -139,7 +139,7 @@ fn order() {
     assert_eq!(refused.unwrap_err().kind, FailureKind::FlushFirst);
     assert!(!in_place(&mut session), "before the identifiers are new");
     let identifiers = plan(session.call(Request::Flush).unwrap());
-    assert_eq!(identifiers.plan.stages.len(), 2);
+    assert_eq!(identifiers.plan.stages.len(), 1);
     session.host.apply(&identifiers.plan);
     write(&mut session, 0, &[1; 512]);
     let reply = plan(session.call(Request::Flush).unwrap());

@@ -308,8 +308,26 @@ fn or_one_set_length_and_nothing_else() {
 #[test]
 fn a_commit_stands_alone_in_its_stage() {
     assert_eq!(commit(&[]), Err(PlanError::CommitSteps(0)));
-    let two = [write(0, 8), write(8, 8)];
+    let two = [write(0, 8), write(512, 9)];
     assert_eq!(commit(&two), Err(PlanError::CommitSteps(2)));
+}
+
+#[test]
+fn a_commit_may_write_the_same_to_two_places() {
+    assert_eq!(commit(&[write(0, 512), write(512, 512)]), Ok(1024));
+    let three = [write(0, 8), write(512, 8), write(1024, 8)];
+    assert_eq!(commit(&three), Err(PlanError::CommitSteps(3)));
+    let wide = PlanError::CommitSpansSectors {
+        offset: 1,
+        len: 512,
+    };
+    assert_eq!(commit(&[write(512, 512), write(1, 512)]), Err(wide));
+    let length = Step::SetLength {
+        file: IMAGE,
+        len: 512,
+    };
+    let lengths = [length.clone(), length];
+    assert_eq!(commit(&lengths), Err(PlanError::CommitSteps(2)));
 }
 
 #[test]

@@ -7,7 +7,7 @@ use crate::sandbox::{CallError, Files};
 use instar_guest::findings::{Repair, Report};
 use instar_guest::plan::{Plan, Purpose, Stage, Step};
 use instar_guest::proto::{Content, Place, PlanReply};
-use instar_guest::{Extent, ExtentKind, Facts, FileNo, Reply, Request};
+use instar_guest::{Extent, ExtentKind, Facts, Failure, FailureKind, FileNo, Reply, Request};
 use std::sync::{Arc, Mutex};
 
 const OLD: [u8; 8192] = [1; 8192];
@@ -234,5 +234,62 @@ fn a_plan_that_would_do_more_than_that_is_refused() {
     let image = fixture.open(&for_writing(), guest);
     let error = image.write_at(&[9], 0).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::BadGuest);
+    assert_eq!(fixture.content(), OLD);
+}
+
+/// A guest that refuses to change the size until it has put the image in order.
+fn settles_first(
+    asked: &Arc<Mutex<Vec<&'static str>>>,
+) -> impl FnMut(&Request, &mut dyn Files) -> Result<Reply, CallError> + Clone + Send + 'static {
+    let asked = Arc::clone(asked);
+    let mut settled = false;
+    move |request: &Request, _: &mut dyn Files| {
+        let (name, reply) = match *request {
+            Request::Open { .. } => ("open", Ok(Reply::Opened(facts(SIZE, 512)))),
+            Request::Settle => {
+                settled = true;
+                ("settle", Ok(planned(Purpose::Release, 0)))
+            }
+            Request::Resize { .. } if !settled => {
+                let failure = Failure::new(FailureKind::SettleFirst, "interrupted");
+                ("refused", Err(CallError::Refused(failure)))
+            }
+            Request::Resize { .. } => ("resize", Ok(planned(Purpose::Commit, 512))),
+            ref other => panic!("{other:?}"),
+        };
+        asked.lock().unwrap().push(name);
+        reply
+    }
+}
+
+#[test]
+fn what_an_interrupted_change_left_is_given_back_before_the_next() {
+    let fixture = Fixture::new(&OLD);
+    let asked = Arc::default();
+    let image = fixture.open(&for_writing(), Script(settles_first(&asked)));
+    asked.lock().unwrap().clear();
+    image.resize(2 * SIZE, &ResizeOptions::default()).unwrap();
+    let expected = ["refused", "open", "settle", "open", "resize"];
+    assert_eq!(*asked.lock().unwrap(), expected);
+    assert_eq!(fixture.content()[..16], [7; 16]);
+    assert_eq!(fixture.content()[512..528], [7; 16]);
+    assert_eq!(image.virtual_size(), 2 * SIZE);
+}
+
+#[test]
+fn a_dry_run_shows_how_that_is_given_back() {
+    let fixture = Fixture::new(&OLD);
+    let image = fixture.open(&for_writing(), Script(settles_first(&Arc::default())));
+    let reply = image
+        .plan_resize(2 * SIZE, &ResizeOptions::default())
+        .unwrap();
+    assert_eq!(reply.plan.stages[0].purpose, Purpose::Release);
+    assert_eq!(
+        reply.warnings,
+        [
+            "The image has to be put in order first (a change of it was interrupted): this is \
+             the plan for that, the resize is planned afterwards"
+        ]
+    );
     assert_eq!(fixture.content(), OLD);
 }

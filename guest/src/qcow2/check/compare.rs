@@ -159,6 +159,7 @@ impl Check<'_> {
             if let Some(used) = width.equal(piece.on_disk, place.clone(), page, first % PAGE) {
                 if let Some(last) = used {
                     self.highest = self.highest.max(first + last);
+                    self.freed.keep(first + last);
                 }
             } else {
                 self.compare_each(run.first, first..end, piece, fix, keep)?;
@@ -186,9 +187,15 @@ impl Check<'_> {
             }
             self.highest = self.highest.max(cluster);
             if count == references {
+                self.freed.keep(cluster);
                 continue;
             }
             let repaired = self.differs(cluster, count, references, fix)?;
+            match repaired && references == 0 {
+                true => self.freed.add(cluster),
+                false if fix.is_some() => self.freed.keep(cluster),
+                false => {}
+            }
             if repaired {
                 let (raised, right) = piece.change();
                 width.set(right, index, references);

@@ -13,6 +13,7 @@ mod compare;
 mod copied;
 mod counters;
 mod entries;
+pub(super) mod leftovers;
 mod patches;
 mod places;
 mod rebuild;
@@ -39,6 +40,7 @@ use alloc::vec::Vec;
 use blocks::{BlockRef, Lookup};
 use counters::Counters;
 use entries::Sums;
+use leftovers::Freed;
 use patches::Patches;
 use repair::Compared;
 
@@ -121,6 +123,8 @@ struct Check<'a> {
     raised: Patches,
     /// Counts that go down.
     lowered: Patches,
+    /// What nothing refers to any more once the repair is done.
+    freed: Freed,
 }
 
 impl Qcow2 {
@@ -195,6 +199,7 @@ impl<'a> Check<'a> {
             entries: Patches::new(patches::MAX_ENTRIES),
             raised: Patches::new(patches::MAX_COUNTS),
             lowered: Patches::new(patches::MAX_COUNTS),
+            freed: Freed::default(),
         })
     }
 

@@ -12,7 +12,7 @@ pub const MAX_ENTRIES: usize = 1 << 20;
 /// What a write weighs besides its bytes.
 const STEP_WEIGHT: usize = 32;
 
-/// Writes to the image file.
+/// Writes and zeroes in the image file.
 #[derive(Debug)]
 pub(super) struct Patches {
     steps: Vec<Step>,
@@ -44,8 +44,8 @@ impl Patches {
         true
     }
 
-    /// Adds the writes that turn `old`, which is at `at`, into `new`: whole
-    /// sectors, neighbours together. `at` is a multiple of a sector.
+    /// Adds what turns `old`, which is at `at`, into `new`: whole sectors,
+    /// neighbours together. `at` is a multiple of a sector.
     pub fn difference(&mut self, at: u64, old: &[u8], new: &[u8]) {
         let sectors = old
             .chunks(SECTOR as usize)
@@ -56,7 +56,12 @@ impl Patches {
             if old == new {
                 continue;
             }
+            let zero = new.iter().all(|&byte| byte == 0);
             match self.steps.last_mut() {
+                Some(Step::Zero { len, .. }) if end == Some(at) && zero => {
+                    *len += new.len() as u64;
+                }
+                _ if zero => self.push_zero(at, new.len() as u64),
                 Some(Step::Write { data, .. }) if end == Some(at) => {
                     data.extend_from_slice(new);
                     self.weight += new.len();
@@ -76,7 +81,16 @@ impl Patches {
         });
     }
 
-    /// The writes.
+    fn push_zero(&mut self, offset: u64, len: u64) {
+        self.weight += STEP_WEIGHT;
+        self.steps.push(Step::Zero {
+            file: FileNo::IMAGE,
+            offset,
+            len,
+        });
+    }
+
+    /// The steps.
     pub fn take(&mut self) -> Vec<Step> {
         self.weight = 0;
         core::mem::take(&mut self.steps)

@@ -102,7 +102,7 @@ impl Check<'_> {
 
     /// Does something for each range of clusters once more. The counters are
     /// filled again where one pass was not enough.
-    fn each_pass_again(
+    pub(super) fn each_pass_again(
         &mut self,
         mut with: impl FnMut(&mut Self) -> Result<(), Failure>,
     ) -> Result<(), Failure> {

@@ -1,5 +1,6 @@
 //! Putting an image in order that was not closed in order: its counts were
-//! written late, under the dirty bit, and never caught up.
+//! written late, under the dirty bit, and never caught up; or a resize was cut
+//! off before its commit.
 
 use super::super::Qcow2;
 use super::super::tables::Tables;
@@ -12,14 +13,15 @@ use crate::tell::Tell;
 use alloc::format;
 
 impl Qcow2 {
-    /// Plans the repair that clears the dirty bit. Nothing is told: what is
+    /// Plans the repair that clears the dirty bit, or what gives back what a
+    /// resize has left. Nothing is told: what is
     /// repaired is what a writer that was interrupted had still to do.
     pub(in super::super) fn plan_settle(
         &mut self,
         host: &mut dyn Host,
     ) -> Result<PlanReply, Failure> {
         if !self.header.is_dirty() {
-            return Ok(PlanReply::default());
+            return self.plan_leftover(host);
         }
         self.tables = Tables::new(self.tables.slice_len(), self.file_len);
         let check = Check::new(self, host, Some(Repair::All), Tell::silent(), COUNTERS)?;

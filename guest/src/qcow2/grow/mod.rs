@@ -45,7 +45,7 @@ impl Qcow2 {
         let direction = wish.direction(self.header.size)?;
         wish.check_sectors()?;
         match direction {
-            Direction::Same => Ok(PlanReply::default()),
+            Direction::Same => self.finish(host, wish.shrink),
             Direction::Shrink => self.shrink(host, wish),
             Direction::Grow => {
                 check::check(self, wish)?;

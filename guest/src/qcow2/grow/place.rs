@@ -96,12 +96,14 @@ pub fn place(
     let owned = geometry.l1_clusters(u64::from(image.header.l1.count)) * geometry.cluster_size();
     let mut placement = Placement {
         l1_entries: entries,
-        l1_moves: entries * 8 > owned,
+        l1_moves: entries * 8 > owned || survey.drops(),
         ..Placement::default()
     };
     let mut cursor = None;
     loop {
         placement.choose_tables(image, survey);
+        // The entry in use would lose its reference to the present one.
+        placement.l1_moves |= placement.boundary_moves;
         let needs = Needs::new(image, survey, bitmaps, &placement);
         if needs.total() == 0 {
             return Ok(placement);
@@ -147,8 +149,8 @@ impl Placement {
             return;
         };
         let changes = survey.changes_boundary(geometry);
-        let refers_to_new = survey.boundary_refers_to_new(per_table);
-        self.boundary_moves = changes && (!boundary.copied || (self.l1_moves && refers_to_new));
+        let hangs = survey.boundary_refers_to_new(per_table) || survey.stale_entries;
+        self.boundary_moves = changes && (!boundary.copied || (self.l1_moves && hangs));
         let first = boundary.index + u64::from(!self.boundary_moves);
         self.fresh_tables = first..filled.end.max(first);
     }
@@ -177,6 +179,7 @@ impl Placement {
         let end = geometry.clusters(image.file_len);
         let number = end / geometry.refcounts_per_block();
         self.present = refcounts.present_from(host, number)?;
+        image.check_settled(host, refcounts)?;
         refcounts.first_unused(host, end, &self.present)
     }
 

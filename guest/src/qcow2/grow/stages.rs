@@ -71,6 +71,10 @@ impl Grow<'_> {
         self.settle_l1(&mut prepare);
         let mut link = self.change_boundary(&mut prepare, new_boundary.as_deref());
         link.extend(self.link_l1());
+        if self.placement.all().is_empty() {
+            // They refer to nothing that has to be counted before.
+            link.drain(..).for_each(|step| prepare.inside(step));
+        }
         let commit = self.header(directory).commit(self.image)?;
         if commit.directory.is_some() {
             for step in BitmapNeeds::mark_in_use(self.image)? {
@@ -208,7 +212,7 @@ impl Grow<'_> {
     }
 
     /// An L1 table that stays: what lies behind its present end, which nobody
-    /// reads yet, and entries beyond the old end that become 0.
+    /// reads yet.
     fn settle_l1(&self, prepare: &mut Prepare<'_>) {
         if self.placement.l1_moves {
             return;
@@ -216,15 +220,6 @@ impl Grow<'_> {
         let at = self.image.header.l1.offset.0;
         let count = u64::from(self.image.header.l1.count);
         let fresh = &self.placement.fresh_tables;
-        for &index in &self.survey.stale_l1 {
-            if !fresh.contains(&index) {
-                prepare.inside(Step::Zero {
-                    file: FileNo::IMAGE,
-                    offset: at + index * entry::LEN,
-                    len: entry::LEN,
-                });
-            }
-        }
         let slack = count..self.placement.l1_entries.max(count);
         let linked = fresh.start.clamp(slack.start, slack.end)..fresh.end.min(slack.end);
         let zeroed = [

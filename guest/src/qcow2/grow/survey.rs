@@ -62,8 +62,10 @@ pub struct Survey {
     pub tail: Tail,
     /// With extended L2: subclusters of the last cluster that get the zero bit.
     pub tail_zero_bits: u64,
+    /// Whether entries of the boundary table beyond the old end hold clusters.
+    pub stale_entries: bool,
     /// L1 entries beyond the old end that are not 0.
-    pub stale_l1: Vec<u64>,
+    pub stale_tables: u64,
     /// Clusters that nothing will refer to after the commit, with repetitions.
     pub released: Vec<Run>,
 }
@@ -80,7 +82,8 @@ pub fn survey(image: &mut Qcow2, host: &mut dyn Host, wish: &Wish) -> Result<Sur
         boundary: None,
         tail: Tail::Fine,
         tail_zero_bits: 0,
-        stale_l1: Vec::new(),
+        stale_entries: false,
+        stale_tables: 0,
         released: Vec::new(),
     };
     survey.read_boundary(image, host)?;
@@ -107,6 +110,14 @@ impl Survey {
     pub fn boundary_refers_to_new(&self, per_table: u64) -> bool {
         let moves = matches!(self.tail, Tail::Move { .. });
         moves || (self.content == Content::Data && self.fills_boundary(per_table))
+    }
+
+    /// Whether something that is counted loses its last reference. That has to
+    /// happen with the commit and no table in use may change before, or a crash
+    /// would leave what a later resize does not find.
+    pub fn drops(&self) -> bool {
+        let moves = matches!(self.tail, Tail::Move { .. });
+        moves || self.stale_entries || self.stale_tables > 0
     }
 
     /// Whether new entries go into the boundary table.
@@ -152,7 +163,10 @@ impl Survey {
             &boundary.old,
             boundary.index,
             entries,
-            &mut |_, run| self.release(run),
+            &mut |_, run| {
+                self.stale_entries = true;
+                self.release(run)
+            },
         );
         self.boundary = Some(boundary);
         found
@@ -175,8 +189,8 @@ impl Survey {
             let Some(table) = image.l1_entry(host, index)?.table else {
                 continue;
             };
-            self.stale_l1.push(index);
-            if self.stale_l1.len() as u64 * geometry.cluster_size() > MAX_STALE_TABLES {
+            self.stale_tables += 1;
+            if self.stale_tables * geometry.cluster_size() > MAX_STALE_TABLES {
                 return Err(too_much_stale());
             }
             let content = image.whole_tables(host, &[table])?;

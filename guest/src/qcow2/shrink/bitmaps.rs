@@ -132,11 +132,6 @@ impl Cuts {
                     offset: entry_at + bitmap::TABLE_SIZE as u64,
                     data: (cut.entries as u32).to_be_bytes().to_vec(),
                 });
-                steps.push(Step::Zero {
-                    file,
-                    offset: bitmap.table.offset.0 + cut.entries * entry::LEN,
-                    len: (old - cut.entries) * entry::LEN,
-                });
             }
             if let Some(bits) = &cut.bits {
                 let cluster = image.header.geometry.cluster_size();

@@ -21,9 +21,26 @@ pub struct Empty {
     pub rounds: Vec<Vec<u64>>,
     /// The clusters that they lie in, ascending.
     pub clusters: Vec<u64>,
+    /// Those of them that are counted by blocks that stay.
+    counted: Vec<u64>,
 }
 
 impl Empty {
+    /// Whether one of them lies in a cluster.
+    pub fn lies_at(&self, cluster: u64) -> bool {
+        self.clusters.binary_search(&cluster).is_ok()
+    }
+
+    /// Takes back the counts that other blocks hold for them.
+    pub fn uncount(
+        &self,
+        host: &mut dyn Host,
+        refcounts: &mut Refcounts<'_>,
+    ) -> Result<(), Failure> {
+        let mut runs = self.counted.iter().map(|&first| Run { first, count: 1 });
+        runs.try_for_each(|run| refcounts.release(host, run))
+    }
+
     fn holds(&self, number: u64) -> bool {
         self.rounds.iter().any(|round| round.contains(&number))
     }
@@ -37,7 +54,7 @@ struct Block {
 }
 
 /// Finds blocks to take out among the last of `numbers`, which are those of a
-/// window, and takes back the counts that other blocks hold for them.
+/// window.
 pub fn empty(
     host: &mut dyn Host,
     refcounts: &mut Refcounts<'_>,
@@ -66,8 +83,7 @@ pub fn empty(
         }
         empty.clusters.push(cluster);
         if !empty.holds(cluster / per_block) {
-            let (first, count) = (cluster, 1);
-            refcounts.release(host, Run { first, count })?;
+            empty.counted.push(cluster);
         }
     }
     Ok(empty)

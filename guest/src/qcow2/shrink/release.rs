@@ -20,10 +20,11 @@ use super::dropped::each_dropped;
 use super::survey::Survey;
 use crate::error::{Failure, FailureKind};
 use crate::plan::{SECTOR, Step};
-use crate::prepare::{Prepare, writes};
+use crate::prepare::{Prepare, writes, zeroes};
 use crate::proto::FileNo;
 use alloc::vec;
 use alloc::vec::Vec;
+use core::ops::Range;
 
 /// Released clusters that are looked at for a new use.
 const MANY: usize = 4096;
@@ -62,8 +63,8 @@ pub struct Release<'a> {
 pub struct Released {
     /// The changed counts.
     pub counts: Vec<Step>,
-    /// What takes empty refcount blocks out, one stage after the other.
-    pub emptied: Vec<Vec<Step>>,
+    /// What takes empty refcount blocks out.
+    pub emptied: Emptied,
     /// Clusters that nothing refers to any more.
     pub freed: Vec<Run>,
     /// Freed clusters that are put to use, still counted once.
@@ -72,6 +73,28 @@ pub struct Released {
     pub end: u64,
     /// Whether anything was staged.
     pub staged: bool,
+}
+
+impl Released {
+    /// Whether all clusters of a range of the file, in bytes, are freed.
+    pub fn frees(&self, geometry: Geometry, range: Range<u64>) -> bool {
+        let first = geometry.clusters(range.start);
+        let window = Run {
+            first,
+            count: geometry.clusters(range.end).saturating_sub(first),
+        };
+        let parts = self.freed.iter().filter_map(|&run| clip(run, window));
+        parts.map(|part| part.count).sum::<u64>() == window.count
+    }
+}
+
+/// What takes empty refcount blocks out.
+#[derive(Debug, Default)]
+pub struct Emptied {
+    /// The entries for them, one stage after the other.
+    pub rounds: Vec<Vec<Step>>,
+    /// Then the counts of their clusters in blocks that stay.
+    pub uncounted: Vec<Step>,
 }
 
 impl Release<'_> {
@@ -92,6 +115,7 @@ impl Release<'_> {
         }
         let mut output = Output {
             released: Released::default(),
+            cluster: geometry.cluster_size(),
             inline: 0,
             stage_at: self.stage_at,
         };
@@ -205,8 +229,25 @@ impl Pass<'_> {
                 .unwrap_or(&[]),
         };
         self.settle_staged(prepare, &mut refcounts, stay)?;
-        output.emit(&mut tables, prepare)?;
-        self.take_empties_out(&mut tables, prepare, &mut output.released)
+        let numbers = self.numbers();
+        let empty = match self.release.stays {
+            true => Empty::default(),
+            false => blocks::empty(prepare.host(), &mut refcounts, &numbers)?,
+        };
+        output.emit(&mut tables, &empty, prepare)?;
+        self.take_out(
+            &mut tables,
+            prepare,
+            (&empty, &numbers),
+            &mut output.released,
+        )
+    }
+
+    /// The numbers of the blocks of the window.
+    fn numbers(&self) -> Vec<u64> {
+        let per_block = self.counts.geometry.refcounts_per_block();
+        let inside = |&number: &u64| clip(of_block(number, per_block), self.window).is_some();
+        self.present.iter().copied().filter(inside).collect()
     }
 
     /// Copies are counted by now; most are not any more in the end.
@@ -249,42 +290,32 @@ impl Pass<'_> {
         Ok(())
     }
 
-    fn take_empties_out(
+    fn take_out(
         &self,
         tables: &mut Tables,
         prepare: &mut Prepare<'_>,
+        (empty, numbers): (&Empty, &[u64]),
         released: &mut Released,
     ) -> Result<(), Failure> {
         let mut refcounts = self.counts.over(tables);
-        let per_block = self.counts.geometry.refcounts_per_block();
-        let numbers: Vec<u64> = self
-            .present
-            .iter()
-            .copied()
-            .filter(|&number| clip(of_block(number, per_block), self.window).is_some())
-            .collect();
-        let empty = match !self.release.stays {
-            true => blocks::empty(prepare.host(), &mut refcounts, &numbers)?,
-            false => Empty::default(),
-        };
+        empty.uncount(prepare.host(), &mut refcounts)?;
         for &first in &empty.clusters {
             add_run(&mut released.freed, Run { first, count: 1 });
         }
-        let end = blocks::end(prepare.host(), &mut refcounts, &numbers, &empty)?;
+        let end = blocks::end(prepare.host(), &mut refcounts, numbers, empty)?;
         released.end = released.end.max(end);
         for (round, numbers) in empty.rounds.iter().enumerate() {
-            if released.emptied.len() <= round {
-                released.emptied.push(Vec::new());
+            let rounds = &mut released.emptied.rounds;
+            if rounds.len() <= round {
+                rounds.push(Vec::new());
             }
             let entries = numbers.iter().map(|&number| refcounts.entry_at(number));
-            if let Some(steps) = released.emptied.get_mut(round) {
+            if let Some(steps) = rounds.get_mut(round) {
                 zeroes(entries.map(|at| (at.0, 8)), steps);
             }
         }
         let uncounted = writes(tables.dirty(Kind::RefcountBlock));
-        if !uncounted.is_empty() {
-            released.emptied.push(uncounted);
-        }
+        released.emptied.uncounted.extend(uncounted);
         Ok(())
     }
 }
@@ -372,14 +403,25 @@ fn add_run(runs: &mut Vec<Run>, run: Run) {
 /// Turns changed counts into steps.
 struct Output {
     released: Released,
+    /// Bytes of a cluster.
+    cluster: u64,
     inline: usize,
     stage_at: u64,
 }
 
 impl Output {
-    fn emit(&mut self, tables: &mut Tables, prepare: &mut Prepare<'_>) -> Result<(), Failure> {
+    /// What blocks say that are taken out is of no meaning.
+    fn emit(
+        &mut self,
+        tables: &mut Tables,
+        empty: &Empty,
+        prepare: &mut Prepare<'_>,
+    ) -> Result<(), Failure> {
         for (at, run) in tables.dirty(Kind::RefcountBlock) {
             let mut at = at.0;
+            if empty.lies_at(at / self.cluster) {
+                continue;
+            }
             let sectors: Vec<&[u8]> = run.chunks(SECTOR as usize).collect();
             let is_zero = |sector: &&[u8]| sector.iter().all(|&byte| byte == 0);
             for group in sectors.chunk_by(|a, b| is_zero(a) == is_zero(b)) {
@@ -433,20 +475,6 @@ impl Output {
             }),
         }
         Ok(())
-    }
-}
-
-/// Adds ranges of zeroes, neighbours together.
-fn zeroes(ranges: impl Iterator<Item = (u64, u64)>, steps: &mut Vec<Step>) {
-    for (at, more) in ranges {
-        match steps.last_mut() {
-            Some(Step::Zero { offset, len, .. }) if *offset + *len == at => *len += more,
-            _ => steps.push(Step::Zero {
-                file: FileNo::IMAGE,
-                offset: at,
-                len: more,
-            }),
-        }
     }
 }
 

@@ -1,14 +1,13 @@
 //! The steps of a shrink, stage by stage.
 
 use super::super::Qcow2;
-use super::super::format::entry;
 use super::super::grow::commit::{NewHeader, change};
 use super::super::layout::Run;
 use super::super::refcount::Refcounts;
 use super::super::refuse;
 use super::super::tables::Kind;
 use super::bitmaps::Cuts;
-use super::release::{Release, Released};
+use super::release::{Emptied, Release, Released};
 use super::staging::{Homes, Staging};
 use super::survey::Survey;
 use crate::engine::Host;
@@ -115,7 +114,6 @@ impl Shrink<'_> {
         if !stays {
             settled = self.staging.settle(image, self.survey, &homes)?;
         }
-        settled.extend(self.clear_l1_slack(image, stays));
         let mut unmarked = Vec::new();
         if self.cuts.clusters > 0 && !self.moves_bitmaps {
             let (set, clear) = self.cuts.marks(image)?;
@@ -133,20 +131,29 @@ impl Shrink<'_> {
             true => Vec::new(),
             false => vec![change(&sectors.staged, &sectors.last)?],
         };
-        let end = self.end(image, &released, stays);
+        let mut end = self.end(image, &released, stays);
         check_end(image, end)?;
+        if !released.frees(geometry, end..image.file_len) {
+            // What is in use there is not counted: it stays.
+            let reach = image.reach(prepare.host(), self.survey.size)?;
+            end = end.max(geometry.host_offset(reach).min(image.file_len));
+        }
         let cut = self.cut(image, &released, end);
+        // What needs no second commit to rely on goes together with the rest.
+        let together = back.is_empty() && settled.is_empty();
+        let mut lowered = released.counts;
+        lowered.extend(unmarked);
+        match together {
+            true => lowered.extend(self.cut_data_file(image)),
+            false => settled.extend(self.cut_data_file(image)),
+        }
         let mut stages = vec![
             (Purpose::Prepare, prepare.finish()),
             (Purpose::Commit, vec![commit]),
             (Purpose::Release, settled),
             (Purpose::Commit, back),
-            (Purpose::Release, unmarked),
-            (Purpose::Release, released.counts),
         ];
-        let emptied = released.emptied.into_iter();
-        stages.extend(emptied.map(|steps| (Purpose::Release, steps)));
-        stages.push((Purpose::Release, cut));
+        stages.extend(give_back(lowered, released.emptied, cut, released.staged));
         Ok(Plan {
             stages: stages
                 .into_iter()
@@ -231,19 +238,6 @@ impl Shrink<'_> {
         Homes { tail, l2 }
     }
 
-    /// What an L1 table that stays has behind its new end.
-    fn clear_l1_slack(&self, image: &Qcow2, stays: bool) -> Option<Step> {
-        let geometry = image.header.geometry;
-        let (kept, count) = (self.survey.l1_kept, u64::from(image.header.l1.count));
-        let owned = geometry.l1_clusters(kept) * (geometry.cluster_size() / entry::LEN);
-        let end = owned.min(count);
-        (kept < end && !stays).then(|| Step::Zero {
-            file: FileNo::IMAGE,
-            offset: image.header.l1.offset.0 + kept * entry::LEN,
-            len: (end - kept) * entry::LEN,
-        })
-    }
-
     fn sectors(
         &self,
         image: &Qcow2,
@@ -303,7 +297,7 @@ impl Shrink<'_> {
         end.max(geometry.host_offset(reused))
     }
 
-    /// Gives disk space back: in the file, at its end, and in the data file.
+    /// Gives disk space back, in the file and at its end.
     fn cut(&self, image: &Qcow2, released: &Released, end: u64) -> Vec<Step> {
         let geometry = image.header.geometry;
         let file = FileNo::IMAGE;
@@ -320,14 +314,39 @@ impl Shrink<'_> {
         if end < image.file_len || grown {
             steps.push(Step::SetLength { file, len: end });
         }
-        if image.data_len.is_some_and(|len| len > self.survey.size) {
-            steps.push(Step::SetLength {
-                file: FileNo::DATA,
-                len: self.survey.size,
-            });
-        }
         steps
     }
+
+    /// The same in the data file.
+    fn cut_data_file(&self, image: &Qcow2) -> Option<Step> {
+        let len = self.survey.size;
+        let longer = image.data_len.is_some_and(|present| present > len);
+        let file = FileNo::DATA;
+        longer.then_some(Step::SetLength { file, len })
+    }
+}
+
+/// The stages that follow the commits. Counts are lowered and space is given
+/// back at once; but where counts are copied from behind the end, the file is
+/// cut once they have been, and where refcount blocks are taken out, a cluster
+/// of theirs is given back, and not counted any more, once nothing leads to it.
+fn give_back(
+    mut lowered: Vec<Step>,
+    emptied: Emptied,
+    cut: Vec<Step>,
+    staged: bool,
+) -> Vec<(Purpose, Vec<Step>)> {
+    let mut last = emptied.uncounted;
+    last.extend(cut);
+    let mut rounds = emptied.rounds.into_iter();
+    let first = rounds.next();
+    if first.is_none() && !staged {
+        lowered.extend(last);
+        return vec![(Purpose::Release, lowered)];
+    }
+    lowered.extend(first.into_iter().flatten());
+    let stages = [lowered].into_iter().chain(rounds).chain([last]);
+    stages.map(|steps| (Purpose::Release, steps)).collect()
 }
 
 fn present(image: &Qcow2) -> (u64, u64) {

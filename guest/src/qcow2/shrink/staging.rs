@@ -73,6 +73,7 @@ impl Staging {
             return Ok(Self::default());
         }
         let present = refcounts.present_from(host, end / geometry.refcounts_per_block())?;
+        image.check_settled(host, refcounts)?;
         let first = refcounts.first_unused(host, end, &present)?;
         let table = u64::from(image.header.refcount_table.count);
         let counting = counting(geometry, first, total, &present, table).ok_or_else(too_many)?;

@@ -33,13 +33,23 @@ impl Qcow2 {
         }
         let mut prepare = self.lay_down();
         prepare.extend(self.clear_unknown_features()?);
+        let mut hooks = self.hook_blocks(host)?;
+        if self.are_hidden(&hooks) {
+            prepare.append(&mut hooks);
+        }
         let mut stages = vec![stage(Purpose::Prepare, prepare)];
-        stages.extend(non_empty(Purpose::Count, self.hook_blocks(host)?));
+        stages.extend(non_empty(Purpose::Count, hooks));
         stages.extend(non_empty(Purpose::Count, self.switch_table()?));
-        stages.extend(non_empty(Purpose::Link, self.link()));
+        let mut link = self.link();
+        let waits = self.release_waits();
         // From here on nothing may fail: what is settled is never planned again.
         self.settle();
-        stages.extend(non_empty(Purpose::Release, self.release(host)));
+        let mut release = self.release(host);
+        if !waits {
+            link.append(&mut release);
+        }
+        stages.extend(non_empty(Purpose::Link, link));
+        stages.extend(non_empty(Purpose::Release, release));
         Ok(PlanReply {
             plan: Plan { stages },
             ..PlanReply::default()
@@ -126,6 +136,30 @@ impl Qcow2 {
             entries.push((at, entry.to_be_bytes()));
         }
         Ok(writes(entries.iter().map(|(at, entry)| (*at, &entry[..]))))
+    }
+
+    /// Whether entries for new blocks lie in a refcount table that is still to be
+    /// switched to, where nothing else is laid down.
+    fn are_hidden(&self, hooks: &[Step]) -> bool {
+        let Some(old) = self.pending.old_table else {
+            return false;
+        };
+        let new = self.header.refcount_table.offset;
+        let copied = new.plus(self.header.geometry.host_offset(u64::from(old.count)));
+        let behind =
+            |step: &Step| matches!(step, Step::Write { offset, .. } if *offset >= copied.0);
+        self.is_untouched(new) && hooks.iter().all(behind)
+    }
+
+    /// Whether anything is released that entries may still refer to: all but a
+    /// refcount table that has been switched from.
+    fn release_waits(&self) -> bool {
+        let geometry = self.header.geometry;
+        let table = self.pending.old_table.map(|old| Run {
+            first: old.offset.0 / geometry.cluster_size(),
+            count: u64::from(old.count),
+        });
+        self.pending.released.iter().any(|run| Some(*run) != table)
     }
 
     /// The switch to a refcount table that has moved: its place and length lie

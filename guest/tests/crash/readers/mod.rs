@@ -2,6 +2,7 @@
 //! stricter than qemu-img, or read another copy, and share nothing with the
 //! engine.
 
+pub mod qcow2;
 pub mod vhd;
 pub mod vhdx;
 pub mod vmdk;

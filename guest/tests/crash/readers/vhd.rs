@@ -150,11 +150,17 @@ impl Table {
             return;
         };
         let bitmap = file.read(at, self.bitmap);
-        for sector in 0..self.block / SECTOR {
-            if bitmap[sector as usize / 8] & 0x80 >> (sector % 8) != 0 {
-                let from = at + self.bitmap + sector * SECTOR;
-                disk.copy(file, from, block * self.block + sector * SECTOR, SECTOR);
+        let has = |sector: u64| bitmap[sector as usize / 8] & 0x80 >> (sector % 8) != 0;
+        let count = self.block / SECTOR;
+        let mut sector = 0;
+        while sector < count {
+            let end = (sector..count).find(|&next| has(next) != has(sector));
+            let end = end.unwrap_or(count);
+            if has(sector) {
+                let (from, len) = (at + self.bitmap + sector * SECTOR, (end - sector) * SECTOR);
+                disk.copy(file, from, block * self.block + sector * SECTOR, len);
             }
+            sector = end;
         }
     }
 }

@@ -5,6 +5,10 @@
 use super::super::bytes::Bytes;
 use super::super::disk::Files;
 use super::{SECTOR, Uses, hold};
+use crc::{CRC_32_ISCSI, Crc};
+
+/// The checksum of all structures.
+pub const CRC: Crc<u32> = Crc::<u32>::new(&CRC_32_ISCSI);
 
 const K: u64 = 1024;
 const M: u64 = 1024 * K;
@@ -46,14 +50,7 @@ fn guid(file: &Bytes, offset: u64) -> u128 {
 fn checksum(file: &Bytes, offset: u64, len: u64, field: usize) -> u64 {
     let mut bytes = file.read(offset, len);
     bytes[field..field + 4].fill(0);
-    let mut crc = !0u32;
-    for byte in bytes {
-        crc ^= u32::from(byte);
-        for _ in 0..8 {
-            crc = crc >> 1 ^ if crc & 1 == 1 { 0x82f6_3b78 } else { 0 };
-        }
-    }
-    u64::from(!crc)
+    u64::from(CRC.checksum(&bytes))
 }
 
 /// Whether a structure has its signature and its checksum.
@@ -62,14 +59,41 @@ fn is_whole(file: &Bytes, offset: u64, len: u64, signature: &[u8]) -> bool {
         && checksum(file, offset, len, 4) == file.little::<4>(offset + 4)
 }
 
-/// The file as it is once its log is replayed.
-fn replayed(file: &Bytes) -> Result<Bytes, String> {
-    hold(file.read(0, 8) == b"vhdxfile", || "not a VHDX".to_owned())?;
+/// Where the header is that counts.
+fn current_header(file: &Bytes) -> Result<u64, String> {
     let whole = HEADERS
         .into_iter()
         .filter(|&at| is_whole(file, at, PAGE, b"head"));
     let header = whole.max_by_key(|at| file.little::<8>(at + 8));
-    let header = header.ok_or("both headers are damaged")?;
+    header.ok_or_else(|| "both headers are damaged".to_owned())
+}
+
+/// Whoever remembers an image by the identifiers in its header learns of every
+/// change: the file gets a new one before anything in it changes but the
+/// headers. It may become longer before.
+pub fn announced(before: &Files, now: &Files, image: &str) -> Result<(), String> {
+    let (old, new) = (before.get(image)?, now.get(image)?);
+    let file_write = |file: &Bytes| Ok::<_, String>(guid(file, current_header(file)? + 16));
+    if file_write(old)? != file_write(new)? {
+        return Ok(());
+    }
+    let mut new = new.clone();
+    new.set_len(old.len());
+    for at in HEADERS {
+        new.copy(old, at, at, PAGE);
+    }
+    match new.difference(old) {
+        None => Ok(()),
+        Some(at) => Err(format!(
+            "the file changed at {at:#x} under the identifier that it had"
+        )),
+    }
+}
+
+/// The file as it is once its log is replayed.
+fn replayed(file: &Bytes) -> Result<Bytes, String> {
+    hold(file.read(0, 8) == b"vhdxfile", || "not a VHDX".to_owned())?;
+    let header = current_header(file)?;
     hold(file.little::<2>(header + 66) == 1, || {
         "another version".to_owned()
     })?;
@@ -279,10 +303,16 @@ impl Layout {
         })
     }
 
-    /// The state of a payload block, and where it is.
-    fn entry(&self, file: &Bytes, block: u64) -> (u64, u64) {
-        let entry = file.little::<8>(self.bat.0 + 8 * (block + block / self.chunk));
-        (entry & 7, (entry >> 20) * M)
+    /// The first payload blocks: the number of each, its state, and where it is.
+    fn entries(&self, file: &Bytes, blocks: u64) -> impl Iterator<Item = (u64, u64, u64)> {
+        let table = file.read(self.bat.0, 8 * (blocks + blocks / self.chunk));
+        let chunk = self.chunk;
+        (0..blocks).map(move |block| {
+            let at = 8 * (block + block / chunk) as usize;
+            let entry = table[at..at + 8].iter().rev();
+            let entry = entry.fold(0, |number, &byte| number << 8 | u64::from(byte));
+            (block, entry & 7, (entry >> 20) * M)
+        })
     }
 
     /// Payload blocks that the table has room for.
@@ -316,8 +346,7 @@ impl Layout {
             })?;
             uses.add(offset, len, what);
         }
-        for block in 0..blocks {
-            let (state, at) = self.entry(file, block);
+        for (block, state, at) in self.entries(file, blocks) {
             hold(matches!(state, 0..=3 | 6), || {
                 format!("block {block} has the state {state}")
             })?;
@@ -331,8 +360,9 @@ impl Layout {
 
     fn read(&self, file: &Bytes, size: u64) -> Result<Bytes, String> {
         let mut disk = Bytes::zeroes(size);
-        for block in 0..size.div_ceil(self.block).min(self.room()) {
-            if let (6, at) = self.entry(file, block) {
+        let blocks = size.div_ceil(self.block).min(self.room());
+        for (block, state, at) in self.entries(file, blocks) {
+            if state == 6 {
                 disk.copy(file, at, block * self.block, self.block);
             }
         }
