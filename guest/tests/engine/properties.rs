@@ -435,9 +435,9 @@ impl Image {
     }
 
     /// A check finds nothing but room that is made ahead of new blocks, and room
-    /// that a VHDX keeps before a table behind its blocks. After writes the room
-    /// of blocks of a VHD that were taken back is left for a repair, which has to
-    /// find it.
+    /// that a VHDX keeps before a table behind its blocks. The writes of one
+    /// session leave the room in a VHD that an earlier one made ahead: a repair has
+    /// to find it.
     fn is_sound(&mut self, when: &str) -> Result<(), TestCaseError> {
         if self.format == Format::Raw {
             return Ok(());
