@@ -3,6 +3,7 @@
 
 use super::disk::{At, Library, Portrait};
 use super::error::{Error, Result};
+use super::moves::{self, Move};
 use super::names::{FormatRules, is_replacement, may_be_a_part};
 use super::namings::Namings;
 use super::source::{FileId, Kind, Source, Stat, Time};
@@ -25,6 +26,8 @@ const TICK: Duration = Duration::from_millis(20);
 pub enum Face {
     /// An image.
     Image(Arc<Portrait>),
+    /// An empty file that is to become an image of this format.
+    Blank(Format),
     /// An image that cannot be used: shown with size 0.
     Unusable(Error),
     /// No image, or part of another one: not shown.
@@ -99,18 +102,60 @@ impl Catalog {
         }
         let face = match rule {
             NameRule::Raw => Face::Image(Arc::new(raw_portrait(stat))),
+            NameRule::Must(format) if stat.size == 0 => {
+                self.namings.remove(stat.id);
+                Face::Blank(format)
+            }
             NameRule::Must(format) => self.described(source, path, stat, Some(format)),
             NameRule::Probe => self.described(source, path, stat, None),
         };
-        let directory = path.parent().unwrap_or(Path::new(""));
-        if face != Face::Hidden
-            && source
-                .stat(directory)
-                .is_ok_and(|directory| self.namings.is_part(source, path, stat.id, &directory))
-        {
+        if face != Face::Hidden && self.is_part(source, path, stat.id, None) {
             return Face::Hidden;
         }
         face
+    }
+
+    fn is_part(&self, source: &Source, path: &Path, id: FileId, except: Option<FileId>) -> bool {
+        let directory = source.stat(path.parent().unwrap_or(Path::new("")));
+        directory.is_ok_and(|directory| self.namings.is_part(source, path, id, &directory, except))
+    }
+
+    /// What the name of a file says about its format.
+    pub fn rule_for(&self, path: &Path) -> NameRule {
+        self.formats.rule_for(path)
+    }
+
+    /// Whether what names say depends on the directories that they are in.
+    pub fn has_rules_for_paths(&self) -> bool {
+        self.formats.has_paths()
+    }
+
+    /// Whether the file is used by any other image of the tree than `image`, of
+    /// which it is a part. To be asked after [`is_backing`](Self::is_backing),
+    /// which looks at all of them.
+    pub fn is_used_besides(&self, source: &Source, path: &Path, id: FileId, image: FileId) -> bool {
+        self.is_part(source, path, id, Some(image)) || self.namings.is_backing(source, id)
+    }
+
+    /// An image of the tree that would not find a file any more that it names.
+    pub fn disturbed_by(&self, moved: Move<'_>) -> Option<(PathBuf, String)> {
+        self.survey_all(moved.source);
+        self.namings.all().into_iter().find_map(|(path, portrait)| {
+            let lost = moved.lost(&path, &portrait)?.to_string();
+            Some((path, lost))
+        })
+    }
+
+    /// An image that names a file at this path, be it there or not, for a part.
+    pub fn expects(&self, source: &Source, path: &Path) -> Option<PathBuf> {
+        self.survey_siblings(source, path);
+        let names = |portrait: &Portrait, by: &Path| {
+            let mut files = portrait.files.iter();
+            files.any(|file| moves::target(source, by, &file.name).as_deref() == Some(path))
+        };
+        let all = self.namings.all().into_iter();
+        all.map(|(by, portrait)| (names(&portrait, &by), by))
+            .find_map(|(names, by)| (names && by != path).then_some(by))
     }
 
     /// Disk space of the other files that an image names for its parts, in
@@ -128,11 +173,16 @@ impl Catalog {
     /// Whether another image of the tree names the file as its backing image.
     /// Looks at every image of the tree that has changed.
     pub fn is_backing(&self, source: &Source, file: FileId) -> bool {
+        self.survey_all(source);
+        self.namings.is_backing(source, file)
+    }
+
+    /// Looks at every image of the tree that has changed.
+    fn survey_all(&self, source: &Source) {
         let mut directories = vec![PathBuf::new()];
         while let Some(directory) = directories.pop() {
             directories.extend(self.survey(source, &directory));
         }
-        self.namings.is_backing(source, file)
     }
 
     /// Looks at every image of a directory that may name other files, and
@@ -153,7 +203,9 @@ impl Catalog {
                 (Kind::File, NameRule::Probe) => None,
                 (Kind::File, NameRule::Raw) => continue,
             };
-            if let Ok(stat) = source.stat(&path) {
+            // An empty file is none yet.
+            let stat = source.stat(&path).ok().filter(|stat| stat.size > 0);
+            if let Some(stat) = stat {
                 self.described(source, &path, &stat, format);
             }
         }

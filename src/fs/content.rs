@@ -64,8 +64,25 @@ impl Filesystem {
             if written {
                 return Ok(());
             }
+            if self.append(&handle, offset, data)? {
+                return Ok(());
+            }
             self.grow_for_write(&handle, end)?;
         }
+    }
+
+    /// Writes at the end, where that may make the disk larger by and by.
+    fn append(&self, handle: &Handle, offset: u64, data: &[u8]) -> Result<bool> {
+        if !self.options.grow {
+            return Ok(false);
+        }
+        let file = &handle.file;
+        let _sizing = file.sizing();
+        handle.write(self.context(), |disk| {
+            let appended = disk.append(data, offset, self.options.preallocation)?;
+            file.note_size(disk.virtual_size());
+            Ok(appended)
+        })
     }
 
     fn grow_for_write(&self, handle: &Handle, end: u64) -> Result<()> {
@@ -200,8 +217,9 @@ impl Filesystem {
                 self.resize(&handle.file, disk, &sizing, size, preallocation)
             });
         }
-        let stat = self.stat(node)?;
-        self.no_backing_image(node, &stat)?;
+        let _settled = node.settled();
+        let stat = self.stat_now(node)?;
+        self.no_backing_image(&node.path(), &stat)?;
         self.usable(node, &stat)?;
         let file = self.file(node);
         let resized = {
@@ -225,7 +243,7 @@ impl Filesystem {
         size: u64,
         preallocation: Preallocation,
     ) -> Result<()> {
-        let path = self.source.display(&file.node.path);
+        let path = self.source.display(&file.node.path());
         let old = disk.virtual_size();
         self.whole_units(file, disk, size)?;
         if size == old && !Self::is_unfinished(file, disk) {
@@ -271,7 +289,7 @@ impl Filesystem {
         if size.is_multiple_of(unit) {
             return Ok(());
         }
-        let path = self.source.display(&file.node.path);
+        let path = self.source.display(&file.node.path());
         Err(Error::new(
             Errno::EINVAL,
             format!(

@@ -89,6 +89,19 @@ pub trait Disk: Send + Sync {
     /// Writes a range inside the disk.
     fn write_at(&self, data: &[u8], offset: u64) -> Result<()>;
 
+    /// Takes what is written at the end of the disk, to grow by it with the next
+    /// flush at the latest; `preallocation` is for that. Answers whether it did:
+    /// else the disk has to grow first.
+    fn append(&self, _data: &[u8], _offset: u64, _preallocation: Preallocation) -> Result<bool> {
+        Ok(false)
+    }
+
+    /// Whether what is appended may wait in memory: nothing but want of space
+    /// can keep it from the disk.
+    fn gathers(&self) -> bool {
+        false
+    }
+
     /// Allocates a range inside the disk, with disk space behind it.
     fn preallocate(&self, offset: u64, len: u64) -> Result<()>;
 

@@ -1,6 +1,8 @@
-//! What every call on the mount does, by the table in the design: names and
-//! attributes here, content in [`super::content`].
+//! What every call on the mount does: which files there are and how they are
+//! opened here, their content in [`super::content`], changes of names in
+//! [`super::namespace`], attributes in [`super::attributes`].
 
+use super::attributes::Attributes;
 use super::catalog::{Catalog, Face};
 use super::disk::{Disk, Library};
 use super::error::{Error, Result};
@@ -8,20 +10,15 @@ use super::memory::{Invalidate, Memory};
 use super::names::FormatRules;
 use super::nodes::{Node, NodeId, Nodes};
 use super::open::{Context, Handle, OpenFile};
-use super::source::{FileId, Kind, NewTime, Source, Stat};
+use super::source::{FileId, Kind, Source, Stat};
 use super::sync::{lock, read, write};
-use crate::image::Access;
 use instar_guest::proto::Preallocation;
 use nix::errno::Errno;
-use nix::sys::statvfs::Statvfs;
 use std::collections::HashMap;
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, RwLock};
-
-/// `st_blksize` of images without an allocation unit, in bytes.
-const BLOCK: u64 = 64 << 10;
 
 /// How the mounted filesystem behaves.
 #[derive(Clone, Debug)]
@@ -38,36 +35,6 @@ pub struct Options {
     pub preallocation: Preallocation,
     /// `format=GLOB:FMT`.
     pub formats: FormatRules,
-}
-
-/// The attributes of a file or directory on the mount.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Attributes {
-    /// Its id.
-    pub id: NodeId,
-    /// Size in bytes: the disk's for an image.
-    pub size: u64,
-    /// `st_blksize` in bytes, a power of two.
-    pub block: u32,
-    /// Everything else, from the source file.
-    pub stat: Stat,
-}
-
-/// Changes to attributes; `None` leaves one as it is.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Changes {
-    /// Size in bytes.
-    pub size: Option<u64>,
-    /// Permission bits.
-    pub perm: Option<u32>,
-    /// Owner.
-    pub uid: Option<u32>,
-    /// Group.
-    pub gid: Option<u32>,
-    /// Time of last access.
-    pub atime: Option<NewTime>,
-    /// Time of last modification.
-    pub mtime: Option<NewTime>,
 }
 
 /// One line of a listing.
@@ -99,6 +66,8 @@ pub struct Filesystem {
     pub(super) catalog: Catalog,
     pub(super) options: Options,
     pub(super) nodes: Nodes,
+    /// Held by whoever changes names.
+    pub(super) naming: Mutex<()>,
     files: Mutex<HashMap<NodeId, Arc<OpenFile>>>,
     handles: RwLock<HashMap<u64, Arc<Handle>>>,
     listings: RwLock<HashMap<u64, Arc<Vec<Listed>>>>,
@@ -116,6 +85,7 @@ impl Filesystem {
             source,
             options,
             nodes: Nodes::new(root.id),
+            naming: Mutex::default(),
             files: Mutex::default(),
             handles: RwLock::default(),
             listings: RwLock::default(),
@@ -146,7 +116,18 @@ impl Filesystem {
     /// Finds a name and counts one reference to it.
     pub fn lookup(&self, parent: NodeId, name: &OsStr) -> Result<Attributes> {
         let parent = self.nodes.get(parent)?;
-        self.hold(parent.path.join(name))
+        let path = parent.path();
+        match self.hold(path.join(name)) {
+            Err(error) if error.errno == Errno::ENOENT => {
+                // The directory may be changing its name.
+                let _settled = parent.settled();
+                match parent.path() == path {
+                    true => Err(error),
+                    false => self.hold(parent.path().join(name)),
+                }
+            }
+            found => found,
+        }
     }
 
     /// Finds a path below SOURCE and counts one reference to it.
@@ -159,8 +140,11 @@ impl Filesystem {
         self.follow_open(&path, stat.id);
         let id = self.nodes.id_of(&path, stat.id);
         let attributes = self.attributes(id, &path, stat, face.as_ref())?;
-        self.nodes.hold(path, stat.id, stat.kind)?;
-        Ok(attributes)
+        let node = self.nodes.hold(path, stat.id, stat.kind);
+        Ok(Attributes {
+            id: node.id,
+            ..attributes
+        })
     }
 
     /// Takes back references.
@@ -170,66 +154,17 @@ impl Filesystem {
         }
     }
 
-    /// The attributes of a node.
-    pub fn getattr(&self, id: NodeId) -> Result<Attributes> {
-        let node = self.nodes.get(id)?;
-        let stat = self.stat(&node)?;
-        let face = self.face_if_file(&node.path, &stat);
-        self.attributes(node.id, &node.path, stat, face.as_ref())
-    }
-
-    /// Changes attributes. A new size comes first: if it is refused, nothing
-    /// changes.
-    pub fn setattr(
-        &self,
-        id: NodeId,
-        handle: Option<u64>,
-        changes: &Changes,
-    ) -> Result<Attributes> {
-        self.writable()?;
-        let node = self.nodes.get(id)?;
-        self.stat(&node)?;
-        if let Some(size) = changes.size {
-            self.truncate(&node, handle, size)?;
-        }
-        if changes.uid.is_some() || changes.gid.is_some() {
-            self.source.chown(&node.path, changes.uid, changes.gid)?;
-        }
-        if let Some(perm) = changes.perm {
-            self.source.chmod(&node.path, perm)?;
-        }
-        if changes.atime.is_some() || changes.mtime.is_some() {
-            self.set_times(&node, changes)?;
-        }
-        self.getattr(id)
-    }
-
-    /// Sets times. Where the image is open but not locked, its next user takes
-    /// a new time of modification for somebody else's change: so it is locked
-    /// meanwhile, if it can be.
-    fn set_times(&self, node: &Node, changes: &Changes) -> Result<()> {
-        let set = || {
-            self.source
-                .utimens(&node.path, changes.atime, changes.mtime)
-        };
-        let Some(file) = self.file_if_open(node.id) else {
-            return set();
-        };
-        let done = file.with(self.context(), Access::Read, |_| Ok(set()));
-        let settled = file.settle(self.context());
-        self.leave(&file);
-        match done {
-            Ok(done) => done.and(settled),
-            Err(_) => set(),
-        }
-    }
-
     /// Lists a directory: what is in it now.
     pub fn opendir(&self, id: NodeId) -> Result<u64> {
         let node = self.nodes.get(id)?;
         let mut listing = Vec::new();
-        for entry in self.source.list(&node.path)? {
-            let path = node.path.join(&entry.name);
+        let directory = node.path();
+        let entries = match node.orphan() {
+            Some(_) => Vec::new(),
+            None => self.source.list(&directory)?,
+        };
+        for entry in entries {
+            let path = directory.join(&entry.name);
             let Ok(stat) = self.source.stat(&path) else {
                 continue;
             };
@@ -258,7 +193,8 @@ impl Filesystem {
     /// The directory above a node; the root's is the root.
     pub fn parent(&self, id: NodeId) -> Result<NodeId> {
         let node = self.nodes.get(id)?;
-        let parent = node.path.parent().unwrap_or(Path::new(""));
+        let path = node.path();
+        let parent = path.parent().unwrap_or(Path::new(""));
         let stat = self.source.stat(parent)?;
         Ok(self.nodes.id_of(parent, stat.id))
     }
@@ -271,7 +207,8 @@ impl Filesystem {
     /// Opens an image. Locks are taken for what the handle may do.
     pub fn open(&self, id: NodeId, writable: bool) -> Result<OpenedHandle> {
         let node = self.nodes.get(id)?;
-        let stat = self.stat(&node)?;
+        let _settled = node.settled();
+        let stat = self.stat_now(&node)?;
         let opened = self.open_node(&node, &stat, writable);
         self.remember_trouble(stat.id, opened.as_ref().err());
         let (handle, keep_cache) = opened?;
@@ -286,7 +223,7 @@ impl Filesystem {
     fn open_node(&self, node: &Arc<Node>, stat: &Stat, writable: bool) -> Result<(Handle, bool)> {
         if writable {
             self.writable()?;
-            self.no_backing_image(node, stat)?;
+            self.no_backing_image(&node.path(), stat)?;
         }
         self.usable(node, stat)?;
         let file = self.file(node);
@@ -331,8 +268,23 @@ impl Filesystem {
         Arc::clone(file)
     }
 
-    /// The same, if there is one.
-    fn file_if_open(&self, id: NodeId) -> Option<Arc<OpenFile>> {
+    /// The same, if there is one, for whoever does not use it.
+    pub(super) fn file_known(&self, id: NodeId) -> Option<Arc<OpenFile>> {
+        lock(&self.files).get(&id).cloned()
+    }
+
+    /// Whether any handle of an open file may write.
+    pub(super) fn has_writers(&self, file: &Arc<OpenFile>) -> bool {
+        let handles = read(&self.handles);
+        let mut own = handles
+            .values()
+            .filter(|handle| Arc::ptr_eq(&handle.file, file));
+        own.any(|handle| handle.is_writable())
+    }
+
+    /// The open file behind a node, if there is one; to be left like one that
+    /// was made.
+    pub(super) fn file_if_open(&self, id: NodeId) -> Option<Arc<OpenFile>> {
         let files = lock(&self.files);
         let file = files.get(&id)?;
         file.join();
@@ -360,13 +312,25 @@ impl Filesystem {
     }
 
     /// The attributes of a node's source file, as long as it is the file that
-    /// was looked up, or the one that a resize has put in its place.
+    /// was looked up, or the one that a change of ours has put in its place.
     pub(super) fn stat(&self, node: &Node) -> Result<Stat> {
-        let stat = self.source.stat(&node.path)?;
+        self.stat_now(node).or_else(|_| {
+            // It may be changing its name.
+            let _settled = node.settled();
+            self.stat_now(node)
+        })
+    }
+
+    /// The same for whoever keeps it from changing its name.
+    pub(super) fn stat_now(&self, node: &Node) -> Result<Stat> {
+        if let Some(orphan) = node.orphan() {
+            return orphan.stat();
+        }
+        let stat = self.source.stat(&node.path())?;
         if stat.id == node.file() {
             return Ok(stat);
         }
-        let open = lock(&self.files).get(&node.id).cloned();
+        let open = self.file_known(node.id);
         if open.and_then(|open| open.file()) != Some(stat.id) {
             return Err(Errno::ESTALE.into());
         }
@@ -385,7 +349,8 @@ impl Filesystem {
     fn follow_open(&self, path: &Path, file: FileId) {
         let known = lock(&self.files)
             .values()
-            .find(|open| open.node.path == path && open.node.file() != file)
+            .filter(|open| open.node.orphan().is_none())
+            .find(|open| *open.node.path() == *path && open.node.file() != file)
             .cloned();
         if let Some(open) = known.filter(|open| open.file() == Some(file)) {
             self.nodes.follow(&open.node, file);
@@ -401,15 +366,21 @@ impl Filesystem {
 
     /// Refuses what is no image, or one that cannot be used.
     pub(super) fn usable(&self, node: &Node, stat: &Stat) -> Result<()> {
-        match self.catalog.face(&self.source, &node.path, stat) {
-            Face::Image(_) => Ok(()),
+        if node.orphan().is_some() {
+            return match self.file_known(node.id) {
+                Some(_) => Ok(()),
+                None => Err(Errno::ESTALE.into()),
+            };
+        }
+        match self.catalog.face(&self.source, &node.path(), stat) {
+            Face::Image(_) | Face::Blank(_) => Ok(()),
             Face::Unusable(error) => Err(error),
             Face::Hidden => Err(Errno::ENOENT.into()),
         }
     }
 
     /// Refuses to change what other images of the tree build on.
-    pub(super) fn no_backing_image(&self, node: &Node, stat: &Stat) -> Result<()> {
+    pub(super) fn no_backing_image(&self, path: &Path, stat: &Stat) -> Result<()> {
         if self.options.rw_backing || !self.catalog.is_backing(&self.source, stat.id) {
             return Ok(());
         }
@@ -418,9 +389,18 @@ impl Filesystem {
             format!(
                 "{}: another image uses this one as its backing file, which a change would damage; \
                  mount with -o rw_backing to change it all the same",
-                self.source.display(&node.path).display()
+                self.source.display(path).display()
             ),
         ))
+    }
+
+    /// What a node's file is; of one without a name nothing is known but what
+    /// those know who have it open.
+    pub(super) fn face(&self, node: &Node, stat: &Stat) -> Option<Face> {
+        match (node.orphan(), stat.kind) {
+            (Some(_), Kind::File) => Some(Face::Hidden),
+            _ => self.face_if_file(&node.path(), stat),
+        }
     }
 
     pub(super) fn face_if_file(&self, path: &Path, stat: &Stat) -> Option<Face> {
@@ -428,51 +408,5 @@ impl Filesystem {
             Kind::Directory => None,
             Kind::File => Some(self.catalog.face(&self.source, path, stat)),
         }
-    }
-
-    /// An open image answers for itself, whatever a look at its file says. A
-    /// look that failed for want of something says nothing about the size.
-    fn attributes(
-        &self,
-        id: NodeId,
-        path: &Path,
-        mut stat: Stat,
-        face: Option<&Face>,
-    ) -> Result<Attributes> {
-        let own_size = || {
-            let open = lock(&self.files).get(&id).cloned()?;
-            open.virtual_size()
-        };
-        let (size, block) = match face {
-            None => (stat.size, u64::from(stat.blksize)),
-            Some(Face::Image(portrait)) => (
-                own_size().unwrap_or(portrait.virtual_size),
-                portrait.cluster_size.unwrap_or(BLOCK),
-            ),
-            Some(Face::Unusable(error)) => match own_size() {
-                Some(size) => (size, BLOCK),
-                None if error.is_passing() => return Err(error.clone()),
-                None => (0, BLOCK),
-            },
-            Some(Face::Hidden) => (own_size().unwrap_or(0), BLOCK),
-        };
-        if let Some(Face::Image(portrait)) = face {
-            let parts = self
-                .catalog
-                .blocks_of_parts(&self.source, path, stat.id, portrait);
-            stat.blocks = stat.blocks.saturating_add(parts);
-        }
-        let block = block.clamp(4096, 2 << 20).next_power_of_two();
-        Ok(Attributes {
-            id,
-            size,
-            block: u32::try_from(block).unwrap_or(4096),
-            stat,
-        })
-    }
-
-    /// Space and files of the file system that holds the images.
-    pub fn statfs(&self) -> Result<Statvfs> {
-        self.source.statvfs()
     }
 }

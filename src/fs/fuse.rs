@@ -4,11 +4,13 @@
 mod convert;
 mod reply;
 
+use super::attributes::Changes;
 use super::content::Seek;
 use super::error::Error;
-use super::filesystem::{Changes, Filesystem};
+use super::filesystem::Filesystem;
+use super::namespace::Creation;
 use super::nodes::NodeId;
-use convert::{file_attr, file_type, new_time};
+use convert::{birth, file_attr, file_type, new_time};
 use fuser::{
     BsdFileFlags, Errno, FileHandle, FopenFlags, Generation, INodeNo, InitFlags, KernelConfig,
     LockOwner, OpenAccMode, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData,
@@ -311,12 +313,13 @@ impl fuser::Filesystem for Adapter {
     fn fsyncdir(
         &self,
         _req: &Request,
-        _ino: INodeNo,
+        ino: INodeNo,
         _fh: FileHandle,
         _datasync: bool,
         reply: ReplyEmpty,
     ) {
-        reply.ok();
+        let synced = self.0.fsyncdir(NodeId(ino.0));
+        answer!(self, ino, "fsyncdir", reply, synced, |()| reply.ok());
     }
 
     fn statfs(&self, _req: &Request, ino: INodeNo, reply: ReplyStatfs) {
@@ -384,53 +387,80 @@ impl fuser::Filesystem for Adapter {
         _rdev: u32,
         reply: ReplyEntry,
     ) {
-        reply.error(Errno::EROFS);
+        reply.error(Errno::EPERM);
     }
 
     fn mkdir(
         &self,
-        _req: &Request,
-        _parent: INodeNo,
-        _name: &OsStr,
-        _mode: u32,
+        req: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
         _umask: u32,
         reply: ReplyEntry,
     ) {
-        reply.error(Errno::EROFS);
+        let made = self.0.mkdir(NodeId(parent.0), name, birth(req, mode));
+        answer!(self, parent, "mkdir", reply, made, |attributes| {
+            reply.entry(&TTL, &file_attr(&attributes), Generation(0));
+        });
     }
 
     fn create(
         &self,
-        _req: &Request,
-        _parent: INodeNo,
-        _name: &OsStr,
-        _mode: u32,
+        req: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
         _umask: u32,
-        _flags: i32,
+        flags: i32,
         reply: ReplyCreate,
     ) {
-        reply.error(Errno::EROFS);
+        let how = Creation {
+            birth: birth(req, mode),
+            exclusive: flags & libc::O_EXCL != 0,
+            writable: flags & libc::O_ACCMODE != libc::O_RDONLY,
+        };
+        let made = self.0.create(NodeId(parent.0), name, how);
+        answer!(self, parent, "create", reply, made, |(
+            attributes,
+            opened,
+        )| {
+            reply.created(
+                &TTL,
+                &file_attr(&attributes),
+                Generation(0),
+                FileHandle(opened.handle),
+                FopenFlags::empty(),
+            );
+        });
     }
 
-    fn unlink(&self, _req: &Request, _parent: INodeNo, _name: &OsStr, reply: ReplyEmpty) {
-        reply.error(Errno::EROFS);
+    fn unlink(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let removed = self.0.unlink(NodeId(parent.0), name);
+        answer!(self, parent, "unlink", reply, removed, |()| reply.ok());
     }
 
-    fn rmdir(&self, _req: &Request, _parent: INodeNo, _name: &OsStr, reply: ReplyEmpty) {
-        reply.error(Errno::EROFS);
+    fn rmdir(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let removed = self.0.rmdir(NodeId(parent.0), name);
+        answer!(self, parent, "rmdir", reply, removed, |()| reply.ok());
     }
 
     fn rename(
         &self,
         _req: &Request,
-        _parent: INodeNo,
-        _name: &OsStr,
-        _newparent: INodeNo,
-        _newname: &OsStr,
-        _flags: RenameFlags,
+        parent: INodeNo,
+        name: &OsStr,
+        newparent: INodeNo,
+        newname: &OsStr,
+        flags: RenameFlags,
         reply: ReplyEmpty,
     ) {
-        reply.error(Errno::EROFS);
+        if !RenameFlags::RENAME_NOREPLACE.contains(flags) {
+            return reply.error(Errno::EINVAL);
+        }
+        let (from, to) = (NodeId(parent.0), NodeId(newparent.0));
+        let renamed = self.0.rename(from, name, to, newname, flags.is_empty());
+        answer!(self, parent, "rename", reply, renamed, |()| reply.ok());
     }
 
     fn symlink(
@@ -441,7 +471,7 @@ impl fuser::Filesystem for Adapter {
         _target: &Path,
         reply: ReplyEntry,
     ) {
-        reply.error(Errno::EROFS);
+        reply.error(Errno::EPERM);
     }
 
     fn link(
@@ -452,7 +482,7 @@ impl fuser::Filesystem for Adapter {
         _newname: &OsStr,
         reply: ReplyEntry,
     ) {
-        reply.error(Errno::EROFS);
+        reply.error(Errno::EPERM);
     }
 
     fn ioctl(

@@ -1,22 +1,19 @@
 //! The images of the mount, opened through [`crate::image`].
 
-use super::disk::{At, Disk, Library, Part, Portrait, Run};
+use super::disk::{At, Disk, Library, Portrait};
 use super::error::{Error, Result};
-use super::source::{FileId, Time};
+use super::open_image::{Form, Maker, OpenImage};
 use crate::compat::info::{self, Layer, OnDisk};
-use crate::image::{
-    self, Access, BackingPolicy, Image, Location, OpenOptions, ResizeOptions, SegmentKind, Space,
-    Tree,
-};
+use crate::image::{self, Access, BackingPolicy, Blank, Image, Location, OpenOptions, Tree};
 use crate::sandbox::{Pool, escape_deceptive};
-use instar_guest::proto::{Format, Preallocation};
+use instar_guest::proto::Format;
 use nix::errno::Errno;
 use std::fs::File;
-use std::os::unix::fs::MetadataExt as _;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 /// Opens images in sandboxes of a pool.
+#[derive(Clone)]
 pub struct Images {
     /// Where the sandboxes come from.
     pub pool: Arc<Pool>,
@@ -28,14 +25,8 @@ pub struct Images {
     pub backing: BackingPolicy,
 }
 
-/// Runs that one call answers at most: an image that changes between data and
-/// holes all the time has millions of them, and they take memory.
-const MOST_RUNS: usize = 16 << 10;
-
 /// The longest reason from an image that is passed on, in bytes.
 const MOST_REASON: usize = 1024;
-
-struct OpenImage(Image);
 
 impl Images {
     fn open_image(
@@ -45,20 +36,47 @@ impl Images {
         access: Access,
         backing: BackingPolicy,
     ) -> Result<Image> {
-        let options = OpenOptions {
-            format: at.format,
+        let options = self.options(at.format, access, backing);
+        Ok(options.open_file(&self.pool, file, self.location(at))?)
+    }
+
+    pub(super) fn options(
+        &self,
+        format: Option<Format>,
+        access: Access,
+        backing: BackingPolicy,
+    ) -> OpenOptions {
+        OpenOptions {
+            format,
             force_share: access == Access::Info,
             backing,
             trust_names: true,
             allow_paths: self.allow_paths.clone(),
             ..OpenOptions::new(access)
-        };
-        let location = Location {
+        }
+    }
+
+    fn location(&self, at: At<'_>) -> Location {
+        Location {
             path: at.source.display(at.path),
             tree: Arc::clone(&self.tree),
             inside: at.path.to_path_buf(),
+        }
+    }
+
+    /// What turns a file into an image and back, for one that a name of that
+    /// format may be written to.
+    fn maker(&self, at: At<'_>, file: &File, access: Access) -> Result<Option<Maker>> {
+        let format = at.format.filter(|format| *format != Format::Raw);
+        let Some(format) = format.filter(|_| access == Access::Write) else {
+            return Ok(None);
         };
-        Ok(options.open_file(&self.pool, file, location)?)
+        Ok(Some(Maker {
+            images: self.clone(),
+            location: self.location(at),
+            format,
+            file: file.try_clone()?,
+        }))
     }
 }
 
@@ -84,11 +102,22 @@ impl Library for Images {
     }
 
     fn open(&self, at: At<'_>, file: File, access: Access) -> Result<Arc<dyn Disk>> {
-        let image = self.open_image(at, file, access, self.backing)?;
-        if access == Access::Write {
-            changeable(&image)?;
-        }
-        Ok(Arc::new(OpenImage(image)))
+        let maker = self.maker(at, &file, access)?;
+        let len = file.metadata()?.len();
+        let blank = at
+            .format
+            .filter(|&format| format != Format::Raw && len == 0);
+        let form = match blank {
+            Some(format) => Form::Blank(Blank::open(file, self.location(at), format, access)?),
+            None => {
+                let image = self.open_image(at, file, access, self.backing)?;
+                if access == Access::Write {
+                    changeable(&image)?;
+                }
+                Form::Image(image)
+            }
+        };
+        Ok(Arc::new(OpenImage::new(form, maker)))
     }
 }
 
@@ -106,105 +135,6 @@ fn changeable(image: &Image) -> Result<()> {
             ),
         )),
         _ => Ok(()),
-    }
-}
-
-impl Disk for OpenImage {
-    fn format(&self) -> Format {
-        self.0.facts().format
-    }
-
-    fn virtual_size(&self) -> u64 {
-        self.0.virtual_size()
-    }
-
-    fn size_unit(&self) -> u64 {
-        self.0.facts().size_unit.max(1)
-    }
-
-    fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
-        Ok(self.0.read_at(buf, offset)?)
-    }
-
-    fn write_at(&self, data: &[u8], offset: u64) -> Result<()> {
-        Ok(self.0.write_at(data, offset)?)
-    }
-
-    fn preallocate(&self, offset: u64, len: u64) -> Result<()> {
-        Ok(self.0.preallocate(offset, len)?)
-    }
-
-    fn zero(&self, offset: u64, len: u64, space: Space) -> Result<()> {
-        Ok(self.0.zero(offset, len, space)?)
-    }
-
-    fn flush(&self) -> Result<()> {
-        Ok(self.0.flush()?)
-    }
-
-    fn is_dirty(&self) -> bool {
-        self.0.is_dirty()
-    }
-
-    fn unlock(&self) -> Result<()> {
-        Ok(self.0.unlock()?)
-    }
-
-    fn lock(&self) -> Result<()> {
-        Ok(self.0.lock()?)
-    }
-
-    fn file(&self) -> Option<FileId> {
-        let files = self.0.on_disk().ok()?;
-        files.first().map(|file| FileId {
-            dev: file.dev(),
-            ino: file.ino(),
-        })
-    }
-
-    fn parts(&self) -> Result<Vec<Part>> {
-        if self.0.facts().files.is_empty() {
-            return Ok(Vec::new());
-        }
-        let files = self.0.parts_by_name()?.into_iter().flatten();
-        Ok(files
-            .map(|file| Part {
-                id: FileId {
-                    dev: file.dev(),
-                    ino: file.ino(),
-                },
-                size: file.len(),
-                mtime: Time::new(file.mtime(), file.mtime_nsec()),
-            })
-            .collect())
-    }
-
-    fn resize(&self, size: u64, preallocation: Preallocation) -> Result<Vec<String>> {
-        let how = ResizeOptions {
-            preallocation,
-            shrink: true,
-        };
-        Ok(self.0.resize(size, &how)?)
-    }
-
-    fn is_resizable(&self) -> bool {
-        self.0.facts().no_resize.is_none()
-    }
-
-    fn is_unsettled(&self) -> bool {
-        self.0.facts().unsettled.is_some()
-    }
-
-    fn runs(&self, offset: u64, len: u64) -> Result<Vec<Run>> {
-        let segments = self.0.first_segments(offset, len, MOST_RUNS)?;
-        Ok(segments
-            .into_iter()
-            .map(|segment| Run {
-                offset: segment.offset,
-                len: segment.len,
-                data: matches!(segment.kind, SegmentKind::Data | SegmentKind::Compressed),
-            })
-            .collect())
     }
 }
 

@@ -26,16 +26,17 @@ impl FormatRules {
         Ok(())
     }
 
+    /// Whether any of the globs has a slash.
+    pub fn has_paths(&self) -> bool {
+        self.0.iter().any(|(glob, _)| is_for_paths(glob))
+    }
+
     /// What the name of a file below SOURCE says. The last option that matches
     /// wins over the name itself.
     pub fn rule_for(&self, path: &Path) -> NameRule {
         let name = Path::new(path.file_name().unwrap_or_default());
         let chosen = self.0.iter().rev().find(|(glob, _)| {
-            let subject = if glob.glob().glob().contains('/') {
-                path
-            } else {
-                name
-            };
+            let subject = if is_for_paths(glob) { path } else { name };
             glob.is_match(subject)
         });
         match chosen {
@@ -44,6 +45,10 @@ impl FormatRules {
             None => format_of_name(name.as_os_str()),
         }
     }
+}
+
+fn is_for_paths(glob: &GlobMatcher) -> bool {
+    glob.glob().glob().contains('/')
 }
 
 /// Whether a file is called like one that is to take the place of another: what

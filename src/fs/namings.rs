@@ -94,9 +94,16 @@ impl Namings {
         lock(&self.known).remove(&id);
     }
 
-    /// Whether an image names the file at `path` for a part of it. `directory`
-    /// is what the file's directory is like.
-    pub fn is_part(&self, source: &Source, path: &Path, file: FileId, directory: &Stat) -> bool {
+    /// Whether an image names the file at `path` for a part of it, the image
+    /// `except` left aside. `directory` is what the file's directory is like.
+    pub fn is_part(
+        &self,
+        source: &Source,
+        path: &Path,
+        file: FileId,
+        directory: &Stat,
+        except: Option<FileId>,
+    ) -> bool {
         let place = (parent(path), Stamp::of(directory));
         if !self.due(place).is_empty() {
             let _following = lock(&self.following);
@@ -104,7 +111,7 @@ impl Namings {
         }
         let candidates: Vec<(Namer, usize)> = lock(&self.known)
             .iter()
-            .filter(|(id, _)| **id != file)
+            .filter(|(id, _)| **id != file && Some(**id) != except)
             .filter_map(|(id, naming)| {
                 let followed = naming.followed.as_ref()?;
                 Some((naming.namer(*id), *followed.parts.get(&file)?))
@@ -124,6 +131,14 @@ impl Namings {
                 )
             })
         })
+    }
+
+    /// Every image that names files, as far as they are known.
+    pub fn all(&self) -> Vec<(PathBuf, Arc<Portrait>)> {
+        lock(&self.known)
+            .values()
+            .map(|naming| (naming.path.clone(), Arc::clone(&naming.portrait)))
+            .collect()
     }
 
     /// Whether an image names the file for its backing image.

@@ -3,19 +3,21 @@
 //! An id is a keyed hash of path and identity, so that a listing and a lookup
 //! agree on it without remembering every name that was ever listed, and so
 //! that a file that was replaced gets a new id - unless a change of ours replaced
-//! it: then it is the same image to everybody who has it open. Only what the
-//! kernel holds is in the table.
+//! it: then it is the same image to everybody who has it open. A node that was
+//! renamed keeps its id, and one whose last name was removed keeps it for as
+//! long as the kernel holds it. Only what the kernel holds is in the table.
 
-use super::error::{Error, Result};
+use super::error::Result;
+use super::reached::Reached;
 use super::source::{FileId, Kind};
 use super::sync::{lock, read, write};
 use nix::errno::Errno;
 use std::collections::HashMap;
-use std::collections::hash_map::{Entry, RandomState};
+use std::collections::hash_map::RandomState;
 use std::hash::BuildHasher;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, RwLock};
+use std::sync::{Arc, Mutex, OnceLock, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 /// A node's id, as the kernel and `st_ino` know it. 1 is the root.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -31,15 +33,51 @@ impl NodeId {
 pub struct Node {
     /// Its id.
     pub id: NodeId,
-    /// Path below SOURCE; empty for the root.
-    pub path: PathBuf,
     /// Directory or regular file.
     pub kind: Kind,
+    path: RwLock<Arc<Path>>,
+    /// What it is reached by once it has no name any more.
+    orphan: OnceLock<Reached>,
     file: Mutex<FileId>,
+    /// Held alone while its name changes.
+    moving: RwLock<()>,
     size_is_whole: AtomicBool,
 }
 
 impl Node {
+    fn new(id: NodeId, path: PathBuf, file: FileId, kind: Kind) -> Arc<Self> {
+        Arc::new(Self {
+            id,
+            kind,
+            path: RwLock::new(path.into()),
+            orphan: OnceLock::new(),
+            file: Mutex::new(file),
+            moving: RwLock::default(),
+            size_is_whole: AtomicBool::new(false),
+        })
+    }
+
+    /// Path below SOURCE; empty for the root. Of a node without a name, the
+    /// last one that it had.
+    pub fn path(&self) -> Arc<Path> {
+        Arc::clone(&read(&self.path))
+    }
+
+    /// What reaches the file if it has no name any more.
+    pub fn orphan(&self) -> Option<&Reached> {
+        self.orphan.get()
+    }
+
+    /// Keeps its name from being changed.
+    pub fn settled(&self) -> RwLockReadGuard<'_, ()> {
+        read(&self.moving)
+    }
+
+    /// Held while its name changes.
+    pub fn moving(&self) -> RwLockWriteGuard<'_, ()> {
+        write(&self.moving)
+    }
+
     /// Takes note of how the last change of its size went.
     pub fn note_resize(&self, done: bool) {
         self.size_is_whole.store(done, Ordering::Release);
@@ -57,8 +95,8 @@ impl Node {
         *lock(&self.file)
     }
 
-    fn is(&self, path: &Path, file: FileId, kind: Kind) -> bool {
-        self.path == path && self.file() == file && self.kind == kind
+    fn is(&self, path: &Path, file: FileId) -> bool {
+        self.orphan.get().is_none() && **read(&self.path) == *path && self.file() == file
     }
 }
 
@@ -72,8 +110,8 @@ pub struct Nodes {
 #[derive(Default)]
 struct Table {
     held: HashMap<NodeId, Held>,
-    /// The ids of files that took the place of others, by what theirs would be.
-    followed: HashMap<NodeId, NodeId>,
+    /// The ids of nodes that are not those of their path and file, by these.
+    aliases: HashMap<NodeId, NodeId>,
 }
 
 struct Held {
@@ -87,13 +125,7 @@ impl Nodes {
         Self {
             keys: RandomState::new(),
             held: RwLock::default(),
-            root: Arc::new(Node {
-                id: NodeId::ROOT,
-                path: PathBuf::new(),
-                kind: Kind::Directory,
-                file: Mutex::new(root),
-                size_is_whole: AtomicBool::new(false),
-            }),
+            root: Node::new(NodeId::ROOT, PathBuf::new(), root, Kind::Directory),
         }
     }
 
@@ -102,13 +134,30 @@ impl Nodes {
         if path.as_os_str().is_empty() {
             return NodeId::ROOT;
         }
-        let id = self.natural_id(path, file);
-        read(&self.held).followed.get(&id).copied().unwrap_or(id)
+        self.id_in(&read(&self.held), path, file)
     }
 
-    fn natural_id(&self, path: &Path, file: FileId) -> NodeId {
+    /// The alias, or else the first id in an endless row that is free or that
+    /// of this very file: another has the first one only if it had this name.
+    fn id_in(&self, table: &Table, path: &Path, file: FileId) -> NodeId {
+        if let Some(id) = table.aliases.get(&self.hashed(path, file, 0)) {
+            return *id;
+        }
+        let is_free = |id: &NodeId| {
+            table
+                .held
+                .get(id)
+                .is_none_or(|held| held.node.is(path, file))
+        };
+        (0..)
+            .map(|salt| self.hashed(path, file, salt))
+            .find(is_free)
+            .unwrap_or(NodeId::ROOT)
+    }
+
+    fn hashed(&self, path: &Path, file: FileId, salt: u64) -> NodeId {
         // 0 and 1 have meanings of their own.
-        NodeId((self.keys.hash_one((path, file)) >> 1) + 2)
+        NodeId((self.keys.hash_one((path, file, salt)) >> 1) + 2)
     }
 
     /// Another file has the node's name now, by a change of ours: it is the
@@ -118,10 +167,47 @@ impl Nodes {
         if !table.held.contains_key(&node.id) || node.file() == file {
             return;
         }
-        table.followed.retain(|_, id| *id != node.id);
-        let natural = self.natural_id(&node.path, file);
-        table.followed.insert(natural, node.id);
         *lock(&node.file) = file;
+        self.alias(&mut table, node);
+    }
+
+    /// A file has another name now, by a change of ours, and what lies below a
+    /// directory with it.
+    pub fn rename(&self, from: &Path, to: &Path) {
+        let mut table = write(&self.held);
+        let moved: Vec<(Arc<Node>, PathBuf)> = table
+            .held
+            .values()
+            .filter(|held| held.node.orphan.get().is_none())
+            .filter_map(|held| {
+                let path = held.node.path();
+                let rest = path.strip_prefix(from).ok()?;
+                Some((Arc::clone(&held.node), joined(to, rest)))
+            })
+            .collect();
+        for (node, path) in moved {
+            *write(&node.path) = path.into();
+            self.alias(&mut table, &node);
+        }
+    }
+
+    /// The file has lost its name, by a change of ours; it is reached by this
+    /// from now on.
+    pub fn orphan(&self, node: &Node, by: Reached) {
+        let mut table = write(&self.held);
+        // The first who says so is right, and there is no other: names change
+        // one at a time.
+        let _ = node.orphan.set(by);
+        table.aliases.retain(|_, id| *id != node.id);
+    }
+
+    /// Makes a node be found by its path and file.
+    fn alias(&self, table: &mut Table, node: &Node) {
+        table.aliases.retain(|_, id| *id != node.id);
+        let natural = self.hashed(&node.path(), node.file(), 0);
+        if natural != node.id {
+            table.aliases.insert(natural, node.id);
+        }
     }
 
     /// The node behind an id.
@@ -136,57 +222,69 @@ impl Nodes {
             .ok_or_else(|| Errno::ESTALE.into())
     }
 
+    /// The node that a file has by that path, if the kernel holds it.
+    pub fn held(&self, path: &Path, file: FileId) -> Option<Arc<Node>> {
+        let table = read(&self.held);
+        let held = table.held.get(&self.id_in(&table, path, file))?;
+        Some(Arc::clone(&held.node))
+    }
+
+    /// Every node that has this path or lies below it.
+    pub fn below(&self, path: &Path) -> Vec<Arc<Node>> {
+        let table = read(&self.held);
+        let nodes = table.held.values().map(|held| &held.node);
+        nodes
+            .filter(|node| node.orphan.get().is_none() && node.path().starts_with(path))
+            .map(Arc::clone)
+            .collect()
+    }
+
     /// Counts one more reference that the kernel gets to a file.
-    pub fn hold(&self, path: PathBuf, file: FileId, kind: Kind) -> Result<Arc<Node>> {
-        let id = self.id_of(&path, file);
-        if id == NodeId::ROOT {
-            return Ok(Arc::clone(&self.root));
+    pub fn hold(&self, path: PathBuf, file: FileId, kind: Kind) -> Arc<Node> {
+        if path.as_os_str().is_empty() {
+            return Arc::clone(&self.root);
         }
-        match write(&self.held).held.entry(id) {
-            Entry::Vacant(slot) => {
-                let node = Arc::new(Node {
-                    id,
-                    path,
-                    kind,
-                    file: Mutex::new(file),
-                    size_is_whole: AtomicBool::new(false),
-                });
-                slot.insert(Held {
-                    node: Arc::clone(&node),
-                    lookups: 1,
-                });
-                Ok(node)
-            }
-            Entry::Occupied(mut slot) if slot.get().node.is(&path, file, kind) => {
-                slot.get_mut().lookups += 1;
-                Ok(Arc::clone(&slot.get().node))
-            }
-            Entry::Occupied(slot) => Err(Error::new(
-                Errno::EIO,
-                format!(
-                    "{} and {} got the same id; mount again",
-                    path.display(),
-                    slot.get().node.path.display()
-                ),
-            )),
+        let mut table = write(&self.held);
+        let id = self.id_in(&table, &path, file);
+        if let Some(held) = table.held.get_mut(&id) {
+            held.lookups += 1;
+            return Arc::clone(&held.node);
         }
+        let node = Node::new(id, path, file, kind);
+        let held = Held {
+            node: Arc::clone(&node),
+            lookups: 1,
+        };
+        table.held.insert(id, held);
+        let natural = self.hashed(&node.path(), file, 0);
+        if natural != id {
+            table.aliases.insert(natural, id);
+        }
+        node
     }
 
     /// Takes back references that the kernel gave up; whether those were the
     /// last ones.
     pub fn forget(&self, id: NodeId, count: u64) -> bool {
         let mut table = write(&self.held);
-        let Entry::Occupied(mut slot) = table.held.entry(id) else {
+        let Some(held) = table.held.get_mut(&id) else {
             return false;
         };
-        let held = slot.get_mut();
         held.lookups = held.lookups.saturating_sub(count);
         let last = held.lookups == 0;
         if last {
-            slot.remove();
-            table.followed.retain(|_, followed| *followed != id);
+            table.held.remove(&id);
+            table.aliases.retain(|_, alias| *alias != id);
         }
         last
+    }
+}
+
+/// A path below another; the other itself for an empty one.
+fn joined(to: &Path, rest: &Path) -> PathBuf {
+    match rest.as_os_str().is_empty() {
+        true => to.to_path_buf(),
+        false => to.join(rest),
     }
 }
 
@@ -200,8 +298,8 @@ mod tests {
     fn a_node_lives_until_its_last_reference_is_forgotten() {
         let nodes = Nodes::new(FileId { dev: 1, ino: 2 });
         let path = PathBuf::from("a.raw");
-        let node = nodes.hold(path.clone(), FILE, Kind::File).unwrap();
-        nodes.hold(path.clone(), FILE, Kind::File).unwrap();
+        let node = nodes.hold(path.clone(), FILE, Kind::File);
+        nodes.hold(path.clone(), FILE, Kind::File);
         nodes.forget(node.id, 1);
         assert!(Arc::ptr_eq(&nodes.get(node.id).unwrap(), &node));
         nodes.forget(node.id, 1);
@@ -225,12 +323,12 @@ mod tests {
         const LAST: FileId = FileId { dev: 1, ino: 9 };
         let nodes = Nodes::new(FileId { dev: 1, ino: 2 });
         let path = Path::new("a.vmdk");
-        let node = nodes.hold(path.into(), FILE, Kind::File).unwrap();
+        let node = nodes.hold(path.into(), FILE, Kind::File);
         for file in [NEXT, LAST] {
             nodes.follow(&node, file);
             assert_eq!(node.file(), file);
             assert_eq!(nodes.id_of(path, file), node.id);
-            let again = nodes.hold(path.into(), file, Kind::File).unwrap();
+            let again = nodes.hold(path.into(), file, Kind::File);
             assert!(Arc::ptr_eq(&again, &node));
         }
         assert_ne!(nodes.id_of(path, NEXT), node.id);
@@ -242,7 +340,37 @@ mod tests {
     fn the_root_is_always_there() {
         let nodes = Nodes::new(FILE);
         nodes.forget(NodeId::ROOT, 100);
-        assert_eq!(nodes.get(NodeId::ROOT).unwrap().path, Path::new(""));
+        assert_eq!(*nodes.get(NodeId::ROOT).unwrap().path(), *Path::new(""));
         assert_eq!(nodes.id_of(Path::new(""), FILE), NodeId::ROOT);
+    }
+
+    #[test]
+    fn a_renamed_node_keeps_its_id_and_frees_the_old_name() {
+        let nodes = Nodes::new(FileId { dev: 1, ino: 2 });
+        let (old, new) = (Path::new("d/a.raw"), Path::new("e/a.raw"));
+        let node = nodes.hold(old.into(), FILE, Kind::File);
+        nodes.rename(Path::new("d"), Path::new("e"));
+        assert_eq!(*node.path(), *new);
+        assert_eq!(nodes.id_of(new, FILE), node.id);
+        // A second name of the same file, where the first one was.
+        let again = nodes.hold(old.into(), FILE, Kind::File);
+        assert_ne!(again.id, node.id);
+        assert_eq!(nodes.id_of(old, FILE), again.id);
+        assert!(nodes.forget(node.id, 1));
+        assert_eq!(nodes.id_of(old, FILE), again.id);
+    }
+
+    #[test]
+    fn the_next_file_with_the_name_and_number_of_an_orphan_is_another_node() {
+        let nodes = Nodes::new(FileId { dev: 1, ino: 2 });
+        let path = Path::new("a.raw");
+        let node = nodes.hold(path.into(), FILE, Kind::File);
+        let dir = tempfile::tempdir().unwrap();
+        let source = crate::fs::Source::open(dir.path()).unwrap();
+        nodes.orphan(&node, source.reach(Path::new("")).unwrap());
+        assert!(nodes.held(path, FILE).is_none());
+        let next = nodes.hold(path.into(), FILE, Kind::File);
+        assert_ne!(next.id, node.id);
+        assert!(nodes.get(node.id).unwrap().orphan().is_some());
     }
 }

@@ -7,17 +7,17 @@
 //! the locks are given up. The next use takes them again, after checking that
 //! the file is still what it was.
 
+mod holding;
+
 use super::catalog::Catalog;
-use super::disk::{At, Disk};
+use super::disk::Disk;
 use super::error::{Error, Result};
-use super::memory::{Memory, Stale};
+use super::memory::Memory;
 use super::nodes::Node;
 use super::source::{FileId, Source, Stat};
 use super::sync::{lock, read, try_read, try_write, write};
 use crate::image::Access;
-use instar_guest::proto::Format;
 use nix::errno::Errno;
-use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, RwLock, RwLockWriteGuard};
 
@@ -47,6 +47,8 @@ pub struct Handle {
 struct State {
     open: Option<Opened>,
     left: Left,
+    /// Whether it must stay open and locked until it has no user any more.
+    pinned: bool,
     /// Counts the times at which the content changed behind our back.
     generation: u64,
 }
@@ -239,103 +241,6 @@ impl OpenFile {
         }
     }
 
-    /// Gives up the locks unless a handle in use needs them.
-    fn let_go(&self, context: Context<'_>, mut state: RwLockWriteGuard<'_, State>) -> Result<()> {
-        let Some(open) = state.open.as_mut().filter(|open| open.locked) else {
-            return Ok(());
-        };
-        if open.disk.is_dirty() {
-            return Ok(());
-        }
-        let uses = lock(&self.uses);
-        if uses.busy_writers > 0 {
-            return Ok(());
-        }
-        if uses.busy == 0 {
-            let left = self.note_version(context, open.disk.as_ref());
-            open.disk.unlock()?;
-            open.locked = false;
-            state.left = left;
-            *lock(&self.size) = None;
-        } else if open.access == Access::Write {
-            let left = self.note_version(context, open.disk.as_ref());
-            state.left = left;
-            state.open = None;
-            *lock(&self.size) = None;
-        }
-        Ok(())
-    }
-
-    /// Notices that an image that is open without a lock has changed. One that
-    /// is in use is left alone: its users notice it themselves.
-    pub fn refresh(&self, context: Context<'_>) {
-        let Some(mut state) = try_write(&self.state) else {
-            return;
-        };
-        let Some(open) = state.open.as_ref().filter(|open| !open.locked) else {
-            return;
-        };
-        let Ok(stat) = self.whole(context, open.disk.as_ref()) else {
-            return;
-        };
-        if !context.memory.is_current(self.node.id, &stat) {
-            state.open = None;
-            state.left = Left::As(stat);
-            self.note_change(context, &mut state);
-            context.memory.leave(self.node.id, &stat);
-        }
-    }
-
-    /// What the kernel has cached of the content is still right: nobody has
-    /// changed it since the locks were given up.
-    pub fn is_current(&self, context: Context<'_>) -> bool {
-        let Some(state) = try_read(&self.state) else {
-            return false;
-        };
-        state.open.as_ref().is_some_and(|open| {
-            let stat = self.whole(context, open.disk.as_ref());
-            stat.is_ok_and(|stat| context.memory.is_current(self.node.id, &stat))
-        })
-    }
-
-    /// Attributes of the image file that change with every file of the image.
-    fn whole(&self, context: Context<'_>, disk: &dyn Disk) -> Result<Stat> {
-        let image = context.source.stat(&self.node.path)?;
-        let parts = disk.parts()?;
-        if parts.is_empty() {
-            return Ok(image);
-        }
-        // A fingerprint: it serves no other purpose than to be compared.
-        let mut hasher = DefaultHasher::new();
-        (image.size, parts).hash(&mut hasher);
-        Ok(Stat {
-            size: hasher.finish(),
-            ..image
-        })
-    }
-
-    /// Remembers what the file is like while it is still locked.
-    fn note_version(&self, context: Context<'_>, disk: &dyn Disk) -> Left {
-        match self.whole(context, disk) {
-            Ok(stat) => {
-                context.memory.leave(self.node.id, &stat);
-                Left::As(stat)
-            }
-            Err(_) => {
-                context.memory.forget(self.node.id);
-                Left::Unknown
-            }
-        }
-    }
-
-    /// Somebody else has changed the image: nobody may go on with what they
-    /// know of it.
-    fn note_change(&self, context: Context<'_>, state: &mut State) {
-        state.generation += 1;
-        *lock(&self.size) = None;
-        context.memory.invalidate(self.node.id, Stale::Content);
-    }
-
     fn run<R>(
         &self,
         context: Context<'_>,
@@ -359,7 +264,7 @@ impl OpenFile {
                 Errno::ESTALE,
                 format!(
                     "{}: the image changed while it was not locked: open it again",
-                    context.source.display(&self.node.path).display()
+                    context.source.display(&self.node.path()).display()
                 ),
             ));
         }
@@ -367,89 +272,6 @@ impl OpenFile {
             Some(open) => work(open.disk.as_ref()),
             None => Err(Errno::EIO.into()),
         }
-    }
-
-    /// Opens or locks the image for at least that access.
-    fn secure(&self, context: Context<'_>, state: &mut State, access: Access) -> Result<()> {
-        if state.serves(access) {
-            return Ok(());
-        }
-        let wanted = if lock(&self.uses).busy_writers > 0 {
-            Access::Write
-        } else {
-            access
-        };
-        if let Some(open) = &mut state.open
-            && open.access == wanted
-        {
-            match open.disk.lock() {
-                Ok(()) => {
-                    open.locked = true;
-                    self.note_size(open.disk.virtual_size());
-                    state.left = Left::Not;
-                    return Ok(());
-                }
-                Err(error) if error.errno == Errno::ESTALE => {
-                    state.open = None;
-                    state.left = Left::Not;
-                    self.note_change(context, state);
-                }
-                Err(error) => return Err(error),
-            }
-        }
-        self.reopen(context, state, wanted)
-            .inspect_err(|_| *lock(&self.size) = None)
-    }
-
-    /// Opens the image anew: our own locks stand in the way of a change from
-    /// reading to writing, so they go first.
-    fn reopen(&self, context: Context<'_>, state: &mut State, access: Access) -> Result<()> {
-        let path = &self.node.path;
-        if let Some(open) = state.open.as_ref().filter(|open| open.locked) {
-            if open.access == Access::Write {
-                open.disk.flush()?;
-            }
-            state.left = self.note_version(context, open.disk.as_ref());
-        }
-        state.open = None;
-        let write = access == Access::Write;
-        let (file, stat) = context.source.open_file(path, write)?;
-        if stat.id != self.node.file() {
-            return Err(Errno::ESTALE.into());
-        }
-        let at = At {
-            source: context.source,
-            path,
-            format: context.catalog.format_for(path),
-        };
-        let opened = context.catalog.library().open(at, file, access);
-        let disk = opened.map_err(Error::of_opening)?;
-        if at.format.is_none() && disk.format() == Format::Raw {
-            return Err(Error::new(
-                Errno::EIO,
-                format!(
-                    "{}: no image any more; a raw image needs a name that says so, as .raw, \
-                     or -o format=GLOB:raw",
-                    context.source.display(path).display()
-                ),
-            ));
-        }
-        let changed = match &state.left {
-            Left::Not => false,
-            Left::As(before) => !same_content(before, &self.whole(context, disk.as_ref())?),
-            Left::Unknown => true,
-        };
-        if changed {
-            self.note_change(context, state);
-        }
-        state.left = Left::Not;
-        self.note_size(disk.virtual_size());
-        state.open = Some(Opened {
-            disk,
-            access,
-            locked: true,
-        });
-        Ok(())
     }
 }
 
@@ -476,6 +298,11 @@ impl Handle {
         self.touch();
         self.file
             .run(context, Access::Write, Some(self.generation), work)
+    }
+
+    /// Whether it may write.
+    pub fn is_writable(&self) -> bool {
+        self.writable
     }
 
     /// Counts the handle as idle until its next use.
@@ -524,9 +351,4 @@ fn needed(writable: bool) -> Access {
     } else {
         Access::Read
     }
-}
-
-/// Whether nobody has written in between.
-fn same_content(before: &Stat, after: &Stat) -> bool {
-    (before.id, before.size, before.mtime) == (after.id, after.size, after.mtime)
 }

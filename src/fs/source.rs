@@ -7,17 +7,15 @@
 //! opened or interpreted in this module.
 
 use super::error::Result;
+use super::reached::Reached;
 use nix::dir::Dir;
 use nix::errno::Errno;
-use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, OpenHow, ResolveFlag, openat2};
-use nix::sys::stat::{FchmodatFlags, FileStat, Mode, SFlag, UtimensatFlags};
-use nix::sys::stat::{fchmodat, fstat, utimensat};
+use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
+use nix::sys::stat::{FileStat, Mode, SFlag, fstat};
 use nix::sys::statvfs::{Statvfs, fstatvfs};
-use nix::sys::time::TimeSpec;
-use nix::unistd::{Gid, Uid};
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
 
@@ -169,7 +167,7 @@ impl Source {
 
     /// Attributes of a directory or regular file; anything else does not exist.
     pub fn stat(&self, relative: &Path) -> Result<Stat> {
-        Ok(self.reach(relative)?.1)
+        self.reach(relative)?.stat()
     }
 
     /// Opens a regular file without waiting for anything.
@@ -242,7 +240,7 @@ impl Source {
     }
 
     /// Where below the root the file is that an image at `relative` names.
-    fn named(&self, relative: &Path, name: &str) -> Option<PathBuf> {
+    pub(super) fn named(&self, relative: &Path, name: &str) -> Option<PathBuf> {
         let name = name.strip_prefix("file:").unwrap_or(name);
         match Path::new(name).strip_prefix(&self.path) {
             Ok(below) => Some(below.to_path_buf()),
@@ -265,58 +263,15 @@ impl Source {
         Ok(fstatvfs(&self.root)?)
     }
 
-    /// Sets the permission bits.
-    pub fn chmod(&self, relative: &Path, perm: u32) -> Result<()> {
-        let (fd, _) = self.reach(relative)?;
-        let mode = Mode::from_bits_truncate(perm);
-        Ok(fchmodat(
-            AT_FDCWD,
-            &proc_path(&fd),
-            mode,
-            FchmodatFlags::FollowSymlink,
-        )?)
-    }
-
-    /// Sets owner and group; `None` leaves one as it is.
-    pub fn chown(&self, relative: &Path, uid: Option<u32>, gid: Option<u32>) -> Result<()> {
-        let (fd, _) = self.reach(relative)?;
-        Ok(nix::unistd::fchownat(
-            fd.as_fd(),
-            "",
-            uid.map(Uid::from_raw),
-            gid.map(Gid::from_raw),
-            AtFlags::AT_EMPTY_PATH,
-        )?)
-    }
-
-    /// Sets the times of access and modification.
-    pub fn utimens(
-        &self,
-        relative: &Path,
-        atime: Option<NewTime>,
-        mtime: Option<NewTime>,
-    ) -> Result<()> {
-        let (fd, _) = self.reach(relative)?;
-        Ok(utimensat(
-            AT_FDCWD,
-            &proc_path(&fd),
-            &time_spec(atime),
-            &time_spec(mtime),
-            UtimensatFlags::FollowSymlink,
-        )?)
-    }
-
     /// A descriptor that names the file and can do nothing with its content.
-    fn reach(&self, relative: &Path) -> Result<(OwnedFd, Stat)> {
+    pub fn reach(&self, relative: &Path) -> Result<Reached> {
         if !self.admits(relative) {
             return Err(Errno::ENOENT.into());
         }
-        let fd = self.openat(relative, OFlag::O_PATH)?;
-        let stat = Stat::of(&fstat(&fd)?).ok_or(Errno::ENOENT)?;
-        Ok((fd, stat))
+        Ok(Reached::new(self.openat(relative, OFlag::O_PATH)?))
     }
 
-    fn openat(&self, relative: &Path, flags: OFlag) -> Result<OwnedFd> {
+    pub(super) fn openat(&self, relative: &Path, flags: OFlag) -> Result<OwnedFd> {
         let how = OpenHow::new()
             .flags(flags | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC)
             .resolve(
@@ -398,19 +353,6 @@ impl Time {
             sec,
             nsec: u32::try_from(nsec).unwrap_or(0),
         }
-    }
-}
-
-/// A path by which calls that take no descriptor reach what one names.
-fn proc_path(fd: &OwnedFd) -> PathBuf {
-    PathBuf::from(format!("/proc/self/fd/{}", fd.as_raw_fd()))
-}
-
-fn time_spec(time: Option<NewTime>) -> TimeSpec {
-    match time {
-        None => TimeSpec::UTIME_OMIT,
-        Some(NewTime::Now) => TimeSpec::UTIME_NOW,
-        Some(NewTime::At(time)) => TimeSpec::new(time.sec, i64::from(time.nsec)),
     }
 }
 

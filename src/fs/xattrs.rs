@@ -20,8 +20,10 @@ impl Filesystem {
         let node = self.nodes.get(id)?;
         let stat = self.stat(&node)?;
         let mut names = Vec::new();
-        if let Some(Face::Image(_)) = self.face_if_file(&node.path, &stat) {
-            names.extend(["user.instar.format", "user.instar.info"]);
+        match self.face(&node, &stat) {
+            Some(Face::Image(_)) => names.extend(["user.instar.format", "user.instar.info"]),
+            Some(Face::Blank(_)) => names.push("user.instar.format"),
+            _ => {}
         }
         if self.trouble(&node, &stat).is_some() {
             names.push("user.instar.error");
@@ -39,10 +41,11 @@ impl Filesystem {
             return Ok(std::process::id().to_string().into_bytes());
         }
         let stat = self.stat(&node)?;
-        let value = match (name.to_str(), self.face_if_file(&node.path, &stat)) {
+        let value = match (name.to_str(), self.face(&node, &stat)) {
             (Some("user.instar.format"), Some(Face::Image(portrait))) => {
                 portrait.format.name().to_string()
             }
+            (Some("user.instar.format"), Some(Face::Blank(format))) => format.name().to_string(),
             (Some("user.instar.info"), Some(Face::Image(_))) => self.info(&node)?,
             (Some("user.instar.error"), _) => {
                 let trouble = self.trouble(&node, &stat).ok_or(Errno::ENODATA)?;
@@ -54,18 +57,18 @@ impl Filesystem {
     }
 
     fn info(&self, node: &Node) -> Result<String> {
-        let (file, _) = self.source.open_file(&node.path, false)?;
+        let (file, _) = self.source.open_file(&node.path(), false)?;
         let at = At {
             source: &self.source,
-            path: &node.path,
-            format: self.catalog.format_for(&node.path),
+            path: &node.path(),
+            format: self.catalog.format_for(&node.path()),
         };
         self.catalog.library().info(at, file)
     }
 
     /// Why an image cannot be used, or why the last call on it that failed did.
     fn trouble(&self, node: &Node, stat: &Stat) -> Option<Error> {
-        match self.face_if_file(&node.path, stat) {
+        match self.face(node, stat) {
             Some(Face::Unusable(error)) => Some(error),
             _ => lock(&self.troubles).get(&stat.id).cloned(),
         }
@@ -77,7 +80,7 @@ impl Filesystem {
         if error.message.is_some() {
             self.remember_trouble(node.file(), Some(error));
         }
-        let path = self.source.display(&node.path).display().to_string();
+        let path = self.source.display(&node.path()).display().to_string();
         let text = error.to_string();
         if text.contains(&path) {
             log::log!(error.level(), "{text}");

@@ -66,22 +66,46 @@ pub(super) fn create_with(
         .write(true)
         .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY)
         .open(path);
-    let mut making = Making::new(guest, path, create)?;
+    let mut making = Making::new(guest, path, Home::Path(path.to_path_buf()), create)?;
     let reply = match existing {
         Ok(file) => making.overwrite(file)?,
         Err(error) if error.kind() == io::ErrorKind::NotFound => making.make()?,
         Err(error) => return Err(error.into()),
     };
-    Ok(Created {
+    Ok(created(reply))
+}
+
+/// Makes an image of a file that is open, and stays locked; its name is durable
+/// then, too.
+pub(super) fn create_over(
+    guest: &mut dyn Guest,
+    file: File,
+    home: &Home,
+    path: &Path,
+    create: &Create,
+) -> Result<Created, Fault> {
+    let mut making = Making::new(guest, path, home.clone(), create)?;
+    making.keeps_lock = true;
+    let reply = making.overwrite(file)?;
+    Place::of(home)?.dir.sync_all()?;
+    Ok(created(reply))
+}
+
+fn created(reply: PlanReply) -> Created {
+    Created {
         options: reply.options,
         warnings: reply.warnings,
-    })
+    }
 }
 
 /// An image that is being made.
 struct Making<'a> {
     guest: &'a mut dyn Guest,
     path: &'a Path,
+    /// Where it is to be found.
+    home: Home,
+    /// Whether the file stays locked when the image is complete.
+    keeps_lock: bool,
     create: &'a Create,
     request: Request,
 }
@@ -94,7 +118,12 @@ struct Draft {
 }
 
 impl<'a> Making<'a> {
-    fn new(guest: &'a mut dyn Guest, path: &'a Path, create: &'a Create) -> Result<Self, Fault> {
+    fn new(
+        guest: &'a mut dyn Guest,
+        path: &'a Path,
+        home: Home,
+        create: &'a Create,
+    ) -> Result<Self, Fault> {
         let name = path.file_name().unwrap_or_default();
         let request = Request::Create {
             create: create.clone(),
@@ -104,6 +133,8 @@ impl<'a> Making<'a> {
         Ok(Self {
             guest,
             path,
+            home,
+            keeps_lock: false,
             create,
             request,
         })
@@ -114,13 +145,14 @@ impl<'a> Making<'a> {
     fn overwrite(&mut self, file: File) -> Result<PlanReply, Fault> {
         check_regular(&file)?;
         LockSet::CREATE.take(&file, self.path)?;
-        if !Home::Path(self.path.to_path_buf()).holds(&file)? {
+        if !self.home.holds(&file)? {
             return Err(replaced());
         }
         let draft = self.draft()?;
         let names = self.names(&draft.reply.plan, &[id_of(&file)?])?;
         file.set_len(0)?;
-        let files = table(file, names)?;
+        let mut files = table(file, names)?;
+        files.locked = !self.keeps_lock;
         let written = self.write(&files, draft);
         written.map_err(|fault| {
             let fault = tidy(&files, fault);
@@ -254,7 +286,7 @@ impl<'a> Making<'a> {
             } => Some(name.as_str()),
             _ => None,
         });
-        let place = Place::of(&Home::Path(self.path.to_path_buf()))?;
+        let place = Place::of(&self.home)?;
         let wanted: Vec<&str> = plain.collect();
         let avoid: Vec<Id> = image.iter().copied().chain(self.backing()).collect();
         Names::beside(place, Mode::from_bits_truncate(MODE), &wanted, &avoid)

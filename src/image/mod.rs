@@ -5,6 +5,7 @@
 //! layout. What an image means is asked of the guest, and what the guest says
 //! is checked here before it has an effect.
 
+mod blank;
 mod chain;
 mod change;
 mod check;
@@ -26,6 +27,7 @@ mod name;
 mod names;
 mod on_disk;
 mod open;
+mod pieces;
 mod plan_check;
 mod plan_error;
 mod plan_names;
@@ -42,6 +44,7 @@ mod zero;
 #[cfg(test)]
 mod tests;
 
+pub use blank::Blank;
 pub use check::{CheckEvent, Checked};
 pub use create::{Created, create};
 pub use disk::{EffectsHook, Image};

@@ -24,16 +24,16 @@ pub struct Variant {
     /// Whether it is the plainest image of its format.
     pub plain: bool,
     /// Options of `qemu-img convert`.
-    convert: &'static [&'static str],
+    options: &'static [&'static str],
 }
 
-const fn qcow2(name: &'static str, convert: &'static [&'static str]) -> Variant {
+const fn qcow2(name: &'static str, options: &'static [&'static str]) -> Variant {
     Variant {
         name,
         file: "disk.qcow2",
         size_unit: 512,
         plain: false,
-        convert,
+        options,
     }
 }
 
@@ -48,7 +48,7 @@ pub const VARIANTS: &[Variant] = &[
         file: "disk.raw",
         size_unit: 1,
         plain: true,
-        convert: &["-O", "raw"],
+        options: &["-O", "raw"],
     },
     qcow2("zlib", &["-O", "qcow2", "-c"]),
     qcow2(
@@ -108,14 +108,14 @@ pub const STREAM: Variant = other(
 const fn other(
     name: &'static str,
     file: &'static str,
-    convert: &'static [&'static str],
+    options: &'static [&'static str],
 ) -> Variant {
     Variant {
         name,
         file,
         size_unit: 512,
         plain: false,
-        convert,
+        options,
     }
 }
 
@@ -130,6 +130,11 @@ pub struct Originals {
 }
 
 impl Variant {
+    /// Whether a new file with its name becomes an image of its kind.
+    pub fn is_usual(&self) -> bool {
+        ["qcow2", "raw", "vmdk", "vhd", "vhdx"].contains(&self.name)
+    }
+
     /// The name of its format.
     pub fn format(&self) -> &'static str {
         match self.file.rsplit_once('.') {
@@ -137,6 +142,14 @@ impl Variant {
             Some((_, extension)) => extension,
             None => "raw",
         }
+    }
+}
+
+impl Variant {
+    /// Makes an image of a raw disk.
+    pub fn convert(&self, raw: &Path, image: &Path) {
+        let words = [&["convert"], self.options, &[s(raw), s(image)]].concat();
+        run("qemu-img", &words);
     }
 }
 
@@ -190,7 +203,7 @@ impl Originals {
             let directory = self.directory.path().join(variant.name);
             fs::create_dir(&directory).unwrap();
             let image = directory.join(variant.file);
-            if variant.convert == OVERLAY {
+            if variant.options == OVERLAY {
                 let bases = directory.join("bases");
                 fs::create_dir(&bases).unwrap();
                 let base = bases.join("base.qcow2");
@@ -201,10 +214,7 @@ impl Originals {
                     &[&["create", "-q", "-f", "qcow2"], &backing[..]].concat(),
                 );
             } else {
-                run(
-                    "qemu-img",
-                    &[&["convert"], variant.convert, &[s(raw), s(&image)]].concat(),
-                );
+                variant.convert(raw, &image);
             }
             directory
         });

@@ -7,12 +7,15 @@ mod content;
 mod daemon;
 mod demo;
 mod failures;
+mod filesystems;
 mod formats;
 mod grow;
 mod images;
+mod kill;
 mod locks;
 mod model;
 mod names;
+mod namespace;
 mod programs;
 mod rig;
 mod shrink;
@@ -73,10 +76,15 @@ fn main() -> ExitCode {
                 trials.push(make(sandbox, variant, claim, &missing, &originals));
             }
         }
+        for variant in images::OTHERS.iter().filter(|variant| variant.is_usual()) {
+            for claim in namespace::WRITTEN {
+                trials.push(make(sandbox, variant, claim, &missing, &originals));
+            }
+        }
         for claim in formats::READ_ONLY {
             trials.push(make(sandbox, &images::STREAM, claim, &missing, &originals));
         }
-        for claim in [names::CLAIMS, daemon::CLAIMS, demo::CLAIMS]
+        for claim in [names::CLAIMS, namespace::ONCE, daemon::CLAIMS, demo::CLAIMS]
             .into_iter()
             .flatten()
         {
@@ -91,9 +99,11 @@ const EVERY: &[&[Claim]] = &[
     content::CLAIMS,
     zero::CLAIMS,
     model::CLAIMS,
+    kill::CLAIMS,
     grow::SIZES,
     grow::SPACE,
     grow::CLAIMS,
+    namespace::CLAIMS,
     shrink::CLAIMS,
     shrink::EMPTIED,
 ];
@@ -104,15 +114,20 @@ const RESIZED: &[&[Claim]] = &[
     formats::SPACE,
     zero::CLAIMS,
     model::CLAIMS,
+    kill::CLAIMS,
+    filesystems::CLAIMS,
     grow::SIZES,
     grow::SPACE,
+    namespace::CLAIMS,
     shrink::CLAIMS,
 ];
 
 /// What concerns the mount more than the image.
 const PLAIN: &[&[Claim]] = &[
+    filesystems::CLAIMS,
     locks::CLAIMS,
     failures::CLAIMS,
+    namespace::WRITTEN,
     programs::CLAIMS,
     space::CLAIMS,
 ];

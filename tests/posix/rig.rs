@@ -30,7 +30,7 @@ pub struct Rig {
     pub image: PathBuf,
     /// Where its metadata is read.
     pub sandbox: &'static str,
-    directory: TempDir,
+    directory: Arc<TempDir>,
 }
 
 /// A mount by a daemon in the background, unmounted at the end.
@@ -61,7 +61,18 @@ impl Rig {
             variant,
             image,
             sandbox,
-            directory,
+            directory: Arc::new(directory),
+        }
+    }
+
+    /// The same directory, to look at another image in it.
+    pub fn with_image(&self, image: PathBuf) -> Self {
+        Self {
+            originals: Arc::clone(&self.originals),
+            variant: self.variant,
+            image,
+            sandbox: self.sandbox,
+            directory: Arc::clone(&self.directory),
         }
     }
 

@@ -1,10 +1,11 @@
 //! Data for blocks that are not there yet, and for blocks whose bitmap does not
 //! say that all of them is.
 //!
-//! New blocks go to where the last footer is, so that what the host has not
-//! written of them is zero. Before any place is handed out, a flush appends
-//! another footer behind room for some blocks: the file ends with a footer at
-//! all times. Once the data and the bitmaps of new blocks are durable, their
+//! New blocks go behind everything that is in use. Before any place is handed
+//! out, a flush appends another footer behind room for some blocks: the file
+//! ends with a footer at all times. The same flush clears the room that an
+//! earlier session has left, so that what the host does not write of a new block
+//! is zero. Once the data and the bitmaps of new blocks are durable, their
 //! entries follow.
 
 use super::footer::Kind;
@@ -23,6 +24,7 @@ use crate::proto::{Content, FileNo, Place, PlanReply, Reply};
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::vec;
 use alloc::vec::Vec;
+use core::ops::Range;
 
 /// Most blocks that wait for a flush.
 const MAX_WAITING: usize = 4096;
@@ -39,6 +41,12 @@ const MAX_KNOWN: usize = 64 << 10;
 #[derive(Debug, Default)]
 pub struct Pending {
     room: Option<Room>,
+    /// Where the room may hold something: an earlier session has made it. It
+    /// ends where the footer is that this one found.
+    unclean: Range<u64>,
+    /// That footer, where it may not be at the end of a block. It must not be in
+    /// the data of one once there is another.
+    odd_footer: Option<u64>,
     /// New blocks by index: where they are.
     blocks: BTreeMap<u64, u64>,
     /// Blocks by place whose bitmaps are to be filled.
@@ -68,12 +76,15 @@ impl Pending {
     /// none before the footer at the end, which is at `footer`.
     fn check_room(&mut self, header: &Header, footer: u64, count: u64) -> Result<(), Failure> {
         let room = self.room.map(|room| room.behind(count).footer());
-        if count == 0 || room.is_some_and(|end| end <= footer) {
+        let fits = room.is_some_and(|end| end <= footer);
+        if count == 0 || (fits && self.unclean.is_empty()) {
             return Ok(());
         }
-        let most = MAX_BATCH.min(MAX_ROOM / header.stride()).max(count);
-        self.batch = (self.batch * 2).clamp(count, most);
-        self.wanted = self.batch;
+        if !fits {
+            let most = MAX_BATCH.min(MAX_ROOM / header.stride()).max(count);
+            self.batch = (self.batch * 2).clamp(count, most);
+            self.wanted = self.batch;
+        }
         Err(Failure::new(
             FailureKind::FlushFirst,
             "a flush has to make room for new blocks first",
@@ -114,10 +125,17 @@ impl Vhd {
             && dynamic.pending.room.is_none()
         {
             let survey = self.survey(host, 0)?;
-            let start = survey.used_end.max(self.file_len - SECTOR);
+            let footer = self.file_len - SECTOR;
+            // A bitmap of XenServer's may lie before the footer.
+            let start = match dynamic.has_batmap {
+                true => survey.used_end.max(footer),
+                false => survey.used_end,
+            };
             let room = Room::new(&dynamic.header, &survey, start);
             if let Layout::Dynamic(dynamic) = &mut self.layout {
                 dynamic.pending.room = Some(room);
+                dynamic.pending.odd_footer = (start < footer).then_some(footer);
+                dynamic.pending.unclean = start..footer;
             }
         }
         let file_len = self.file_len;
@@ -176,9 +194,10 @@ impl Vhd {
             ..
         } = dynamic;
         pending.last = None;
+        let clears = !pending.unclean.is_empty();
         let (Some(room), true) = (
             pending.room,
-            pending.wanted > 0 || !pending.bitmaps.is_empty(),
+            pending.wanted > 0 || clears || !pending.bitmaps.is_empty(),
         ) else {
             return Ok(PlanReply::default());
         };
@@ -192,15 +211,29 @@ impl Vhd {
             table.set(index, (at / SECTOR) as u32);
             write(entry_at(header, index), entry_bytes([at].iter()))
         }));
+        let unclean = core::mem::take(&mut pending.unclean);
+        if clears {
+            first.push(Step::Punch {
+                file: FileNo::IMAGE,
+                offset: unclean.start,
+                len: unclean.end - unclean.start,
+            });
+        }
+        let mut odd_footer = None;
         if pending.wanted > 0 {
             let at = room.behind(pending.wanted).footer().max(self.file_len);
             first.push(write_footer(&self.footer, at));
             self.file_len = at + SECTOR;
+            odd_footer = pending.odd_footer.take();
         }
+        let cleared = odd_footer.map(|at| write(at, vec![0; SECTOR as usize]));
         pending.wanted = 0;
         pending.full.append(&mut pending.bitmaps);
         pending.blocks.clear();
-        let mut plan = plan(vec![(Purpose::Link, link)]);
+        let mut plan = plan(vec![
+            (Purpose::Prepare, cleared.into_iter().collect()),
+            (Purpose::Link, link),
+        ]);
         // The first barrier is for the data, even where there are no steps.
         plan.stages.insert(
             0,

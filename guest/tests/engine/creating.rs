@@ -85,7 +85,7 @@ const SOUND: &[(&str, &str)] = &[
     ("64M", "preallocation=full"),
     ("1M", "preallocation=full,cluster_size=4k"),
     ("20M", "preallocation=metadata,cluster_size=512"),
-    ("600M", "preallocation=metadata"),
+    ("520M", "preallocation=metadata"),
     ("20M", "preallocation=falloc,cluster_size=512"),
     (
         "16M",

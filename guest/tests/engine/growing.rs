@@ -240,7 +240,7 @@ fn check_allocated(lab: &Lab, case: &Case) {
 const FRUGAL: &[(&str, u64, u64)] = &[
     ("compat=1.1", M, 64 * M),
     ("compat=0.10", M, 4 * M),
-    ("cluster_size=512", M, 64 * M),
+    ("cluster_size=512", M, 16 * M),
     ("cluster_size=4k", M, 64 * M),
     ("extended_l2=on", M, 4 * M),
     ("refcount_bits=64", M, 4 * M),

@@ -197,9 +197,9 @@ pub fn cases() -> Vec<Case> {
         case("4k", "cluster_size=4k", 64 * M, 5 * M),
         case("4k_odd", "cluster_size=4k", 64 * M, 5 * M + 512).then(fill),
         case("512", "cluster_size=512", 16 * M, 3 * M).commits(1),
-        case("512_full", "cluster_size=512", 16 * M, M + 512).then(fill),
-        case("512_backwards", "cluster_size=512", 16 * M, M + 512).then(fill_backwards),
-        case("512_whole", "cluster_size=512", 8 * M, M)
+        case("512_full", "cluster_size=512", 4 * M, M + 512).then(fill),
+        case("512_backwards", "cluster_size=512", 4 * M, M + 512).then(fill_backwards),
+        case("512_whole", "cluster_size=512", 4 * M, M)
             .then(fill)
             .commits(1),
         case("2m", "cluster_size=2M", 50 * M, 9 * M),

@@ -26,7 +26,6 @@ pub fn trials() -> Vec<(String, Check)> {
         .chain(refused)
         .chain(read)
         .chain([
-            one("vhdx_reads_the_sample_of_hyper_v", sample),
             one("vhdx_creates_an_image_of_no_bytes", empty),
             one("vhdx_maps_a_64_TiB_disk_with_few_reads", huge),
         ])
@@ -191,23 +190,6 @@ fn reads(options: &str, size: u64) {
         let piece = session.read(at, len).unwrap();
         assert_same(&piece, &whole[at as usize..][..len as usize], "piece");
     }
-}
-
-/// The image that QEMU's own tests use.
-fn sample() {
-    let lab = Lab::new();
-    let packed = concat!(
-        env!("CARGO_MANIFEST_DIR"),
-        "/../tests/data/images/iotest-dynamic-1G.vhdx.bz2"
-    );
-    lab.write("disk.vhdx.bz2", &std::fs::read(packed).unwrap());
-    lab.run("bunzip2", &["disk.vhdx.bz2"]);
-    let mut session = open(&lab);
-    let facts = session.open(None).unwrap();
-    assert_eq!(facts.virtual_size, G);
-    let content = session.read(0, G).unwrap();
-    assert_same(&content, &raw(&lab), "content");
-    assert!(content.iter().any(|&byte| byte != 0));
 }
 
 /// A disk as large as can be, with a few blocks far apart.

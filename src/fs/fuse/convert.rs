@@ -1,8 +1,9 @@
 //! Attributes and times between the filesystem's types and `fuser`'s.
 
-use crate::fs::filesystem::Attributes;
+use crate::fs::attributes::Attributes;
+use crate::fs::entries::Birth;
 use crate::fs::source::{Kind, NewTime, Time};
-use fuser::{FileAttr, FileType, INodeNo, TimeOrNow};
+use fuser::{FileAttr, FileType, INodeNo, Request, TimeOrNow};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// Attributes as the kernel gets them.
@@ -24,6 +25,15 @@ pub fn file_attr(attributes: &Attributes) -> FileAttr {
         rdev: 0,
         blksize: attributes.block,
         flags: 0,
+    }
+}
+
+/// Whose a new file is: the caller's. The kernel has applied the umask.
+pub fn birth(req: &Request, mode: u32) -> Birth {
+    Birth {
+        perm: mode & 0o7777,
+        uid: req.uid(),
+        gid: req.gid(),
     }
 }
 

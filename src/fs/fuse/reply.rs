@@ -1,8 +1,8 @@
 //! Replies of more than one value: attributes, listings, data and extended
 //! attributes.
 
+use super::super::attributes::Attributes;
 use super::super::error::Result;
-use super::super::filesystem::Attributes;
 use super::super::nodes::NodeId;
 use super::super::source::Kind;
 use super::convert::file_attr;

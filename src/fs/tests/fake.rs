@@ -23,6 +23,8 @@ pub const MIB: u64 = 1 << 20;
 pub struct Shelf {
     pub content: HashMap<u64, Vec<u8>>,
     pub allocated: Vec<(u64, u64)>,
+    /// What is appended may wait.
+    pub gathers: bool,
     pub zeroed: Vec<(u64, u64, Space)>,
     pub events: Vec<&'static str>,
     pub locked_by_others: bool,
@@ -208,6 +210,10 @@ impl Disk for FakeDisk {
         Ok(())
     }
 
+    fn gathers(&self) -> bool {
+        lock(&self.shelf).gathers
+    }
+
     fn zero(&self, offset: u64, len: u64, space: Space) -> Result<()> {
         lock(&self.shelf).zeroed.push((offset, len, space));
         self.write_at(&vec![0; usize::try_from(len).unwrap()], offset)
@@ -258,6 +264,9 @@ impl Disk for FakeDisk {
     }
 
     fn resize(&self, size: u64, preallocation: Preallocation) -> Result<Vec<String>> {
+        if lock(&self.shelf).full {
+            return Err(Error::new(Errno::ENOSPC, "no space"));
+        }
         let old = self.virtual_size();
         assert!(size > old || preallocation == Preallocation::Off);
         self.with(|content| content.resize(usize::try_from(size).unwrap(), 0));

@@ -1,11 +1,14 @@
 //! The behaviour of the mount over images that exist in memory only.
 
+mod appending;
 mod fake;
 mod locks;
+mod namespace;
 mod sizes;
 
+use super::attributes::Changes;
 use super::error::Result;
-use super::filesystem::{Changes, Filesystem, Options};
+use super::filesystem::{Filesystem, Options};
 use super::names::FormatRules;
 use super::nodes::NodeId;
 use super::source::Source;
@@ -109,14 +112,26 @@ fn only_images_are_shown_and_a_name_decides_what_is_one() {
         ("noname", "size=2097152"),
         ("notes", "hello"),
         ("d.img", "size=1048576"),
-        ("x.vmdk", ""),
+        ("x.vmdk", "hello"),
         ("bad.qcow2", "hello"),
+        ("new.qcow2", ""),
         ("sub/b.qcow2", "size=512"),
     ]);
     assert_eq!(
         stage.listing(),
-        ["a.qcow2", "bad.qcow2", "d.img", "noname", "sub", "x.vmdk"]
+        [
+            "a.qcow2",
+            "bad.qcow2",
+            "d.img",
+            "new.qcow2",
+            "noname",
+            "sub",
+            "x.vmdk"
+        ]
     );
+    // Empty: no image yet.
+    assert_eq!(stage.lookup("new.qcow2").unwrap().size, 0);
+    assert!(stage.open("new.qcow2", false).is_ok());
     assert_eq!(stage.lookup("a.qcow2").unwrap().size, MIB);
     assert_eq!(stage.lookup("noname").unwrap().size, 2 * MIB);
     assert_eq!(stage.lookup("sub/b.qcow2").unwrap().size, 512);

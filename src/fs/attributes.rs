@@ -1,0 +1,149 @@
+//! The attributes of files and directories.
+
+use super::catalog::Face;
+use super::error::Result;
+use super::filesystem::Filesystem;
+use super::nodes::{Node, NodeId};
+use super::reached::Reached;
+use super::source::{NewTime, Stat};
+use crate::image::Access;
+use nix::sys::statvfs::Statvfs;
+use std::path::Path;
+
+/// `st_blksize` of images without an allocation unit, in bytes.
+const BLOCK: u64 = 64 << 10;
+
+/// The attributes of a file or directory on the mount.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Attributes {
+    /// Its id.
+    pub id: NodeId,
+    /// Size in bytes: the disk's for an image.
+    pub size: u64,
+    /// `st_blksize` in bytes, a power of two.
+    pub block: u32,
+    /// Everything else, from the source file.
+    pub stat: Stat,
+}
+
+/// Changes to attributes; `None` leaves one as it is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Changes {
+    /// Size in bytes.
+    pub size: Option<u64>,
+    /// Permission bits.
+    pub perm: Option<u32>,
+    /// Owner.
+    pub uid: Option<u32>,
+    /// Group.
+    pub gid: Option<u32>,
+    /// Time of last access.
+    pub atime: Option<NewTime>,
+    /// Time of last modification.
+    pub mtime: Option<NewTime>,
+}
+
+impl Filesystem {
+    /// The attributes of a node.
+    pub fn getattr(&self, id: NodeId) -> Result<Attributes> {
+        let node = self.nodes.get(id)?;
+        let stat = self.stat(&node)?;
+        let face = self.face(&node, &stat);
+        self.attributes(node.id, &node.path(), stat, face.as_ref())
+    }
+
+    /// Changes attributes. A new size comes first: if it is refused, nothing
+    /// changes.
+    pub fn setattr(
+        &self,
+        id: NodeId,
+        handle: Option<u64>,
+        changes: &Changes,
+    ) -> Result<Attributes> {
+        self.writable()?;
+        let node = self.nodes.get(id)?;
+        self.stat(&node)?;
+        if let Some(size) = changes.size {
+            self.truncate(&node, handle, size)?;
+        }
+        if changes.uid.is_some() || changes.gid.is_some() {
+            self.on_file(&node, |file| file.chown(changes.uid, changes.gid))?;
+        }
+        if let Some(perm) = changes.perm {
+            self.on_file(&node, |file| file.chmod(perm))?;
+        }
+        if changes.atime.is_some() || changes.mtime.is_some() {
+            self.set_times(&node, changes)?;
+        }
+        self.getattr(id)
+    }
+
+    /// Sets times. Where the image is open but not locked, its next user takes
+    /// a new time of modification for somebody else's change: so it is locked
+    /// meanwhile, if it can be.
+    fn set_times(&self, node: &Node, changes: &Changes) -> Result<()> {
+        let set = || self.on_file(node, |file| file.utimens(changes.atime, changes.mtime));
+        let Some(file) = self.file_if_open(node.id) else {
+            return set();
+        };
+        let done = file.with(self.context(), Access::Read, |_| Ok(set()));
+        let settled = file.settle(self.context());
+        self.leave(&file);
+        match done {
+            Ok(done) => done.and(settled),
+            Err(_) => set(),
+        }
+    }
+
+    /// Works with the source file itself, whatever its name, or that it has
+    /// none any more.
+    fn on_file(&self, node: &Node, work: impl FnOnce(&Reached) -> Result<()>) -> Result<()> {
+        match node.orphan() {
+            Some(orphan) => work(orphan),
+            None => work(&self.source.reach(&node.path())?),
+        }
+    }
+
+    /// An open image answers for itself, whatever a look at its file says. A
+    /// look that failed for want of something says nothing about the size.
+    pub(super) fn attributes(
+        &self,
+        id: NodeId,
+        path: &Path,
+        mut stat: Stat,
+        face: Option<&Face>,
+    ) -> Result<Attributes> {
+        let own_size = || self.file_known(id)?.virtual_size();
+        let (size, block) = match face {
+            None => (stat.size, u64::from(stat.blksize)),
+            Some(Face::Image(portrait)) => (
+                own_size().unwrap_or(portrait.virtual_size),
+                portrait.cluster_size.unwrap_or(BLOCK),
+            ),
+            Some(Face::Unusable(error)) => match own_size() {
+                Some(size) => (size, BLOCK),
+                None if error.is_passing() => return Err(error.clone()),
+                None => (0, BLOCK),
+            },
+            Some(Face::Blank(_) | Face::Hidden) => (own_size().unwrap_or(0), BLOCK),
+        };
+        if let Some(Face::Image(portrait)) = face {
+            let parts = self
+                .catalog
+                .blocks_of_parts(&self.source, path, stat.id, portrait);
+            stat.blocks = stat.blocks.saturating_add(parts);
+        }
+        let block = block.clamp(4096, 2 << 20).next_power_of_two();
+        Ok(Attributes {
+            id,
+            size,
+            block: u32::try_from(block).unwrap_or(4096),
+            stat,
+        })
+    }
+
+    /// Space and files of the file system that holds the images.
+    pub fn statfs(&self) -> Result<Statvfs> {
+        self.source.statvfs()
+    }
+}

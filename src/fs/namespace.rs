@@ -1,0 +1,183 @@
+//! The calls that change names: files and directories made, removed, renamed.
+//!
+//! They change SOURCE, one at a time. Who has an image open goes on with it: one
+//! that is renamed is closed meanwhile and opened again under its new name, one
+//! that is removed stays open and locked until its last handle is closed. What
+//! would change how an image is read, or leave one without the files that it
+//! names, is refused.
+
+mod removal;
+mod renaming;
+
+use super::attributes::Attributes;
+use super::catalog::Face;
+use super::entries::Birth;
+use super::error::{Error, Result};
+use super::filesystem::{Filesystem, OpenedHandle};
+use super::names::is_replacement;
+use super::nodes::{Node, NodeId};
+use super::source::{Kind, Stat};
+use super::sync::lock;
+use crate::image::NameRule;
+use nix::errno::Errno;
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// How `open` is to make a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Creation {
+    /// Whose it is to be.
+    pub birth: Birth,
+    /// Whether a file that is there already is a failure.
+    pub exclusive: bool,
+    /// Whether the handle may write.
+    pub writable: bool,
+}
+
+impl Filesystem {
+    /// Makes an empty file that is to become an image, and opens it. One that is
+    /// there already is opened unless the caller wants a new one. Counts one
+    /// reference to it.
+    pub fn create(
+        &self,
+        parent: NodeId,
+        name: &OsStr,
+        how: Creation,
+    ) -> Result<(Attributes, OpenedHandle)> {
+        let path = self.new_name(parent, name)?;
+        {
+            let _naming = lock(&self.naming);
+            self.names_an_image(&path)?;
+            match self.source.create_file(&path, how.birth) {
+                Err(error) if error.errno == Errno::EEXIST => {
+                    self.is_shown(&path)?;
+                    if how.exclusive {
+                        return Err(error);
+                    }
+                }
+                made => drop(made?),
+            }
+        }
+        let attributes = self.hold(path)?;
+        let opened = self.open(attributes.id, how.writable).inspect_err(|_| {
+            self.forget(attributes.id, 1);
+        })?;
+        Ok((attributes, opened))
+    }
+
+    /// Makes a directory. Counts one reference to it.
+    pub fn mkdir(&self, parent: NodeId, name: &OsStr, birth: Birth) -> Result<Attributes> {
+        let path = self.new_name(parent, name)?;
+        {
+            let _naming = lock(&self.naming);
+            if let Err(error) = self.source.create_directory(&path, birth) {
+                if error.errno == Errno::EEXIST {
+                    self.is_shown(&path)?;
+                }
+                return Err(error);
+            }
+        }
+        self.hold(path)
+    }
+
+    /// Makes the names in a directory durable.
+    pub fn fsyncdir(&self, id: NodeId) -> Result<()> {
+        let node = self.nodes.get(id)?;
+        match node.orphan() {
+            Some(_) => Ok(()),
+            None => self.source.sync_directory(&node.path()),
+        }
+    }
+
+    /// The path of a name in a directory in which names may be changed.
+    fn named(&self, parent: NodeId, name: &OsStr) -> Result<PathBuf> {
+        self.writable()?;
+        if !self.source.is_directory() {
+            return Err(Error::new(
+                Errno::EROFS,
+                "SOURCE is one image: mount its directory to change names",
+            ));
+        }
+        let parent = self.nodes.get(parent)?;
+        match (parent.orphan(), parent.kind) {
+            (None, Kind::Directory) => Ok(parent.path().join(name)),
+            (Some(_), Kind::Directory) => Err(Errno::ENOENT.into()),
+            (_, Kind::File) => Err(Errno::ENOTDIR.into()),
+        }
+    }
+
+    /// The same for a name that something is to get.
+    fn new_name(&self, parent: NodeId, name: &OsStr) -> Result<PathBuf> {
+        let path = self.named(parent, name)?;
+        if is_replacement(&path) {
+            return Err(self.refused(
+                Errno::EINVAL,
+                &path,
+                "names like this are those of unfinished changes; choose another",
+            ));
+        }
+        Ok(path)
+    }
+
+    /// Refuses a name for an image that does not say its format, or that is
+    /// that of a missing part of another image.
+    fn names_an_image(&self, path: &Path) -> Result<()> {
+        if self.catalog.rule_for(path) == NameRule::Probe {
+            return Err(self.refused(
+                Errno::EINVAL,
+                path,
+                "the name does not say what format a new image is to have; end it in .qcow2, \
+                 .vmdk, .vhd, .vhdx or .raw, or mount with -o format=GLOB:FMT",
+            ));
+        }
+        self.is_no_part(path)
+    }
+
+    fn is_no_part(&self, path: &Path) -> Result<()> {
+        match self.catalog.expects(&self.source, path) {
+            None => Ok(()),
+            Some(image) => {
+                let image = self.source.display(&image);
+                let text = format!("{} names it for a part of itself", image.display());
+                Err(self.refused(Errno::EINVAL, path, &text))
+            }
+        }
+    }
+
+    /// Says of a name that is taken in SOURCE by something that the mount does
+    /// not show, that it is.
+    fn is_shown(&self, path: &Path) -> Result<()> {
+        let shown = self
+            .source
+            .stat(path)
+            .is_ok_and(|stat| self.face_if_file(path, &stat) != Some(Face::Hidden));
+        match shown || !self.source.is_taken(path)? {
+            true => Ok(()),
+            false => Err(self.refused(
+                Errno::EEXIST,
+                path,
+                "SOURCE has something of this name that is not shown, as it is no image of its own",
+            )),
+        }
+    }
+
+    /// What has that name, if the mount shows it.
+    fn shown(&self, path: &Path) -> Result<(Stat, Option<Face>)> {
+        let stat = self.source.stat(path)?;
+        match self.face_if_file(path, &stat) {
+            Some(Face::Hidden) => Err(Errno::ENOENT.into()),
+            face => Ok((stat, face)),
+        }
+    }
+
+    fn refused(&self, errno: Errno, path: &Path, why: &str) -> Error {
+        let path = self.source.display(path);
+        Error::new(errno, format!("{}: {why}", path.display()))
+    }
+
+    /// The node of a file, if the kernel has one.
+    fn known(&self, path: &Path, stat: &Stat) -> Option<Arc<Node>> {
+        self.nodes.held(path, stat.id)
+    }
+}

@@ -1,0 +1,187 @@
+//! Removing names.
+
+use crate::fs::catalog::Face;
+use crate::fs::error::Result;
+use crate::fs::filesystem::Filesystem;
+use crate::fs::nodes::{Node, NodeId};
+use crate::fs::open::OpenFile;
+use crate::fs::reached::Reached;
+use crate::fs::source::{FileId, Kind, Stat};
+use crate::fs::sync::lock;
+use instar_guest::proto::Format;
+use nix::errno::Errno;
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// A file that is about to lose its name, and what its users keep of it.
+pub struct Leaving {
+    path: PathBuf,
+    stat: Stat,
+    node: Option<(Arc<Node>, Reached)>,
+    file: Option<Arc<OpenFile>>,
+    /// Files that go with it.
+    parts: Vec<(PathBuf, Stat)>,
+}
+
+impl Filesystem {
+    /// Removes an image, and then the extents of a VMDK of several files.
+    pub fn unlink(&self, parent: NodeId, name: &OsStr) -> Result<()> {
+        let path = self.named(parent, name)?;
+        let _naming = lock(&self.naming);
+        let (stat, face) = self.shown(&path)?;
+        if stat.kind == Kind::Directory {
+            return Err(Errno::EISDIR.into());
+        }
+        let node = self.known(&path, &stat);
+        let _moving = node.as_ref().map(|node| node.moving());
+        let leaving = self.prepare_leaving(&path, stat, face.as_ref(), node.clone())?;
+        match self.source.remove(&path, &stat) {
+            Ok(()) => {
+                self.has_left(leaving);
+                Ok(())
+            }
+            Err(error) => {
+                self.stays(leaving);
+                Err(error)
+            }
+        }
+    }
+
+    /// Removes an empty directory.
+    pub fn rmdir(&self, parent: NodeId, name: &OsStr) -> Result<()> {
+        let path = self.named(parent, name)?;
+        let _naming = lock(&self.naming);
+        let (stat, _) = self.shown(&path)?;
+        if stat.kind != Kind::Directory {
+            return Err(Errno::ENOTDIR.into());
+        }
+        let node = self.known(&path, &stat);
+        let _moving = node.as_ref().map(|node| node.moving());
+        let leaving = self.prepare_leaving(&path, stat, None, node.clone())?;
+        match self.source.remove(&path, &stat) {
+            Ok(()) => {
+                self.has_left(leaving);
+                Ok(())
+            }
+            Err(error) if error.errno == Errno::ENOTEMPTY => Err(self.refused(
+                Errno::ENOTEMPTY,
+                &path,
+                "the directory is not empty; it may hold files that are no images and not shown",
+            )),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Everything that may refuse, and that has to be found out while the name
+    /// is there. `node` is kept from changing its name by the caller.
+    pub(super) fn prepare_leaving(
+        &self,
+        path: &Path,
+        stat: Stat,
+        face: Option<&Face>,
+        node: Option<Arc<Node>>,
+    ) -> Result<Leaving> {
+        if stat.kind == Kind::File {
+            self.no_backing_image(path, &stat)?;
+        }
+        let parts = self.parts_to_remove(path, &stat, face);
+        let node = match node {
+            None => None,
+            Some(node) => Some((node, self.source.reach(path)?)),
+        };
+        let file = node
+            .as_ref()
+            .and_then(|(node, _)| self.file_if_open(node.id));
+        let leaving = Leaving {
+            path: path.to_path_buf(),
+            stat,
+            node,
+            file,
+            parts,
+        };
+        match self.pin(&leaving) {
+            // An image that is damaged or gone is of no use to whoever has it
+            // open, and can be removed.
+            Err(error) if error.errno == Errno::EBUSY => {
+                self.stays(leaving);
+                Err(error)
+            }
+            _ => Ok(leaving),
+        }
+    }
+
+    fn pin(&self, leaving: &Leaving) -> Result<()> {
+        match &leaving.file {
+            Some(file) => file.pin(self.context(), self.has_writers(file)),
+            None => Ok(()),
+        }
+    }
+
+    /// The name is still there.
+    pub(super) fn stays(&self, leaving: Leaving) {
+        if let Some(file) = leaving.file {
+            file.unpin();
+            self.leave(&file);
+        }
+    }
+
+    /// The name is gone.
+    pub(super) fn has_left(&self, leaving: Leaving) {
+        self.remember_trouble(leaving.stat.id, None);
+        if let Some((node, reached)) = leaving.node {
+            self.nodes.orphan(&node, reached);
+        }
+        if let Some(file) = leaving.file {
+            self.leave(&file);
+        }
+        for (path, stat) in leaving.parts {
+            if let Err(error) = self.source.remove(&path, &stat) {
+                log::warn!(
+                    "{}: could not be removed with {}: {error}",
+                    self.source.display(&path).display(),
+                    self.source.display(&leaving.path).display()
+                );
+            }
+        }
+    }
+
+    /// The extents that go with a VMDK: those that lie beside it, belong to its
+    /// owner and are of no use to any other image. Data files of other formats
+    /// are disks of their own.
+    fn parts_to_remove(
+        &self,
+        path: &Path,
+        image: &Stat,
+        face: Option<&Face>,
+    ) -> Vec<(PathBuf, Stat)> {
+        let Some(Face::Image(portrait)) = face.filter(|_| image.kind == Kind::File) else {
+            return Vec::new();
+        };
+        if portrait.format != Format::Vmdk {
+            return Vec::new();
+        }
+        let names = portrait.files.iter().map(|file| Path::new(&file.name));
+        let beside = names.filter(|name| name.file_name() == Some(name.as_os_str()));
+        beside
+            .filter_map(|name| {
+                let part = path.with_file_name(name);
+                let stat = self.source.stat(&part).ok()?;
+                let goes = stat.kind == Kind::File
+                    && stat.id != image.id
+                    && (image.uid == 0 || image.uid == stat.uid)
+                    && !self
+                        .catalog
+                        .is_used_besides(&self.source, &part, stat.id, image.id);
+                goes.then_some((part, stat))
+            })
+            .collect()
+    }
+}
+
+impl Leaving {
+    /// Which file it is.
+    pub(super) fn id(&self) -> FileId {
+        self.stat.id
+    }
+}

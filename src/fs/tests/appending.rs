@@ -1,0 +1,108 @@
+//! What is appended to a disk grows it by and by.
+
+use super::{Stage, errno};
+use crate::fs::sync::lock;
+use nix::errno::Errno;
+
+const SECTOR: usize = 512;
+
+/// An image of one sector whose end may move in memory first, and a handle.
+fn stage() -> (Stage, u64) {
+    let stage = Stage::new(&[("a.qcow2", "size=512")]);
+    lock(&stage.shelf).gathers = true;
+    let handle = stage.open("a.qcow2", true).unwrap();
+    stage.events();
+    (stage, handle)
+}
+
+impl Stage {
+    fn append(&self, handle: u64, sectors: std::ops::Range<u8>) {
+        for number in sectors {
+            let offset = u64::from(number) * SECTOR as u64;
+            self.fs.write(handle, offset, &[number; SECTOR]).unwrap();
+        }
+    }
+
+    #[track_caller]
+    fn holds(&self, handle: u64, sectors: u8) {
+        let mut found = vec![9; usize::from(sectors) * SECTOR];
+        assert_eq!(self.fs.read(handle, 0, &mut found).unwrap(), found.len());
+        let expected: Vec<u8> = (0..sectors).flat_map(|number| [number; SECTOR]).collect();
+        assert!(found == expected);
+    }
+}
+
+#[test]
+fn many_writes_share_one_growth() {
+    let (stage, handle) = stage();
+    stage.append(handle, 1..5);
+    assert_eq!(stage.events(), [] as [&str; 0]);
+    assert_eq!(stage.lookup("a.qcow2").unwrap().size, 5 * 512);
+    // They are read from memory, alone and together with what was there.
+    let mut two = [0; 2 * SECTOR];
+    stage.fs.read(handle, 3 * 512 - 100, &mut two).unwrap();
+    assert_eq!((two[0], two[100], two[2 * SECTOR - 1]), (2, 3, 4));
+    stage.fs.read(handle, 0, &mut two).unwrap();
+    assert_eq!((two[0], two[SECTOR]), (0, 1));
+    assert_eq!(stage.events(), [] as [&str; 0]);
+    stage.fs.flush(handle).unwrap();
+    assert_eq!(stage.events(), ["resize", "flush", "unlock"]);
+    stage.append(handle, 0..1);
+    stage.holds(handle, 5);
+}
+
+#[test]
+fn any_other_call_finds_what_was_appended() {
+    let (stage, handle) = stage();
+    stage.append(handle, 0..3);
+    stage.holds(handle, 3);
+    stage.append(handle, 3..5);
+    stage.append(handle, 4..5);
+    stage.append(handle, 5..6);
+    stage.fs.fallocate(handle, 0, 0, 4096).unwrap();
+    assert_eq!(stage.lookup("a.qcow2").unwrap().size, 4096);
+    stage.holds(handle, 6);
+}
+
+#[test]
+fn there_is_an_end_to_what_is_kept_in_memory() {
+    let (stage, handle) = stage();
+    let piece = vec![7; 1 << 20];
+    for number in 0..6 {
+        let offset = 512 + (number << 20);
+        stage.fs.write(handle, offset, &piece).unwrap();
+    }
+    assert_eq!(stage.events(), ["resize"]);
+    assert!(stage.fs.flush_all());
+    assert_eq!(stage.lookup("a.qcow2").unwrap().size, 512 + (6 << 20));
+}
+
+#[test]
+fn a_disk_that_cannot_grow_says_so_and_keeps_what_was_appended() {
+    let (stage, handle) = stage();
+    stage.append(handle, 0..4);
+    lock(&stage.shelf).full = true;
+    for _ in 0..2 {
+        assert_eq!(errno(stage.fs.fsync(handle)), Errno::ENOSPC);
+    }
+    lock(&stage.shelf).full = false;
+    lock(&stage.shelf).resizes_halfway = true;
+    assert_eq!(errno(stage.fs.fsync(handle)), Errno::EIO);
+    stage.events();
+    stage.fs.fsync(handle).unwrap();
+    assert_eq!(stage.events(), ["resize", "flush"]);
+    stage.holds(handle, 4);
+}
+
+#[test]
+fn what_cannot_wait_grows_the_disk_first() {
+    let (stage, handle) = stage();
+    // Not at the end, and not a whole sector.
+    for (offset, len) in [(1024, SECTOR), (1536, 100)] {
+        stage.fs.write(handle, offset, &vec![1; len]).unwrap();
+        assert_eq!(stage.events(), ["resize"]);
+    }
+    lock(&stage.shelf).gathers = false;
+    stage.fs.write(handle, 2048, &[1; SECTOR]).unwrap();
+    assert_eq!(stage.events(), ["resize"]);
+}

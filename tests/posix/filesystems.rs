@@ -1,0 +1,158 @@
+//! A whole life of a disk: a filesystem is made on it, mounted, filled, grown
+//! with the disk while it is mounted, and everything is still there.
+
+use crate::rig::Rig;
+use crate::tools::{LoopDevice, Mounted, noise, run};
+use crate::{Claim, ROOT, claim};
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+use tempfile::TempDir;
+
+/// What is proven here, for the plainest images of each format.
+pub const CLAIMS: &[Claim] = &[
+    claim(
+        "ext4_lives_on_it_and_grows",
+        &[
+            ROOT,
+            "/dev/loop-control",
+            "losetup",
+            "tar",
+            "resize2fs",
+            "e2fsck",
+        ],
+        |rig| lives_on(rig, &EXT4),
+    ),
+    claim(
+        "xfs_lives_on_it_and_grows",
+        &[
+            ROOT,
+            "/dev/loop-control",
+            "losetup",
+            "tar",
+            "mkfs.xfs",
+            "xfs_growfs",
+            "xfs_repair",
+        ],
+        |rig| lives_on(rig, &XFS),
+    ),
+];
+
+/// The least that XFS accepts, and a little.
+const SIZE: u64 = 320 << 20;
+const GROWTH: &str = "-s+1G";
+/// Files of the tree.
+const FILES: usize = 2_000;
+
+/// The programs of a filesystem.
+struct Programs {
+    make: &'static [&'static str],
+    grow: &'static str,
+    /// Whether it grows while it is mounted: ext4 does so too, but only for
+    /// those who may override its reserve, which root in a container may not.
+    online: bool,
+    check: &'static [&'static str],
+}
+
+const EXT4: Programs = Programs {
+    make: &["mkfs.ext4", "-q", "-F"],
+    grow: "resize2fs",
+    online: false,
+    check: &["e2fsck", "-fn"],
+};
+const XFS: Programs = Programs {
+    make: &["mkfs.xfs", "-q", "-f"],
+    grow: "xfs_growfs",
+    online: true,
+    check: &["xfs_repair", "-n"],
+};
+
+fn with(command: &[&str], path: &Path) {
+    let mut words: Vec<&Path> = command[1..].iter().map(Path::new).collect();
+    words.push(path);
+    run(command[0], &words);
+}
+
+/// A tree of files, and the archive of it, once per run.
+fn tree() -> (PathBuf, PathBuf) {
+    static TREE: OnceLock<TempDir> = OnceLock::new();
+    let dir = TREE.get_or_init(|| {
+        let dir = tempfile::tempdir().unwrap();
+        for number in 0..FILES {
+            let below = dir.path().join(format!("tree/{:02}", number % 40));
+            fs::create_dir_all(&below).unwrap();
+            let bytes = noise(number as u64, number * 7919 % 30_000);
+            fs::write(below.join(format!("{number}")), bytes).unwrap();
+        }
+        let (root, archive) = (dir.path(), dir.path().join("tree.tar"));
+        run(
+            "tar",
+            &[
+                Path::new("-C"),
+                root,
+                Path::new("-cf"),
+                &archive,
+                Path::new("tree"),
+            ],
+        );
+        dir
+    });
+    (dir.path().join("tree"), dir.path().join("tree.tar"))
+}
+
+fn lives_on(rig: &Rig, programs: &Programs) {
+    let (tree, archive) = tree();
+    empty_image(rig);
+    let mount = rig.mount();
+    with(programs.make, &mount.disk);
+    let device = LoopDevice::attach(&mount.disk);
+    let inner = Mounted::new(&device.0, rig.path("inner"));
+    run(
+        "tar",
+        &[Path::new("-C"), &inner.0, Path::new("-xf"), &archive],
+    );
+    run("truncate", &[Path::new(GROWTH), &mount.disk]);
+    run("losetup", &[Path::new("-c"), &device.0]);
+    assert_eq!(device.size(), SIZE + (1 << 30));
+    let inner = match programs.online {
+        true => {
+            run(programs.grow, &[&inner.0]);
+            inner
+        }
+        false => {
+            inner.unmount();
+            run("e2fsck", &[Path::new("-fp"), &device.0]);
+            run(programs.grow, &[&device.0]);
+            Mounted::new(&device.0, rig.path("inner"))
+        }
+    };
+    // More than there was room for before.
+    let more = noise(5, 32 << 20);
+    for copy in 0..12 {
+        fs::write(inner.0.join(format!("more-{copy}")), &more).unwrap();
+    }
+    inner.unmount();
+    let inner = Mounted::new(&device.0, rig.path("inner"));
+    run("diff", &[Path::new("-r"), &tree, &inner.0.join("tree")]);
+    for copy in 0..12 {
+        assert!(fs::read(inner.0.join(format!("more-{copy}"))).unwrap() == more);
+    }
+    inner.unmount();
+    device.detach();
+    with(programs.check, &mount.disk);
+    let copy = rig.path("copy");
+    run("cp", &[Path::new("--sparse=always"), &mount.disk, &copy]);
+    mount.unmount();
+    rig.check();
+    rig.compare(&copy);
+}
+
+/// Puts an image of an empty disk in the place of the rig's.
+fn empty_image(rig: &Rig) {
+    for entry in fs::read_dir(rig.source()).unwrap() {
+        fs::remove_file(entry.unwrap().path()).unwrap();
+    }
+    let empty = rig.path("empty");
+    File::create(&empty).unwrap().set_len(SIZE).unwrap();
+    rig.variant.convert(&empty, &rig.image);
+}
