@@ -92,7 +92,13 @@ impl Vmdk {
         let mut survey = Survey::take(host, sparse, keep)?;
         let preallocated = match preallocation {
             Preallocation::Off => 0..0,
-            _ => sparse.header.capacity / header.grain..header.grains(),
+            // The grain that the old end cuts may have its place.
+            _ => {
+                let cut = sparse.header.capacity.is_multiple_of(header.grain);
+                let has_place = !cut && survey.last.is_some();
+                let first = sparse.header.capacity / header.grain;
+                first + u64::from(has_place)..header.grains()
+            }
         };
         let places = Places::new(header, layout, sparse, &survey, &preallocated)?;
         survey.slots.reach(places.data_end);

@@ -5,7 +5,8 @@
 //! explorer splits the plan at sectors, performs subsets of every epoch and has
 //! each state judged by `qemu-img check`, by its content for every reader, and
 //! by asking for the same change again. It proves itself on orders that are
-//! known to be wrong.
+//! known to be wrong, and on every plan without each of its barriers and without
+//! each of its zeroings.
 //!
 //! `INSTAR_CRASH_SEED` repeats the random subsets of an earlier run.
 

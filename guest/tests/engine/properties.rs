@@ -7,7 +7,7 @@ use crate::disk::Random;
 use crate::lab::Check;
 use crate::plans::Bounds;
 use instar_guest::facts::Facts;
-use instar_guest::findings::{Repair, Report, Severity};
+use instar_guest::findings::{Repair, Report};
 use instar_guest::proto::{Content, Create, Place, PlanReply, Preallocation};
 use instar_guest::testing::{FRESH, Session};
 use instar_guest::{ExtentKind, Failure, FailureKind, FileNo, Format, Reply, Request};
@@ -211,11 +211,9 @@ fn run(kind: &Kind, history: &History) -> Result<(), TestCaseError> {
     image.resize(larger, preallocation, false)?;
     image.is_as_promised(larger, "grown")?;
     image.is_zero_behind(old)?;
-    // Extents that do not begin with a grain take no new data.
-    if image.facts.no_write.is_none() {
-        image.write(&history.later)?;
-        image.is_as_promised(larger, "grown and written")?;
-    }
+    prop_assert_eq!(&image.facts.no_write, &None);
+    image.write(&history.later)?;
+    image.is_as_promised(larger, "grown and written")?;
     image.resize(old, Preallocation::Off, true)?;
     image.is_as_promised(old, "shrunk")?;
     image.resize(larger, Preallocation::Off, false)?;
@@ -436,23 +434,30 @@ impl Image {
         Ok(())
     }
 
-    /// A check finds nothing. Only where a VHD's table got shorter the room in
-    /// front of its first block is left for a repair, which has to find it.
+    /// A check finds nothing but room that is made ahead of new blocks, and room
+    /// that a VHDX keeps before a table behind its blocks. The writes of one
+    /// session leave the room in a VHD that an earlier one made ahead: a repair has
+    /// to find it.
     fn is_sound(&mut self, when: &str) -> Result<(), TestCaseError> {
         if self.format == Format::Raw {
             return Ok(());
         }
-        let (report, _) = self.check(None)?;
-        if self.format == Format::Vhd && report.leaks > 0 {
+        let written = self.format == Format::Vhd && when == "grown and written";
+        if written && self.check(None)?.0.leaks > 0 {
             let (_, repair) = self.check(Some(Repair::Leaks))?;
             self.session.host.apply(&repair.plan);
             self.facts = self.session.open(Some(self.format)).map_err(failed)?;
         }
         let (report, _) = self.check(None)?;
         let findings = &self.session.host.findings;
-        let worst = findings.iter().find(|it| it.severity != Severity::Warning);
         let clean = report.corruptions + report.leaks + report.check_errors == 0;
-        prop_assert!(clean && worst.is_none(), "{when}: {report:?} {findings:?}");
+        let expected = |text: &str| match self.format {
+            Format::Vhd => when != "shrunk" && text.starts_with("there is room for "),
+            Format::Vhdx => text.ends_with(" MiB between the blocks are not used"),
+            _ => false,
+        };
+        let other = findings.iter().find(|it| !expected(&it.text));
+        prop_assert!(clean && other.is_none(), "{when}: {report:?} {findings:?}");
         Ok(())
     }
 
