@@ -1,8 +1,8 @@
 //! instar beside its peers, in one interleaved run: whole `instar info` and
 //! `instar resize` processes against qemu-img, large images of every format
-//! grown and checked, and reads through the mount
-//! against qemu-storage-daemon's FUSE export of the same image and against a
-//! filesystem that does nothing but `pread` (what FUSE itself allows here).
+//! grown and checked, and reads and writes through the mount against
+//! qemu-storage-daemon's FUSE export and against a filesystem that does nothing
+//! but `pread` and `pwrite` (what FUSE itself allows here).
 //!
 //! `cargo bench --bench peers` prints one table. What counts is the ratio: both
 //! programs of a row take turns on the same machine, so its speed of the day
@@ -10,25 +10,18 @@
 
 mod formats;
 mod null;
+mod through;
 
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read, Seek, SeekFrom, Write};
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::thread::sleep;
+use std::fs::{self, File};
+use std::io;
+use std::path::Path;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 const INSTAR: &str = env!("CARGO_BIN_EXE_instar");
 const MIB: u64 = 1 << 20;
-/// Size of the disk that the mounts are read through.
-const DISK: u64 = 256 * MIB;
 /// Rounds of each process comparison; the median of an odd number is a sample.
 const PROCESS_ROUNDS: usize = 61;
-/// Rounds of each read comparison.
-const READ_ROUNDS: usize = 11;
-/// Random reads in one round.
-const RANDOM_READS: u64 = 4000;
 
 fn main() -> io::Result<()> {
     for tool in ["qemu-img", "qemu-storage-daemon"] {
@@ -47,9 +40,7 @@ fn main() -> io::Result<()> {
     println!();
     formats::rows(dir.path())?;
     println!();
-    println!("| read through the mount | instar | qemu-storage-daemon | ratio | null filesystem |");
-    println!("|---|---|---|---|---|");
-    reads(dir.path())
+    through::rows(dir.path())
 }
 
 fn info(dir: &Path, name: &str, size: &str) -> io::Result<()> {
@@ -81,81 +72,6 @@ fn resize(dir: &Path, name: &str, size: &str, new: &str) -> io::Result<()> {
     };
     let [ours, theirs] = interleave(PROCESS_ROUNDS, [&|| time(INSTAR), &|| time("qemu-img")])?;
     row(&format!("`resize` to {new}, {name} qcow2"), ours, theirs);
-    Ok(())
-}
-
-fn reads(dir: &Path) -> io::Result<()> {
-    let source = dir.join("images");
-    fs::create_dir(&source)?;
-    let image = source.join("disk.qcow2");
-    filled_image(dir, &image)?;
-
-    let mountpoint = dir.join("mnt");
-    fs::create_dir(&mountpoint)?;
-    let export = dir.join("export");
-    File::create(&export)?;
-    let ours = mountpoint.join("disk.qcow2");
-    let mut children = Mounts(Vec::new(), vec![mountpoint.clone(), export.clone()]);
-    children.0.push(
-        Command::new(INSTAR)
-            .args(["mount", "-f", "-o", "ro"])
-            .args([&source, &mountpoint])
-            .stderr(Stdio::inherit())
-            .spawn()?,
-    );
-    let file_node = format!(
-        "driver=file,node-name=file,read-only=on,filename={}",
-        image.display()
-    );
-    let fuse = format!(
-        "type=fuse,id=e,node-name=disk,mountpoint={},writable=off",
-        export.display()
-    );
-    children.0.push(
-        Command::new("qemu-storage-daemon")
-            .args(["--blockdev", &file_node])
-            .args([
-                "--blockdev",
-                "driver=qcow2,node-name=disk,file=file,read-only=on",
-            ])
-            .args(["--export", &fuse])
-            .spawn()?,
-    );
-    for path in [&ours, &export] {
-        wait_for_size(path, DISK)?;
-    }
-
-    let bare = dir.join("null");
-    fs::create_dir(&bare)?;
-    let _bare_mount = null::mount(File::open(dir.join("disk.raw"))?, &bare)?;
-    let paths = [&ours, &export, &bare.join(null::NAME)];
-
-    read_row("4 KiB random reads, O_DIRECT", paths, random_reads)?;
-    read_row("1 MiB sequential reads, O_DIRECT", paths, |path| {
-        sequential_read(path, libc::O_DIRECT)
-    })?;
-    read_row("1 MiB sequential reads, buffered", paths, |path| {
-        sequential_read(path, 0)
-    })
-}
-
-/// Measures one way of reading on all three mounts and prints the row.
-fn read_row(
-    name: &str,
-    [ours, theirs, bare]: [&PathBuf; 3],
-    read: impl Fn(&Path) -> io::Result<Duration>,
-) -> io::Result<()> {
-    let [a, b, c] = interleave(
-        READ_ROUNDS,
-        [&|| read(ours), &|| read(theirs), &|| read(bare)],
-    )?;
-    println!(
-        "| {name} | {} | {} | {:.2} | {} |",
-        ms(a),
-        ms(b),
-        ratio(a, b),
-        ms(c)
-    );
     Ok(())
 }
 
@@ -272,56 +188,4 @@ fn open(path: &Path, flags: i32) -> io::Result<File> {
         .open(path)?;
     file.seek(SeekFrom::Start(0))?;
     Ok(file)
-}
-
-fn random_reads(path: &Path) -> io::Result<Duration> {
-    let file = open(path, libc::O_DIRECT)?;
-    let mut buffer = Aligned::new(4096);
-    // A fixed linear congruential sequence: both programs read the same blocks.
-    let mut state = 12345u64;
-    let start = Instant::now();
-    for _ in 0..RANDOM_READS {
-        state = state
-            .wrapping_mul(6364136223846793005)
-            .wrapping_add(1442695040888963407);
-        let block = (state >> 33) % (DISK / 4096);
-        file.read_exact_at(buffer.slice(4096), block * 4096)?;
-    }
-    Ok(start.elapsed())
-}
-
-fn sequential_read(path: &Path, flags: i32) -> io::Result<Duration> {
-    let mut file = open(path, flags)?;
-    // Reads must reach the filesystem, not the page cache of an earlier round.
-    nix::fcntl::posix_fadvise(
-        &file,
-        0,
-        0,
-        nix::fcntl::PosixFadviseAdvice::POSIX_FADV_DONTNEED,
-    )?;
-    let mut buffer = Aligned::new(MIB as usize);
-    let start = Instant::now();
-    for _ in 0..DISK / MIB {
-        file.read_exact(buffer.slice(MIB as usize))?;
-    }
-    Ok(start.elapsed())
-}
-
-/// The two daemons, stopped and unmounted however the benchmark ends.
-struct Mounts(Vec<Child>, Vec<PathBuf>);
-
-impl Drop for Mounts {
-    fn drop(&mut self) {
-        for child in &mut self.0 {
-            let pid = nix::unistd::Pid::from_raw(child.id() as i32);
-            let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM);
-            let _ = child.wait();
-        }
-        for mountpoint in &self.1 {
-            let _ = Command::new("umount")
-                .arg(mountpoint)
-                .stderr(Stdio::null())
-                .status();
-        }
-    }
 }

@@ -1,11 +1,11 @@
 //! The least that a filesystem in user space can do: one directory, one file,
-//! one `pread` per request. What it reaches is the machine's ceiling for any
+//! one `pread` or `pwrite` per request. What it reaches is the machine's ceiling for any
 //! mount, instar's included.
 
 use fuser::{
     BackgroundSession, Config, Errno, FileAttr, FileHandle, FileType, Filesystem, Generation,
     INodeNo, InitFlags, KernelConfig, LockOwner, MountOption, OpenFlags, ReplyAttr, ReplyData,
-    ReplyEntry, Request,
+    ReplyEmpty, ReplyEntry, ReplyWrite, Request, WriteFlags,
 };
 use std::ffi::OsStr;
 use std::fs::File;
@@ -19,11 +19,11 @@ pub const NAME: &str = "disk";
 const FILE: INodeNo = INodeNo(2);
 const TTL: Duration = Duration::from_secs(1);
 
-/// Mounts `file` as `mountpoint/disk`, read-only, on two threads.
+/// Mounts `file` as `mountpoint/disk`, on two threads.
 pub fn mount(file: File, mountpoint: &Path) -> io::Result<BackgroundSession> {
     let size = file.metadata()?.len();
     let mut config = Config::default();
-    config.mount_options = vec![MountOption::RO, MountOption::FSName("null".into())];
+    config.mount_options = vec![MountOption::FSName("null".into())];
     config.n_threads = Some(2);
     config.clone_fd = true;
     fuser::spawn_mount(Null { file, size }, mountpoint, &config)
@@ -37,7 +37,7 @@ struct Null {
 impl Null {
     fn attributes(&self, ino: INodeNo) -> FileAttr {
         let (kind, perm, size) = match ino {
-            FILE => (FileType::RegularFile, 0o444, self.size),
+            FILE => (FileType::RegularFile, 0o666, self.size),
             _ => (FileType::Directory, 0o555, 0),
         };
         FileAttr {
@@ -64,6 +64,7 @@ impl Filesystem for Null {
     fn init(&mut self, _request: &Request, config: &mut KernelConfig) -> io::Result<()> {
         let _ = config.add_capabilities(InitFlags::FUSE_MAX_PAGES | InitFlags::FUSE_ASYNC_READ);
         let _ = config.set_max_readahead(1 << 20);
+        let _ = config.set_max_write(1 << 20);
         Ok(())
     }
 
@@ -92,6 +93,38 @@ impl Filesystem for Null {
         let mut buffer = vec![0; size as usize];
         match self.file.read_at(&mut buffer, offset) {
             Ok(n) => reply.data(&buffer[..n]),
+            Err(_) => reply.error(Errno::EIO),
+        }
+    }
+
+    fn write(
+        &self,
+        _request: &Request,
+        _ino: INodeNo,
+        _fh: FileHandle,
+        offset: u64,
+        data: &[u8],
+        _write_flags: WriteFlags,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        reply: ReplyWrite,
+    ) {
+        match self.file.write_all_at(data, offset) {
+            Ok(()) => reply.written(u32::try_from(data.len()).unwrap_or(u32::MAX)),
+            Err(_) => reply.error(Errno::EIO),
+        }
+    }
+
+    fn fsync(
+        &self,
+        _request: &Request,
+        _ino: INodeNo,
+        _fh: FileHandle,
+        _datasync: bool,
+        reply: ReplyEmpty,
+    ) {
+        match self.file.sync_data() {
+            Ok(()) => reply.ok(),
             Err(_) => reply.error(Errno::EIO),
         }
     }

@@ -1,13 +1,13 @@
 //! Checking an image, and repairing what the check finds.
 
 use super::change::Change;
-use super::disk::{Image, Link, exclusive, hold};
+use super::disk::{Image, Link, exclusive, hold, shared};
 use super::error::{Error, ErrorKind, Fault, Operation};
 use super::guest::{Serving, Stream, Telling};
 use super::read::unexpected;
 use instar_guest::findings::{Finding, Repair, Report};
 use instar_guest::proto::PlanReply;
-use instar_guest::{Reply, Request};
+use instar_guest::{Format, Reply, Request};
 
 /// What a check tells while it runs, in this order: what put the image in
 /// order, findings, the repair, findings of the check after it.
@@ -85,7 +85,12 @@ impl Image {
         let mut link = hold(&self.session);
         self.flush_held(&mut link)?;
         let _traffic = exclusive(&self.traffic);
-        let settled = self.settle_held(&mut link)?;
+        // A repair of qcow2 is all that a dirty one needs, and as qemu's does it
+        // tells what it finds.
+        let settled = match shared(&self.facts).format {
+            Format::Qcow2 => None,
+            _ => self.settle_held(&mut link)?,
+        };
         if let Some(why) = &settled {
             let why = crate::sandbox::escape(why);
             listener(CheckEvent::Settled(&why));

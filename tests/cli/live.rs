@@ -223,6 +223,18 @@ pub const CASES: &[Live] = &[
         ..live("qcow2 with wrong counts", FILLED, CHECKS)
     },
     Live {
+        patch: &[DIRTY, LEAK[0]],
+        ..live("qcow2 that was not closed, with a leak", FILLED, REPAIRS)
+    },
+    Live {
+        patch: &[DIRTY, CORRUPTION[0]],
+        ..live(
+            "qcow2 that was not closed, with wrong counts",
+            FILLED,
+            CHECKS,
+        )
+    },
+    Live {
         patch: &[("disk", 0x3_0000, &[0x80, 4, 0, 0, 0, 0, 0, 0])],
         ..live("qcow2 with a table past the end", FILLED, REPAIRS)
     },
@@ -239,6 +251,8 @@ const FILLED: &[(&str, &str)] = &[
     (IMG, "create -q -f qcow2 disk 1M"),
     (IO, "-f qcow2 -c write~0~200k disk"),
 ];
+/// The dirty bit of the header.
+const DIRTY: (&str, u64, &[u8]) = ("disk", 79, &[1]);
 /// Two references to cluster 6, of which there is one.
 const LEAK: &[(&str, u64, &[u8])] = &[("disk", 0x2_0000 + 2 * 6, &[0, 2])];
 /// The same, and none to cluster 5.

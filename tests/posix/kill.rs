@@ -24,7 +24,8 @@ pub const CLAIMS: &[Claim] = &[claim(
     "nothing_durable_is_lost_when_the_daemon_is_killed",
     &[],
     nothing_durable_is_lost,
-)];
+)
+.in_one_sandbox()];
 
 /// How often the daemon is killed over one image.
 const KILLS: usize = 2;

@@ -17,7 +17,8 @@ pub const CLAIMS: &[Claim] = &[claim(
     "any_sequence_of_calls_does_what_it_does_to_a_file",
     &[],
     any_sequence_of_calls,
-)];
+)
+.in_one_sandbox()];
 
 /// Calls of one sequence.
 const CALLS: usize = 1_000;

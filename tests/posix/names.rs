@@ -6,6 +6,7 @@ use crate::tools::{errno, run, xattr};
 use crate::{Claim, QEMU_IMG_10, claim};
 use nix::errno::Errno;
 use nix::sys::stat::Mode;
+use nix::unistd::Pid;
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt as _, symlink};
@@ -51,7 +52,7 @@ pub const CLAIMS: &[Claim] = &[
         free_space_is_that_of_the_source,
     ),
     claim(
-        "thousands_of_images_are_listed",
+        "thousands_of_images_are_listed_in_little_memory",
         &[],
         thousands_of_images_are_listed,
     ),
@@ -210,6 +211,14 @@ fn free_space_is_that_of_the_source(rig: &Rig) {
     assert!(shown.blocks_available() > 0);
 }
 
+/// Memory of a process, in bytes.
+fn resident(pid: Pid) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let kibibytes = line.unwrap().trim().trim_end_matches(" kB");
+    kibibytes.parse::<u64>().unwrap() << 10
+}
+
 fn thousands_of_images_are_listed(rig: &Rig) {
     let small = rig.source().join("n-0000.qcow2");
     run(
@@ -220,8 +229,12 @@ fn thousands_of_images_are_listed(rig: &Rig) {
         fs::copy(&small, rig.source().join(format!("n-{number:04}.qcow2"))).unwrap();
     }
     let mount = rig.mount();
+    fs::metadata(&mount.disk).unwrap();
+    let one = resident(mount.pid);
     let listed = listing(&mount.at);
     assert_eq!(listed.len(), 2001);
+    let each = resident(mount.pid).saturating_sub(one) / 2000;
+    assert!(each <= 64 << 10, "{each} bytes for each image");
     assert!(
         listed
             .iter()
