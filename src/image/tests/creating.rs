@@ -12,8 +12,9 @@ use instar_guest::{FileNo, Format, Reply, Request};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// More than any disk has, and less than a file may be long.
-const HUGE: u64 = 1 << 43;
+/// More than any disk has. More than a file of ext4 may be long, too: it would
+/// fill the disk before it says so.
+const HUGE: u64 = 1 << 60;
 const SIZE: u64 = HUGE;
 
 struct Rig(Fixture);

@@ -7,7 +7,9 @@ use crate::sandbox::{CallError, Files};
 use instar_guest::findings::{Repair, Report};
 use instar_guest::plan::{Plan, Purpose, Stage, Step};
 use instar_guest::proto::{Content, Place, PlanReply};
-use instar_guest::{Extent, ExtentKind, Facts, Failure, FailureKind, FileNo, Reply, Request};
+use instar_guest::{
+    Extent, ExtentKind, Facts, Failure, FailureKind, FileNo, Format, Reply, Request,
+};
 use std::sync::{Arc, Mutex};
 
 const OLD: [u8; 8192] = [1; 8192];
@@ -27,6 +29,7 @@ fn guest(
                 opened += 1;
                 let why = (opened == 1 || !works).then(|| "a log to replay".to_string());
                 let facts = Facts {
+                    format: Format::Vhdx,
                     unsettled: why,
                     ..facts(SIZE, 512)
                 };
