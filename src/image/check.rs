@@ -87,7 +87,8 @@ impl Image {
         let _traffic = exclusive(&self.traffic);
         // A repair of qcow2 is all that a dirty one needs, and as qemu's does it
         // tells what it finds.
-        let settled = match shared(&self.facts).format {
+        let format = shared(&self.facts).format;
+        let settled = match format {
             Format::Qcow2 => None,
             _ => self.settle_held(&mut link)?,
         };
