@@ -45,9 +45,9 @@ impl Filesystem {
         name: &OsStr,
         how: Creation,
     ) -> Result<(Attributes, OpenedHandle)> {
-        let path = self.new_name(parent, name)?;
-        {
+        let attributes = {
             let _naming = lock(&self.naming);
+            let path = self.new_name(parent, name)?;
             self.names_an_image(&path)?;
             match self.source.create_file(&path, how.birth) {
                 Err(error) if error.errno == Errno::EEXIST => {
@@ -58,8 +58,8 @@ impl Filesystem {
                 }
                 made => drop(made?),
             }
-        }
-        let attributes = self.hold(path)?;
+            self.hold(path)?
+        };
         let opened = self.open(attributes.id, how.writable).inspect_err(|_| {
             self.forget(attributes.id, 1);
         })?;
@@ -68,15 +68,13 @@ impl Filesystem {
 
     /// Makes a directory. Counts one reference to it.
     pub fn mkdir(&self, parent: NodeId, name: &OsStr, birth: Birth) -> Result<Attributes> {
+        let _naming = lock(&self.naming);
         let path = self.new_name(parent, name)?;
-        {
-            let _naming = lock(&self.naming);
-            if let Err(error) = self.source.create_directory(&path, birth) {
-                if error.errno == Errno::EEXIST {
-                    self.is_shown(&path)?;
-                }
-                return Err(error);
+        if let Err(error) = self.source.create_directory(&path, birth) {
+            if error.errno == Errno::EEXIST {
+                self.is_shown(&path)?;
             }
+            return Err(error);
         }
         self.hold(path)
     }
@@ -90,7 +88,9 @@ impl Filesystem {
         }
     }
 
-    /// The path of a name in a directory in which names may be changed.
+    /// The path of a name in a directory in which names may be changed. To be
+    /// asked for by the holder of `naming`, before whose time the directory may
+    /// have had another name.
     fn named(&self, parent: NodeId, name: &OsStr) -> Result<PathBuf> {
         self.writable()?;
         if !self.source.is_directory() {

@@ -27,8 +27,8 @@ pub struct Leaving {
 impl Filesystem {
     /// Removes an image, and then the extents of a VMDK of several files.
     pub fn unlink(&self, parent: NodeId, name: &OsStr) -> Result<()> {
-        let path = self.named(parent, name)?;
         let _naming = lock(&self.naming);
+        let path = self.named(parent, name)?;
         let (stat, face) = self.shown(&path)?;
         if stat.kind == Kind::Directory {
             return Err(Errno::EISDIR.into());
@@ -50,8 +50,8 @@ impl Filesystem {
 
     /// Removes an empty directory.
     pub fn rmdir(&self, parent: NodeId, name: &OsStr) -> Result<()> {
-        let path = self.named(parent, name)?;
         let _naming = lock(&self.naming);
+        let path = self.named(parent, name)?;
         let (stat, _) = self.shown(&path)?;
         if stat.kind != Kind::Directory {
             return Err(Errno::ENOTDIR.into());

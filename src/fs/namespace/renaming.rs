@@ -32,9 +32,9 @@ impl Filesystem {
         new_name: &OsStr,
         replace: bool,
     ) -> Result<()> {
+        let _naming = lock(&self.naming);
         let from = self.named(parent, name)?;
         let to = self.new_name(new_parent, new_name)?;
-        let _naming = lock(&self.naming);
         let (stat, face) = self.shown(&from)?;
         let subject = Subject { stat, face };
         let over = self.target(&subject, &to, replace)?;

@@ -8,6 +8,8 @@ use nix::errno::Errno;
 use nix::unistd::{getegid, geteuid};
 use std::ffi::OsStr;
 use std::os::unix::fs::{PermissionsExt as _, symlink};
+use std::path::Path;
+use std::time::Duration;
 
 impl Stage {
     fn unlink(&self, name: &str) -> Result<()> {
@@ -116,6 +118,27 @@ fn a_handle_follows_its_image_to_another_name() {
     stage.rename("d", "e").unwrap();
     stage.fs.write(handle, 0, b"B").unwrap();
     assert_eq!(stage.lookup("e/b.qcow2").unwrap().id, id);
+}
+
+#[test]
+fn a_name_is_looked_for_where_its_directory_is_once_it_is_its_turn() {
+    let stage = Stage::new(&[("d/a.qcow2", "size=512"), ("x/a.qcow2", "size=1024")]);
+    let directory = stage.lookup("d").unwrap().id;
+    std::thread::scope(|scope| {
+        let naming = lock(&stage.fs.naming);
+        let unlinking = scope.spawn(|| stage.fs.unlink(directory, OsStr::new("a.qcow2")));
+        std::thread::sleep(Duration::from_millis(100));
+        // What a rename does: the directory moves, and another gets its name.
+        for (from, to) in [("d", "e"), ("x", "d")] {
+            let at = |name| stage.dir.path().join(name);
+            std::fs::rename(at(from), at(to)).unwrap();
+            stage.fs.nodes.rename(Path::new(from), Path::new(to));
+        }
+        drop(naming);
+        unlinking.join().unwrap().unwrap();
+    });
+    assert_eq!(errno(stage.lookup("e/a.qcow2")), Errno::ENOENT);
+    assert_eq!(stage.lookup("d/a.qcow2").unwrap().size, 1024);
 }
 
 #[test]
