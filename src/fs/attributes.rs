@@ -96,11 +96,11 @@ impl Filesystem {
     }
 
     /// Works with the source file itself, whatever its name, or that it has
-    /// none any more.
+    /// none any more; not with another that has got its name.
     fn on_file(&self, node: &Node, work: impl FnOnce(&Reached) -> Result<()>) -> Result<()> {
         match node.orphan() {
             Some(orphan) => work(orphan),
-            None => work(&self.source.reach(&node.path())?),
+            None => work(&self.reach_now(node)?.0),
         }
     }
 

@@ -11,7 +11,7 @@ mod renaming;
 
 use super::attributes::Attributes;
 use super::catalog::Face;
-use super::entries::Birth;
+use super::entries::{Birth, Spot};
 use super::error::{Error, Result};
 use super::filesystem::{Filesystem, OpenedHandle};
 use super::names::is_replacement;
@@ -21,7 +21,7 @@ use super::sync::lock;
 use crate::image::NameRule;
 use nix::errno::Errno;
 use std::ffi::OsStr;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 /// How `open` is to make a file.
@@ -47,18 +47,18 @@ impl Filesystem {
     ) -> Result<(Attributes, OpenedHandle)> {
         let attributes = {
             let _naming = lock(&self.naming);
-            let path = self.new_name(parent, name)?;
-            self.names_an_image(&path)?;
-            match self.source.create_file(&path, how.birth) {
+            let spot = self.new_name(parent, name)?;
+            self.names_an_image(&spot.path)?;
+            match self.source.create_file(&spot, how.birth) {
                 Err(error) if error.errno == Errno::EEXIST => {
-                    self.is_shown(&path)?;
+                    self.is_shown(&spot)?;
                     if how.exclusive {
                         return Err(error);
                     }
                 }
                 made => drop(made?),
             }
-            self.hold(path)?
+            self.hold(spot.path)?
         };
         let opened = self.open(attributes.id, how.writable).inspect_err(|_| {
             self.forget(attributes.id, 1);
@@ -69,14 +69,14 @@ impl Filesystem {
     /// Makes a directory. Counts one reference to it.
     pub fn mkdir(&self, parent: NodeId, name: &OsStr, birth: Birth) -> Result<Attributes> {
         let _naming = lock(&self.naming);
-        let path = self.new_name(parent, name)?;
-        if let Err(error) = self.source.create_directory(&path, birth) {
+        let spot = self.new_name(parent, name)?;
+        if let Err(error) = self.source.create_directory(&spot, birth) {
             if error.errno == Errno::EEXIST {
-                self.is_shown(&path)?;
+                self.is_shown(&spot)?;
             }
             return Err(error);
         }
-        self.hold(path)
+        self.hold(spot.path)
     }
 
     /// Makes the names in a directory durable.
@@ -88,10 +88,10 @@ impl Filesystem {
         }
     }
 
-    /// The path of a name in a directory in which names may be changed. To be
+    /// A name in a directory in which names may be changed. To be
     /// asked for by the holder of `naming`, before whose time the directory may
     /// have had another name.
-    fn named(&self, parent: NodeId, name: &OsStr) -> Result<PathBuf> {
+    fn named(&self, parent: NodeId, name: &OsStr) -> Result<Spot> {
         self.writable()?;
         if !self.source.is_directory() {
             return Err(Error::new(
@@ -101,23 +101,26 @@ impl Filesystem {
         }
         let parent = self.nodes.get(parent)?;
         match (parent.orphan(), parent.kind) {
-            (None, Kind::Directory) => Ok(parent.path().join(name)),
+            (None, Kind::Directory) => Ok(Spot {
+                path: parent.path().join(name),
+                directory: parent.file(),
+            }),
             (Some(_), Kind::Directory) => Err(Errno::ENOENT.into()),
             (_, Kind::File) => Err(Errno::ENOTDIR.into()),
         }
     }
 
     /// The same for a name that something is to get.
-    fn new_name(&self, parent: NodeId, name: &OsStr) -> Result<PathBuf> {
-        let path = self.named(parent, name)?;
-        if is_replacement(&path) {
+    fn new_name(&self, parent: NodeId, name: &OsStr) -> Result<Spot> {
+        let spot = self.named(parent, name)?;
+        if is_replacement(&spot.path) {
             return Err(self.refused(
                 Errno::EINVAL,
-                &path,
+                &spot.path,
                 "names like this are those of unfinished changes; choose another",
             ));
         }
-        Ok(path)
+        Ok(spot)
     }
 
     /// Refuses a name for an image that does not say its format, or that is
@@ -147,12 +150,13 @@ impl Filesystem {
 
     /// Says of a name that is taken in SOURCE by something that the mount does
     /// not show, that it is.
-    fn is_shown(&self, path: &Path) -> Result<()> {
+    fn is_shown(&self, spot: &Spot) -> Result<()> {
+        let path = &spot.path;
         let shown = self
             .source
             .stat(path)
             .is_ok_and(|stat| self.face_if_file(path, &stat) != Some(Face::Hidden));
-        match shown || !self.source.is_taken(path)? {
+        match shown || !self.source.is_taken(spot)? {
             true => Ok(()),
             false => Err(self.refused(
                 Errno::EEXIST,

@@ -142,6 +142,36 @@ fn a_name_is_looked_for_where_its_directory_is_once_it_is_its_turn() {
 }
 
 #[test]
+fn a_directory_that_others_put_in_the_place_of_another_keeps_its_names() {
+    let stage = Stage::new(&[("d/a.qcow2", "size=512"), ("b.qcow2", "size=512")]);
+    let directory = stage.lookup("d").unwrap().id;
+    let at = |name| stage.dir.path().join(name);
+    std::fs::rename(at("d"), at("was")).unwrap();
+    std::fs::create_dir(at("d")).unwrap();
+    std::fs::write(at("d/a.qcow2"), "size=1024").unwrap();
+    let (a, b) = (OsStr::new("a.qcow2"), OsStr::new("b.qcow2"));
+    let how = Creation {
+        birth: birth(0o640),
+        exclusive: true,
+        writable: true,
+    };
+    let fs = &stage.fs;
+    assert_eq!(errno(fs.unlink(directory, a)), Errno::ESTALE);
+    assert_eq!(errno(fs.create(directory, b, how)), Errno::ESTALE);
+    let made = fs.mkdir(directory, OsStr::new("e"), birth(0o755));
+    assert_eq!(errno(made), Errno::ESTALE);
+    for (from, to) in [
+        ((directory, a), (NodeId::ROOT, b)),
+        ((NodeId::ROOT, b), (directory, a)),
+    ] {
+        let renamed = fs.rename(from.0, from.1, to.0, to.1, true);
+        assert_eq!(errno(renamed), Errno::ESTALE);
+    }
+    assert_eq!(stage.lookup("d/a.qcow2").unwrap().size, 1024);
+    assert_eq!(stage.lookup("b.qcow2").unwrap().size, 512);
+}
+
+#[test]
 fn an_image_that_is_replaced_stays_with_its_handles() {
     let stage = Stage::new(&[("a.qcow2", "size=512"), ("b.qcow2", "size=1024")]);
     let (a, b) = (
