@@ -148,8 +148,9 @@ impl Filesystem {
     }
 
     /// The extents that go with a VMDK: those that lie beside it, belong to its
-    /// owner and are of no use to any other image. Data files of other formats
-    /// are disks of their own.
+    /// owner, are called as its own would be and are of no use to any other
+    /// image. It may name any file, so whatever else it names stays. Data files
+    /// of other formats are disks of their own.
     fn parts_to_remove(&self, spot: &Spot, image: &Stat, face: Option<&Face>) -> Vec<(Spot, Stat)> {
         let Some(Face::Image(portrait)) = face.filter(|_| image.kind == Kind::File) else {
             return Vec::new();
@@ -157,9 +158,23 @@ impl Filesystem {
         if portrait.format != Format::Vmdk {
             return Vec::new();
         }
-        let names = portrait.files.iter().map(|file| Path::new(&file.name));
-        let beside = names.filter(|name| name.file_name() == Some(name.as_os_str()));
-        beside
+        let names = portrait.files.iter().map(|file| file.name.as_str());
+        let beside = names.filter(|name| Path::new(name).file_name() == Some(OsStr::new(name)));
+        let (own, foreign): (Vec<_>, Vec<_>) =
+            beside.partition(|name| is_name_of_extent(&spot.path, name));
+        if let Some(first) = foreign.first() {
+            log::warn!(
+                "{}: {} of the files that it names stay where it is removed, as '{}', whose \
+                 names do not go on from its own",
+                self.source.display(&spot.path).display(),
+                foreign.len(),
+                crate::image::printable_name(first)
+            );
+        }
+        if !own.is_empty() {
+            self.catalog.survey_all(&self.source);
+        }
+        own.into_iter()
             .filter_map(|name| {
                 let part = Spot {
                     path: spot.path.with_file_name(name),
@@ -176,6 +191,21 @@ impl Filesystem {
             })
             .collect()
     }
+}
+
+/// Whether an extent of a VMDK is called as programs call those that they make
+/// for it: for `disk.vmdk` `disk-flat.vmdk`, `disk-delta.vmdk`, `disk-s001.vmdk`
+/// or `disk-f001.vmdk`.
+fn is_name_of_extent(image: &Path, name: &str) -> bool {
+    let stem = image.file_stem().and_then(OsStr::to_str);
+    let own = stem.and_then(|stem| name.strip_prefix(stem)?.strip_suffix(".vmdk"));
+    own.is_some_and(|own| {
+        let number = own.strip_prefix("-s").or_else(|| own.strip_prefix("-f"));
+        let is_numbered = number.is_some_and(|number| {
+            !number.is_empty() && number.bytes().all(|digit| digit.is_ascii_digit())
+        });
+        is_numbered || own == "-flat" || own == "-delta"
+    })
 }
 
 impl Leaving {

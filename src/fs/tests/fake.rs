@@ -1,5 +1,6 @@
 //! Images that exist in memory only. An image file is a line of text:
-//! `size=N`, and optionally `backing=NAME`, `data=NAME` (any number) or `damaged`.
+//! `size=N`, and optionally `backing=NAME`, `data=NAME` (any number), `as=vmdk` or
+//! `damaged`.
 
 use crate::fs::disk::{At, Disk, Library, Part, Portrait, Run};
 use crate::fs::error::{Error, Result};
@@ -75,7 +76,10 @@ fn parse(mut file: File) -> Result<Portrait> {
     match field("size=") {
         Some(_) if text.contains("damaged") => Err(Error::new(Errno::EIO, "damaged")),
         Some(size) => Ok(Portrait {
-            format: Format::Qcow2,
+            format: match field("as=") {
+                Some(_) => Format::Vmdk,
+                None => Format::Qcow2,
+            },
             virtual_size: size.parse().unwrap(),
             cluster_size: Some(65536),
             backing: named("backing=").map(Backing::named),

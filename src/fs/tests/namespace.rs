@@ -252,6 +252,66 @@ fn an_image_that_others_build_on_keeps_its_name() {
 }
 
 #[test]
+fn a_vmdk_takes_only_extents_with_it_that_are_called_after_it() {
+    let extents = [
+        "a-flat.vmdk",
+        "a-s001.vmdk",
+        "a-f12.vmdk",
+        "a-s.vmdk",
+        "a-s001.vmdk.raw",
+        "a-2.vmdk",
+        "b-flat.vmdk",
+        "precious.raw",
+    ];
+    let named: Vec<String> = extents.iter().map(|name| format!("data={name}")).collect();
+    let descriptor = format!("size=512 as=vmdk {}", named.join(" "));
+    let mut files = vec![("a.vmdk", descriptor.as_str())];
+    files.extend(extents.iter().map(|name| (*name, "size=512")));
+    let stage = Stage::new(&files);
+    stage.unlink("a.vmdk").unwrap();
+    let left = std::fs::read_dir(stage.dir.path()).unwrap();
+    let mut left: Vec<_> = left.map(|entry| entry.unwrap().file_name()).collect();
+    left.sort();
+    let expected = [
+        "a-2.vmdk",
+        "a-s.vmdk",
+        "a-s001.vmdk.raw",
+        "b-flat.vmdk",
+        "precious.raw",
+    ];
+    assert_eq!(left, expected);
+}
+
+#[test]
+fn an_extent_that_an_image_elsewhere_builds_on_stays() {
+    for rw_backing in [false, true] {
+        let options = Options {
+            rw_backing,
+            ..options()
+        };
+        let files = [
+            (
+                "a.vmdk",
+                "size=512 as=vmdk data=a-flat.vmdk data=a-s001.vmdk",
+            ),
+            ("a-flat.vmdk", "content"),
+            ("a-s001.vmdk", "content"),
+            ("d/over.qcow2", "size=512 backing=../a-flat.vmdk"),
+            ("e/other.qcow2", "size=512 data=../a-s001.vmdk"),
+        ];
+        let stage = Stage::with(&files, options);
+        stage.unlink("a.vmdk").unwrap();
+        for (name, stays) in [
+            ("a.vmdk", false),
+            ("a-flat.vmdk", true),
+            ("a-s001.vmdk", true),
+        ] {
+            assert_eq!(stage.dir.path().join(name).exists(), stays, "{name}");
+        }
+    }
+}
+
+#[test]
 fn a_directory_is_renamed_if_every_image_still_finds_its_files() {
     let stage = Stage::new(&[
         ("d/base.qcow2", "size=512"),
