@@ -80,17 +80,19 @@ impl Filesystem {
 
     /// Sets times. Where the image is open but not locked, its next user takes
     /// a new time of modification for somebody else's change: so it is locked
-    /// meanwhile, if it can be.
+    /// meanwhile, if it can be. What waits for a flush would give it a new time
+    /// later: so it is flushed first.
     fn set_times(&self, node: &Node, changes: &Changes) -> Result<()> {
         let set = || self.on_file(node, |file| file.utimens(changes.atime, changes.mtime));
         let Some(file) = self.file_if_open(node.id) else {
             return set();
         };
+        let flushed = file.flush();
         let done = file.with(self.context(), Access::Read, |_| Ok(set()));
         let settled = file.settle(self.context());
         self.leave(&file);
         match done {
-            Ok(done) => done.and(settled),
+            Ok(done) => done.and(flushed).and(settled),
             Err(_) => set(),
         }
     }
