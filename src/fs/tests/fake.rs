@@ -48,9 +48,10 @@ pub struct Shelf {
     pub replaced_by: Option<u64>,
     /// The other files of every image.
     pub parts: Vec<Part>,
-    /// What others do once a disk has been asked for its size, and while an
-    /// image is being opened.
+    /// What others do once a disk has been asked for its size, while a range is
+    /// zeroed, and while an image is being opened.
     pub after_size: Option<Box<dyn FnOnce() + Send>>,
+    pub during_zero: Option<Box<dyn FnOnce() + Send>>,
     pub during_open: Option<Box<dyn FnOnce() + Send>>,
 }
 
@@ -220,6 +221,8 @@ impl Disk for FakeDisk {
 
     fn zero(&self, offset: u64, len: u64, space: Space) -> Result<()> {
         lock(&self.shelf).zeroed.push((offset, len, space));
+        let meanwhile = lock(&self.shelf).during_zero.take();
+        meanwhile.into_iter().for_each(|act| act());
         self.write_at(&vec![0; usize::try_from(len).unwrap()], offset)
     }
 
@@ -268,10 +271,10 @@ impl Disk for FakeDisk {
     }
 
     fn resize(&self, size: u64, preallocation: Preallocation) -> Result<Vec<String>> {
-        if lock(&self.shelf).full {
+        let old = self.virtual_size();
+        if lock(&self.shelf).full && size > old {
             return Err(Error::new(Errno::ENOSPC, "no space"));
         }
-        let old = self.virtual_size();
         assert!(size > old || preallocation == Preallocation::Off);
         self.with(|content| content.resize(usize::try_from(size).unwrap(), 0));
         let mut shelf = lock(&self.shelf);
