@@ -36,9 +36,10 @@ pub struct Creation {
 }
 
 impl Filesystem {
-    /// Makes an empty file that is to become an image, and opens it. One that is
-    /// there already is opened unless the caller wants a new one. Counts one
-    /// reference to it.
+    /// Makes an empty file that is to become an image, and opens it. Counts one
+    /// reference to it. For one that is there already it is ESTALE: the kernel,
+    /// which did not know of it, looks again, and opens it as its permissions
+    /// allow.
     pub fn create(
         &self,
         parent: NodeId,
@@ -52,9 +53,10 @@ impl Filesystem {
             match self.source.create_file(&spot, how.birth) {
                 Err(error) if error.errno == Errno::EEXIST => {
                     self.is_shown(&spot)?;
-                    if how.exclusive {
-                        return Err(error);
-                    }
+                    return Err(match how.exclusive {
+                        true => error,
+                        false => Errno::ESTALE.into(),
+                    });
                 }
                 made => drop(made?),
             }

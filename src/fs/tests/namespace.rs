@@ -31,9 +31,13 @@ impl Stage {
     }
 
     fn create(&self, name: &str) -> Result<(NodeId, u64)> {
+        self.create_how(name, 0o640, true)
+    }
+
+    fn create_how(&self, name: &str, perm: u32, exclusive: bool) -> Result<(NodeId, u64)> {
         let how = Creation {
-            birth: birth(0o640),
-            exclusive: true,
+            birth: birth(perm),
+            exclusive,
             writable: true,
         };
         let made = self.fs.create(NodeId::ROOT, OsStr::new(name), how);
@@ -342,6 +346,9 @@ fn a_new_file_belongs_to_its_maker_and_has_a_name_that_says_its_format() {
     assert_eq!(metadata.permissions().mode() & 0o7777, 0o640);
     assert_eq!(metadata.len(), 0);
     assert_eq!(errno(stage.create("new.vhdx")), Errno::EEXIST);
+    // The kernel is to look whether it may open it.
+    let again = stage.create_how("new.vhdx", 0o640, false);
+    assert_eq!(errno(again), Errno::ESTALE);
     for name in ["new", "new.txt", "b.raw", "x.qcow2.instar-new"] {
         assert_eq!(errno(stage.create(name)), Errno::EINVAL, "{name}");
     }
