@@ -86,17 +86,17 @@ impl Filesystem {
     }
 
     fn grow_for_write(&self, handle: &Handle, end: u64) -> Result<()> {
-        if !self.options.grow {
-            return Err(Error::new(
-                Errno::EFBIG,
-                "a write past the end of the disk, which -o nogrow forbids",
-            ));
-        }
         let file = &handle.file;
         let sizing = file.sizing();
         handle.write(self.context(), |disk| {
             if disk.virtual_size() >= end {
                 return Ok(());
+            }
+            if !self.options.grow {
+                return Err(Error::new(
+                    Errno::EFBIG,
+                    "a write past the end of the disk, which -o nogrow forbids",
+                ));
             }
             let size = end
                 .checked_next_multiple_of(disk.size_unit())
