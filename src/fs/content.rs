@@ -71,12 +71,13 @@ impl Filesystem {
         }
     }
 
-    /// Writes at the end, where that may make the disk larger by and by.
+    /// Writes at the end, where that may make the disk larger by and by. Without
+    /// a name it may not be able to grow, which the caller has to hear.
     fn append(&self, handle: &Handle, offset: u64, data: &[u8]) -> Result<bool> {
-        if !self.options.grow {
+        let file = &handle.file;
+        if !self.options.grow || file.node.orphan().is_some() {
             return Ok(false);
         }
-        let file = &handle.file;
         let _sizing = file.sizing();
         handle.write(self.context(), |disk| {
             let appended = disk.append(data, offset, self.options.preallocation)?;

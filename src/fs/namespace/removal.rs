@@ -104,7 +104,7 @@ impl Filesystem {
         match self.pin(&leaving) {
             // An image that is damaged or gone is of no use to whoever has it
             // open, and can be removed.
-            Err(error) if error.errno == Errno::EBUSY => {
+            Err(error) if error.errno == Errno::EBUSY || error.is_passing() => {
                 self.stays(leaving);
                 Err(error)
             }

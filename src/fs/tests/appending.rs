@@ -5,9 +5,10 @@ use super::{Stage, errno, options};
 use crate::fs::disk::{At, Disk as _, Library as _};
 use crate::fs::sync::lock;
 use crate::fs::tail::Tailed;
-use crate::fs::{Options, Seek, Source};
+use crate::fs::{NodeId, Options, Seek, Source};
 use crate::image::{Access, Space};
 use nix::errno::Errno;
+use std::ffi::OsStr;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -190,5 +191,13 @@ fn what_cannot_wait_grows_the_disk_first() {
     }
     lock(&stage.shelf).gathers = false;
     stage.fs.write(handle, 2048, &[1; SECTOR]).unwrap();
+    assert_eq!(stage.events(), ["resize"]);
+    // Nor where the image has no name any more.
+    lock(&stage.shelf).gathers = true;
+    stage
+        .fs
+        .unlink(NodeId::ROOT, OsStr::new("a.qcow2"))
+        .unwrap();
+    stage.fs.write(handle, 2560, &[1; SECTOR]).unwrap();
     assert_eq!(stage.events(), ["resize"]);
 }

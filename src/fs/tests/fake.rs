@@ -43,6 +43,8 @@ pub struct Shelf {
     /// The size in bytes to which a disk shrinks just before it is written.
     pub shrinks_to: Option<usize>,
     pub fail_describe: Option<Errno>,
+    /// What keeps an image from being opened or locked.
+    pub fail_open: Option<Errno>,
     pub opens_as_raw: bool,
     /// The inode of the file that a resize has put in the image's place.
     pub replaced_by: Option<u64>,
@@ -53,6 +55,15 @@ pub struct Shelf {
     pub after_size: Option<Box<dyn FnOnce() + Send>>,
     pub during_zero: Option<Box<dyn FnOnce() + Send>>,
     pub during_open: Option<Box<dyn FnOnce() + Send>>,
+}
+
+impl Shelf {
+    fn may_open(&self) -> Result<()> {
+        if self.locked_by_others {
+            return Err(Error::new(Errno::EBUSY, "locked by qemu"));
+        }
+        self.fail_open.map_or(Ok(()), |errno| Err(errno.into()))
+    }
 }
 
 pub struct FakeLibrary(pub Arc<Mutex<Shelf>>);
@@ -134,9 +145,7 @@ impl Library for FakeLibrary {
             ..
         } = parse(file)?;
         let mut shelf = lock(&self.0);
-        if shelf.locked_by_others {
-            return Err(Error::new(Errno::EBUSY, "locked by qemu"));
-        }
+        shelf.may_open()?;
         shelf.events.push(match access {
             Access::Write => "open to write",
             Access::Read | Access::Info => "open to read",
@@ -250,9 +259,7 @@ impl Disk for FakeDisk {
 
     fn lock(&self) -> Result<()> {
         let mut shelf = lock(&self.shelf);
-        if shelf.locked_by_others {
-            return Err(Error::new(Errno::EBUSY, "locked by qemu"));
-        }
+        shelf.may_open()?;
         if std::mem::take(&mut shelf.changed_by_others) {
             return Err(Error::new(Errno::ESTALE, "changed"));
         }

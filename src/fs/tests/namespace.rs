@@ -89,6 +89,24 @@ fn an_image_that_another_program_uses_is_not_taken_from_its_handles() {
 }
 
 #[test]
+fn an_image_that_cannot_be_opened_for_the_moment_is_not_taken_from_its_handles() {
+    for (fails, taken) in [
+        (Errno::ENOMEM, false),
+        (Errno::EMFILE, false),
+        (Errno::EIO, true),
+    ] {
+        let stage = Stage::new(&[("a.qcow2", "size=512")]);
+        let handle = stage.open("a.qcow2", true).unwrap();
+        stage.fs.flush(handle).unwrap();
+        lock(&stage.shelf).fail_open = Some(fails);
+        let removed = stage.unlink("a.qcow2");
+        assert_eq!(removed.is_ok(), taken, "{fails}");
+        lock(&stage.shelf).fail_open = None;
+        assert_eq!(stage.fs.write(handle, 0, b"x").is_ok(), !taken, "{fails}");
+    }
+}
+
+#[test]
 fn the_next_file_of_that_name_is_another_one() {
     let stage = Stage::new(&[("a.qcow2", "size=512")]);
     let old = stage.lookup("a.qcow2").unwrap().id;
