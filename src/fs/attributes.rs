@@ -78,6 +78,12 @@ impl Filesystem {
         self.getattr(id)
     }
 
+    /// Sets the permission bits.
+    pub(super) fn chmod(&self, id: NodeId, perm: u32) -> Result<()> {
+        let node = self.nodes.get(id)?;
+        self.on_file(&node, |file| file.chmod(perm))
+    }
+
     /// Sets times. Where the image is open but not locked, its next user takes
     /// a new time of modification for somebody else's change: so it is locked
     /// meanwhile, if it can be. What waits for a flush would give it a new time

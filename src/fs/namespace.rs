@@ -24,6 +24,9 @@ use std::ffi::OsStr;
 use std::path::Path;
 use std::sync::Arc;
 
+/// Permission of the owner to read and write.
+const OWNER: u32 = 0o600;
+
 /// How `open` is to make a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Creation {
@@ -46,26 +49,70 @@ impl Filesystem {
         name: &OsStr,
         how: Creation,
     ) -> Result<(Attributes, OpenedHandle)> {
-        let attributes = {
+        let (spot, made, attributes) = {
             let _naming = lock(&self.naming);
             let spot = self.new_name(parent, name)?;
-            self.names_an_image(&spot.path)?;
-            match self.source.create_file(&spot, how.birth) {
-                Err(error) if error.errno == Errno::EEXIST => {
-                    self.is_shown(&spot)?;
-                    return Err(match how.exclusive {
-                        true => error,
-                        false => Errno::ESTALE.into(),
-                    });
-                }
-                made => drop(made?),
-            }
-            self.hold(spot.path)?
+            let made = self.make_file(&spot, how)?;
+            let held = self.hold(spot.path.clone());
+            let attributes = held.inspect_err(|_| self.unmake(&spot, &made))?;
+            (spot, made, attributes)
         };
-        let opened = self.open(attributes.id, how.writable).inspect_err(|_| {
+        self.open_new(attributes, &made, how).inspect_err(|_| {
             self.forget(attributes.id, 1);
-        })?;
-        Ok((attributes, opened))
+            let _naming = lock(&self.naming);
+            self.unmake(&spot, &made);
+        })
+    }
+
+    fn make_file(&self, spot: &Spot, how: Creation) -> Result<Stat> {
+        self.names_an_image(&spot.path)?;
+        // Whoever makes a file that he may not write has it open to write all
+        // the same; here it is opened once more.
+        let birth = Birth {
+            perm: how.birth.perm | OWNER,
+            ..how.birth
+        };
+        match self.source.create_file(spot, birth) {
+            Err(error) if error.errno == Errno::EEXIST => {
+                self.is_shown(spot)?;
+                Err(match how.exclusive {
+                    true => error,
+                    false => Errno::ESTALE.into(),
+                })
+            }
+            made => made,
+        }
+    }
+
+    /// Removes a file that is of no use.
+    fn unmake(&self, spot: &Spot, made: &Stat) {
+        // The failure at hand is the one to tell.
+        let _ = self.source.remove(spot, made);
+    }
+
+    /// Opens a file that was made just now, and gives it its permissions.
+    fn open_new(
+        &self,
+        attributes: Attributes,
+        made: &Stat,
+        how: Creation,
+    ) -> Result<(Attributes, OpenedHandle)> {
+        if attributes.stat.id != made.id {
+            return Err(Errno::ESTALE.into());
+        }
+        let id = attributes.id;
+        let opened = self.open(id, how.writable)?;
+        if how.birth.perm & OWNER == OWNER {
+            return Ok((attributes, opened));
+        }
+        let permitted = self.chmod(id, how.birth.perm);
+        match permitted.and_then(|()| self.getattr(id)) {
+            Ok(attributes) => Ok((attributes, opened)),
+            Err(error) => {
+                self.release(opened.handle);
+                Err(error)
+            }
+        }
     }
 
     /// Makes a directory. Counts one reference to it.

@@ -363,6 +363,13 @@ fn a_new_file_belongs_to_its_maker_and_has_a_name_that_says_its_format() {
     let metadata = std::fs::metadata(path).unwrap();
     assert_eq!(metadata.permissions().mode() & 0o7777, 0o640);
     assert_eq!(metadata.len(), 0);
+    let (id, _) = stage.create_how("mine.vhdx", 0o444, true).unwrap();
+    assert_eq!(stage.fs.getattr(id).unwrap().stat.perm, 0o444);
+    // Nothing is left of one that cannot be opened.
+    lock(&stage.shelf).fail_open = Some(Errno::EMFILE);
+    assert_eq!(errno(stage.create("none.vhdx")), Errno::EMFILE);
+    lock(&stage.shelf).fail_open = None;
+    assert_eq!(stage.listing(), ["a.qcow2", "mine.vhdx", "new.vhdx"]);
     assert_eq!(errno(stage.create("new.vhdx")), Errno::EEXIST);
     // The kernel is to look whether it may open it.
     let again = stage.create_how("new.vhdx", 0o640, false);
