@@ -214,7 +214,7 @@ impl Catalog {
 
     /// Before a file is shown that may be a part of an image, its neighbours are
     /// asked whether it is: once, until something in the directory changes.
-    fn survey_siblings(&self, source: &Source, path: &Path) {
+    pub fn survey_siblings(&self, source: &Source, path: &Path) {
         let directory = path.parent().unwrap_or(Path::new(""));
         let Ok(stat) = source.stat(directory) else {
             return;

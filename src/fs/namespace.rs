@@ -49,6 +49,7 @@ impl Filesystem {
         name: &OsStr,
         how: Creation,
     ) -> Result<(Attributes, OpenedHandle)> {
+        self.calm(parent, name);
         let (spot, made, attributes) = {
             let _naming = lock(&self.naming);
             let spot = self.new_name(parent, name)?;
@@ -134,6 +135,34 @@ impl Filesystem {
         match node.orphan() {
             Some(_) => Ok(()),
             None => self.source.sync_directory(&node.path()),
+        }
+    }
+
+    /// Does what may take long before names are kept from changing, so that
+    /// nobody who changes another name waits for it: what has this name, and
+    /// lies below it, is left by those who work with it, and the images beside
+    /// it are looked at. All of that may have changed by the time of the change,
+    /// which finds it out itself.
+    fn calm(&self, parent: NodeId, name: &OsStr) {
+        let Ok(spot) = self.named(parent, name) else {
+            return;
+        };
+        for node in self.nodes.below(&spot.path) {
+            drop(node.moving());
+            if let Some(file) = self.file_if_open(node.id) {
+                file.calm();
+                self.leave(&file);
+            }
+        }
+        self.catalog.survey_siblings(&self.source, &spot.path);
+    }
+
+    /// The same for a name that something else may lose or follow: every image of
+    /// the tree is looked at.
+    fn calm_tree(&self, parent: NodeId, name: &OsStr) {
+        self.calm(parent, name);
+        if self.writable().is_ok() && self.source.is_directory() {
+            self.catalog.survey_all(&self.source);
         }
     }
 

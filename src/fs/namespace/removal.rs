@@ -28,6 +28,7 @@ pub struct Leaving {
 impl Filesystem {
     /// Removes an image, and then the extents of a VMDK of several files.
     pub fn unlink(&self, parent: NodeId, name: &OsStr) -> Result<()> {
+        self.calm_tree(parent, name);
         let _naming = lock(&self.naming);
         let spot = self.named(parent, name)?;
         let (stat, face) = self.shown(&spot.path)?;

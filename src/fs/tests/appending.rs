@@ -198,6 +198,7 @@ fn what_cannot_wait_grows_the_disk_first() {
         .fs
         .unlink(NodeId::ROOT, OsStr::new("a.qcow2"))
         .unwrap();
+    stage.events();
     stage.fs.write(handle, 2560, &[1; SECTOR]).unwrap();
     assert_eq!(stage.events(), ["resize"]);
 }

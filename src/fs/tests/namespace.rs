@@ -9,6 +9,7 @@ use nix::unistd::{getegid, geteuid};
 use std::ffi::OsStr;
 use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::Path;
+use std::sync::mpsc::channel;
 use std::time::Duration;
 
 impl Stage {
@@ -191,6 +192,39 @@ fn a_directory_that_others_put_in_the_place_of_another_keeps_its_names() {
     }
     assert_eq!(stage.lookup("d/a.qcow2").unwrap().size, 1024);
     assert_eq!(stage.lookup("b.qcow2").unwrap().size, 512);
+}
+
+#[test]
+fn a_name_does_not_wait_for_the_image_of_another() {
+    let stage = Stage::new(&[("a.qcow2", "size=1024"), ("b.qcow2", "size=512")]);
+    let handle = stage.open("a.qcow2", true).unwrap();
+    let (begun, has_begun) = channel();
+    let (go_on, may_go_on) = channel::<()>();
+    lock(&stage.shelf).during_zero = Some(Box::new(move || {
+        begun.send(()).unwrap();
+        may_go_on.recv_timeout(Duration::from_secs(10)).ok();
+    }));
+    let removed = std::thread::scope(|scope| {
+        let fs = &stage.fs;
+        let mode = libc::FALLOC_FL_ZERO_RANGE;
+        let zeroing = scope.spawn(move || fs.fallocate(handle, mode, 0, 512));
+        has_begun.recv().unwrap();
+        let (done, is_done) = channel();
+        for name in ["a.qcow2", "b.qcow2"] {
+            let done = done.clone();
+            scope.spawn(move || {
+                let removed = fs.unlink(NodeId::ROOT, OsStr::new(name));
+                done.send((name, removed.is_ok())).unwrap();
+            });
+            // The first one waits for the image by then.
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        let first = is_done.recv_timeout(Duration::from_secs(5)).ok();
+        go_on.send(()).unwrap();
+        zeroing.join().unwrap().unwrap();
+        [first, is_done.recv_timeout(Duration::from_secs(5)).ok()]
+    });
+    assert_eq!(removed, [Some(("b.qcow2", true)), Some(("a.qcow2", true))]);
 }
 
 #[test]
