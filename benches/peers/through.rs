@@ -233,10 +233,10 @@ fn random_reads(path: &Path, threads: u64) -> io::Result<Duration> {
         let started: Vec<_> = (0..threads)
             .map(|seed| scope.spawn(move || read(seed)))
             .collect();
-        let ended = started.into_iter().map(|thread| thread.join());
-        ended
-            .map(|result| result.unwrap_or_else(|_| Err(io::Error::other("a thread failed"))))
-            .collect::<io::Result<()>>()
+        started.into_iter().try_for_each(|thread| {
+            let ended = thread.join();
+            ended.unwrap_or_else(|_| Err(io::Error::other("a thread failed")))
+        })
     })?;
     Ok(start.elapsed())
 }

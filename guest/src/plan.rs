@@ -77,7 +77,7 @@ pub enum Step {
         len: u64,
     },
     /// Copy a range within a file; source and destination do not overlap. Holes
-    /// stay holes.
+    /// stay holes, and space that is only reserved becomes one.
     Copy {
         /// The file to change.
         file: FileNo,

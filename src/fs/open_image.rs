@@ -286,7 +286,7 @@ impl Disk for Image {
     fn resize(&self, size: u64, preallocation: Preallocation) -> Result<Vec<String>> {
         let how = ResizeOptions {
             preallocation,
-            shrink: true,
+            shrink: size < self.virtual_size(),
         };
         Ok(self.resize(size, &how)?)
     }

@@ -52,8 +52,7 @@ impl Aborted {
                 "the image is either unchanged or {new}; check it before using it"
             )),
             Progress::Halfway => fault.and(&format!(
-                "the image {new} in one copy of its metadata and not yet in all; \
-                 the same request again finishes it"
+                "the image {new} in part; the same request again finishes it"
             )),
             Progress::Committed => fault.and(&format!(
                 "the image {new}, but space that it no longer uses is not released"

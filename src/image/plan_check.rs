@@ -116,13 +116,18 @@ fn check_commits(plan: &Plan, expected: Commits) -> Result<(), PlanError> {
 }
 
 /// A commit is one step; where there are copies of what it writes, the same bytes
-/// for each.
+/// for each, in another sector of the file.
 fn check_commit(stage: &Stage) -> Result<(), PlanError> {
     let count = stage.steps.len();
     let Some((first, copies)) = stage.steps.split_first() else {
         return Err(PlanError::CommitSteps(count));
     };
-    if count > MAX_COPIES || !copies.iter().all(|copy| written(copy) == written(first)) {
+    let is_copy = |copy: &Step| {
+        written(copy) == written(first)
+            && copy.file() == first.file()
+            && sector(copy) != sector(first)
+    };
+    if count > MAX_COPIES || !copies.iter().all(is_copy) {
         return Err(PlanError::CommitSteps(count));
     }
     match first {
@@ -136,6 +141,13 @@ fn check_commit(stage: &Stage) -> Result<(), PlanError> {
 fn written(step: &Step) -> Option<&[u8]> {
     match step {
         Step::Write { data, .. } => Some(data),
+        _ => None,
+    }
+}
+
+fn sector(step: &Step) -> Option<u64> {
+    match step {
+        Step::Write { offset, .. } => Some(offset / SECTOR),
         _ => None,
     }
 }

@@ -9,36 +9,36 @@ use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use tempfile::TempDir;
 
-/// What is proven here, for the plainest images of each format.
-pub const CLAIMS: &[Claim] = &[
-    claim(
-        "ext4_lives_on_it_and_grows",
-        &[
-            ROOT,
-            "/dev/loop-control",
-            "losetup",
-            "tar",
-            "resize2fs",
-            "e2fsck",
-        ],
-        |rig| lives_on(rig, &EXT4),
-    )
-    .in_one_sandbox(),
-    claim(
-        "xfs_lives_on_it_and_grows",
-        &[
-            ROOT,
-            "/dev/loop-control",
-            "losetup",
-            "tar",
-            "mkfs.xfs",
-            "xfs_growfs",
-            "xfs_repair",
-        ],
-        |rig| lives_on(rig, &XFS),
-    )
-    .in_one_sandbox(),
-];
+/// What is proven here, for every variant of image but those of qcow2.
+pub const CLAIMS: &[Claim] = &[claim(
+    "ext4_lives_on_it_and_grows",
+    &[
+        ROOT,
+        "/dev/loop-control",
+        "losetup",
+        "tar",
+        "resize2fs",
+        "e2fsck",
+    ],
+    |rig| lives_on(rig, &EXT4),
+)
+.in_one_sandbox()];
+
+/// And here, for one image of each format.
+pub const USUAL: &[Claim] = &[claim(
+    "xfs_lives_on_it_and_grows",
+    &[
+        ROOT,
+        "/dev/loop-control",
+        "losetup",
+        "tar",
+        "mkfs.xfs",
+        "xfs_growfs",
+        "xfs_repair",
+    ],
+    |rig| lives_on(rig, &XFS),
+)
+.in_one_sandbox()];
 
 /// The least that XFS accepts, and a little.
 const SIZE: u64 = 320 << 20;

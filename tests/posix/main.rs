@@ -104,7 +104,10 @@ fn main() -> ExitCode {
             }
         }
         for variant in images::OTHERS.iter().filter(|variant| variant.is_usual()) {
-            for claim in namespace::WRITTEN {
+            for claim in [namespace::WRITTEN, filesystems::USUAL]
+                .into_iter()
+                .flatten()
+            {
                 add(variant, claim);
             }
         }
@@ -154,6 +157,7 @@ const RESIZED: &[&[Claim]] = &[
 /// What concerns the mount more than the image.
 const PLAIN: &[&[Claim]] = &[
     filesystems::CLAIMS,
+    filesystems::USUAL,
     locks::CLAIMS,
     failures::CLAIMS,
     namespace::WRITTEN,

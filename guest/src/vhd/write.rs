@@ -44,6 +44,8 @@ pub struct Pending {
     /// Where the room may hold something: an earlier session has made it. It
     /// ends where the footer is that this one found.
     unclean: Range<u64>,
+    /// Up to where the next flush clears it.
+    clear_to: u64,
     /// That footer, where it may not be at the end of a block. It must not be in
     /// the data of one once there is another.
     odd_footer: Option<u64>,
@@ -75,14 +77,19 @@ impl Pending {
     /// Asks for a flush that makes room for so many new blocks, where there is
     /// none before the footer at the end, which is at `footer`.
     fn check_room(&mut self, header: &Header, footer: u64, count: u64) -> Result<(), Failure> {
-        let room = self.room.map(|room| room.behind(count).footer());
-        let fits = room.is_some_and(|end| end <= footer);
-        if count == 0 || (fits && self.unclean.is_empty()) {
+        let behind = |count| {
+            self.room
+                .map_or(u64::MAX, |room| room.behind(count).footer())
+        };
+        let fits = behind(count) <= footer;
+        let clean = self.unclean.is_empty() || behind(count) <= self.unclean.start;
+        if count == 0 || (fits && clean) {
             return Ok(());
         }
+        let most = MAX_BATCH.min(MAX_ROOM / header.stride()).max(count);
+        self.batch = (self.batch * 2).clamp(count, most);
+        self.clear_to = behind(self.batch).min(self.unclean.end);
         if !fits {
-            let most = MAX_BATCH.min(MAX_ROOM / header.stride()).max(count);
-            self.batch = (self.batch * 2).clamp(count, most);
             self.wanted = self.batch;
         }
         Err(Failure::new(
@@ -126,8 +133,9 @@ impl Vhd {
         {
             let survey = self.survey(host, 0)?;
             let footer = self.file_len - SECTOR;
-            // A bitmap of XenServer's may lie before the footer.
-            let start = match dynamic.has_batmap {
+            // A bitmap of XenServer's may lie before the footer, or a block that
+            // an interrupted shrink has left an entry for.
+            let start = match dynamic.has_batmap || !survey.stale.is_empty() {
                 true => survey.used_end.max(footer),
                 false => survey.used_end,
             };
@@ -194,7 +202,7 @@ impl Vhd {
             ..
         } = dynamic;
         pending.last = None;
-        let clears = !pending.unclean.is_empty();
+        let clears = pending.clear_to > pending.unclean.start;
         let (Some(room), true) = (
             pending.room,
             pending.wanted > 0 || clears || !pending.bitmaps.is_empty(),
@@ -211,13 +219,13 @@ impl Vhd {
             table.set(index, (at / SECTOR) as u32);
             write(entry_at(header, index), entry_bytes([at].iter()))
         }));
-        let unclean = core::mem::take(&mut pending.unclean);
         if clears {
             first.push(Step::Punch {
                 file: FileNo::IMAGE,
-                offset: unclean.start,
-                len: unclean.end - unclean.start,
+                offset: pending.unclean.start,
+                len: pending.clear_to - pending.unclean.start,
             });
+            pending.unclean.start = pending.clear_to;
         }
         let mut odd_footer = None;
         if pending.wanted > 0 {

@@ -51,7 +51,8 @@ impl Qcow2 {
     /// The plan that finishes an interrupted change to the present size; empty
     /// where there is nothing left to do. What is damaged otherwise is left to a
     /// check, and what features that nobody here knows may refer to is left
-    /// alone.
+    /// alone. A data file is cut to the size of the disk only where it may
+    /// `shrink`: it may have been longer from the beginning.
     pub(in super::super) fn finish(
         &mut self,
         host: &mut dyn Host,
@@ -61,16 +62,16 @@ impl Qcow2 {
         let mut steps = Vec::new();
         if let Some(leftovers) = or_damaged(self.leftovers(host, shrink))?.flatten() {
             steps = leftovers.steps;
+            let len = self.header.size;
+            if shrink && self.data_len.is_some_and(|present| present > len) {
+                let file = FileNo::DATA;
+                steps.push(Step::SetLength { file, len });
+            }
             if leftovers.more {
                 reply.warnings.push(
                     "there is more to give back than fits into one go: ask for it again".into(),
                 );
             }
-        }
-        let len = self.header.size;
-        if self.data_len.is_some_and(|present| present > len) {
-            let file = FileNo::DATA;
-            steps.push(Step::SetLength { file, len });
         }
         if !steps.is_empty() {
             let purpose = Purpose::Release;

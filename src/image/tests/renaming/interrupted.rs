@@ -202,8 +202,7 @@ fn two_copies_of_the_metadata_are_two_commits() {
         }
     };
     let unknown = "the image is either unchanged or holds the new size; check it before using it";
-    let halfway = "the image holds the new size in one copy of its metadata and not yet in all; \
-                   the same request again finishes it";
+    let halfway = "the image holds the new size in part; the same request again finishes it";
     // Each commit is a write and a sync; a write that fails may have happened.
     for (after, text) in [unknown, unknown, halfway, halfway].into_iter().enumerate() {
         let rig = Rig::new();
