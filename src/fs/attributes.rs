@@ -78,29 +78,37 @@ impl Filesystem {
         self.getattr(id)
     }
 
+    /// Sets the permission bits.
+    pub(super) fn chmod(&self, id: NodeId, perm: u32) -> Result<()> {
+        let node = self.nodes.get(id)?;
+        self.on_file(&node, |file| file.chmod(perm))
+    }
+
     /// Sets times. Where the image is open but not locked, its next user takes
     /// a new time of modification for somebody else's change: so it is locked
-    /// meanwhile, if it can be.
+    /// meanwhile, if it can be. What waits for a flush would give it a new time
+    /// later: so it is flushed first.
     fn set_times(&self, node: &Node, changes: &Changes) -> Result<()> {
         let set = || self.on_file(node, |file| file.utimens(changes.atime, changes.mtime));
         let Some(file) = self.file_if_open(node.id) else {
             return set();
         };
+        let flushed = file.flush();
         let done = file.with(self.context(), Access::Read, |_| Ok(set()));
         let settled = file.settle(self.context());
         self.leave(&file);
         match done {
-            Ok(done) => done.and(settled),
+            Ok(done) => done.and(flushed).and(settled),
             Err(_) => set(),
         }
     }
 
     /// Works with the source file itself, whatever its name, or that it has
-    /// none any more.
+    /// none any more; not with another that has got its name.
     fn on_file(&self, node: &Node, work: impl FnOnce(&Reached) -> Result<()>) -> Result<()> {
         match node.orphan() {
             Some(orphan) => work(orphan),
-            None => work(&self.source.reach(&node.path())?),
+            None => work(&self.reach_now(node)?.0),
         }
     }
 

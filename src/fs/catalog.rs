@@ -131,8 +131,8 @@ impl Catalog {
     }
 
     /// Whether the file is used by any other image of the tree than `image`, of
-    /// which it is a part. To be asked after [`is_backing`](Self::is_backing),
-    /// which looks at all of them.
+    /// which it is a part, as far as they are known: to be asked after
+    /// [`survey_all`](Self::survey_all).
     pub fn is_used_besides(&self, source: &Source, path: &Path, id: FileId, image: FileId) -> bool {
         self.is_part(source, path, id, Some(image)) || self.namings.is_backing(source, id)
     }
@@ -178,7 +178,7 @@ impl Catalog {
     }
 
     /// Looks at every image of the tree that has changed.
-    fn survey_all(&self, source: &Source) {
+    pub fn survey_all(&self, source: &Source) {
         let mut directories = vec![PathBuf::new()];
         while let Some(directory) = directories.pop() {
             directories.extend(self.survey(source, &directory));
@@ -214,7 +214,7 @@ impl Catalog {
 
     /// Before a file is shown that may be a part of an image, its neighbours are
     /// asked whether it is: once, until something in the directory changes.
-    fn survey_siblings(&self, source: &Source, path: &Path) {
+    pub fn survey_siblings(&self, source: &Source, path: &Path) {
         let directory = path.parent().unwrap_or(Path::new(""));
         let Ok(stat) = source.stat(directory) else {
             return;

@@ -71,12 +71,13 @@ impl Filesystem {
         }
     }
 
-    /// Writes at the end, where that may make the disk larger by and by.
+    /// Writes at the end, where that may make the disk larger by and by. Without
+    /// a name it may not be able to grow, which the caller has to hear.
     fn append(&self, handle: &Handle, offset: u64, data: &[u8]) -> Result<bool> {
-        if !self.options.grow {
+        let file = &handle.file;
+        if !self.options.grow || file.node.orphan().is_some() {
             return Ok(false);
         }
-        let file = &handle.file;
         let _sizing = file.sizing();
         handle.write(self.context(), |disk| {
             let appended = disk.append(data, offset, self.options.preallocation)?;
@@ -86,17 +87,17 @@ impl Filesystem {
     }
 
     fn grow_for_write(&self, handle: &Handle, end: u64) -> Result<()> {
-        if !self.options.grow {
-            return Err(Error::new(
-                Errno::EFBIG,
-                "a write past the end of the disk, which -o nogrow forbids",
-            ));
-        }
         let file = &handle.file;
         let sizing = file.sizing();
         handle.write(self.context(), |disk| {
             if disk.virtual_size() >= end {
                 return Ok(());
+            }
+            if !self.options.grow {
+                return Err(Error::new(
+                    Errno::EFBIG,
+                    "a write past the end of the disk, which -o nogrow forbids",
+                ));
             }
             let size = end
                 .checked_next_multiple_of(disk.size_unit())

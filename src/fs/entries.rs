@@ -1,19 +1,21 @@
 //! Making, removing and renaming files and directories of the tree.
 //!
 //! A change is made in the directory that the path leads to without a symbolic
-//! link, opened first; the last component is never followed. What a name stands
-//! for is compared with what the caller looked at before it is taken away.
+//! link, opened first; the last component is never followed. That directory is
+//! compared with the one that was looked up, whose permissions the kernel has
+//! asked; and what a name stands for with what the caller looked at, before it
+//! is taken away.
 
 use super::error::{Error, Result};
 use super::source::{FileId, Kind, Source, Stat};
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, RenameFlags, openat, renameat2};
-use nix::sys::stat::{Mode, fchmod, fstat, fstatat, mkdirat};
+use nix::sys::stat::{FileStat, Mode, fchmod, fstat, fstatat, mkdirat};
 use nix::unistd::{Gid, Uid, UnlinkatFlags, fchown, geteuid, unlinkat};
 use std::ffi::OsStr;
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Who owns a new file or directory, and who may do what with it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,10 +28,19 @@ pub struct Birth {
     pub gid: u32,
 }
 
+/// A name in a directory that was looked up.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Spot {
+    /// Path below SOURCE.
+    pub path: PathBuf,
+    /// Which directory it has to be in: ESTALE if another has its name by now.
+    pub directory: FileId,
+}
+
 impl Source {
     /// Makes an empty file where there is nothing.
-    pub fn create_file(&self, path: &Path, birth: Birth) -> Result<Stat> {
-        let (dir, name) = self.place(path)?;
+    pub fn create_file(&self, spot: &Spot, birth: Birth) -> Result<Stat> {
+        let (dir, name) = self.place(spot)?;
         let flags = OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW;
         let fd = openat(&dir, name, flags | OFlag::O_CLOEXEC, Mode::S_IRUSR)?;
         own(&dir, &fd, birth).inspect_err(|_| {
@@ -39,8 +50,8 @@ impl Source {
     }
 
     /// Makes a directory where there is nothing.
-    pub fn create_directory(&self, path: &Path, birth: Birth) -> Result<Stat> {
-        let (dir, name) = self.place(path)?;
+    pub fn create_directory(&self, spot: &Spot, birth: Birth) -> Result<Stat> {
+        let (dir, name) = self.place(spot)?;
         mkdirat(&dir, name, Mode::S_IRWXU)?;
         let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
         let opened = openat(&dir, name, flags, Mode::empty()).map_err(Error::from);
@@ -52,8 +63,8 @@ impl Source {
     }
 
     /// Removes the name of a file or of an empty directory.
-    pub fn remove(&self, path: &Path, expected: &Stat) -> Result<()> {
-        let (dir, name) = self.place(path)?;
+    pub fn remove(&self, spot: &Spot, expected: &Stat) -> Result<()> {
+        let (dir, name) = self.place(spot)?;
         check(&dir, name, expected.id)?;
         let how = match expected.kind {
             Kind::Directory => UnlinkatFlags::RemoveDir,
@@ -64,7 +75,7 @@ impl Source {
 
     /// Gives a file or directory another name: over the file that has it, or
     /// where there is nothing.
-    pub fn rename(&self, from: &Path, of: FileId, to: &Path, over: Option<FileId>) -> Result<()> {
+    pub fn rename(&self, from: &Spot, of: FileId, to: &Spot, over: Option<FileId>) -> Result<()> {
         let (from_dir, from_name) = self.place(from)?;
         let (to_dir, to_name) = self.place(to)?;
         check(&from_dir, from_name, of)?;
@@ -92,28 +103,35 @@ impl Source {
     }
 
     /// Whether anything at all has that name.
-    pub fn is_taken(&self, path: &Path) -> Result<bool> {
-        let (dir, name) = self.place(path)?;
+    pub fn is_taken(&self, spot: &Spot) -> Result<bool> {
+        let (dir, name) = self.place(spot)?;
         Ok(!is_free(&dir, name)?)
     }
 
     /// The directory in which a name is, and the name.
-    fn place<'a>(&self, path: &'a Path) -> Result<(OwnedFd, &'a OsStr)> {
-        let name = path.file_name().ok_or(Errno::EINVAL)?;
-        Ok((self.open_parent(path)?, name))
+    fn place<'a>(&self, spot: &'a Spot) -> Result<(OwnedFd, &'a OsStr)> {
+        let name = spot.path.file_name().ok_or(Errno::EINVAL)?;
+        let directory = self.open_parent(&spot.path)?;
+        match id_of(&fstat(&directory)?) == spot.directory {
+            true => Ok((directory, name)),
+            false => Err(Errno::ESTALE.into()),
+        }
     }
 }
 
 /// Refuses a name that stands for something else by now.
 fn check(dir: &OwnedFd, name: &OsStr, expected: FileId) -> Result<()> {
     let found = fstatat(dir, name, AtFlags::AT_SYMLINK_NOFOLLOW)?;
-    let found = FileId {
-        dev: found.st_dev,
-        ino: found.st_ino,
-    };
-    match found == expected {
+    match id_of(&found) == expected {
         true => Ok(()),
         false => Err(Errno::ESTALE.into()),
+    }
+}
+
+fn id_of(found: &FileStat) -> FileId {
+    FileId {
+        dev: found.st_dev,
+        ino: found.st_ino,
     }
 }
 

@@ -10,6 +10,7 @@ use super::memory::{Invalidate, Memory};
 use super::names::FormatRules;
 use super::nodes::{Node, NodeId, Nodes};
 use super::open::{Context, Handle, OpenFile};
+use super::reached::Reached;
 use super::source::{FileId, Kind, Source, Stat};
 use super::sync::{lock, read, write};
 use instar_guest::proto::Preallocation;
@@ -323,19 +324,25 @@ impl Filesystem {
 
     /// The same for whoever keeps it from changing its name.
     pub(super) fn stat_now(&self, node: &Node) -> Result<Stat> {
-        if let Some(orphan) = node.orphan() {
-            return orphan.stat();
+        match node.orphan() {
+            Some(orphan) => orphan.stat(),
+            None => Ok(self.reach_now(node)?.1),
         }
-        let stat = self.source.stat(&node.path())?;
+    }
+
+    /// The source file of a node that has a name.
+    pub(super) fn reach_now(&self, node: &Node) -> Result<(Reached, Stat)> {
+        let reached = self.source.reach(&node.path())?;
+        let stat = reached.stat()?;
         if stat.id == node.file() {
-            return Ok(stat);
+            return Ok((reached, stat));
         }
         let open = self.file_known(node.id);
         if open.and_then(|open| open.file()) != Some(stat.id) {
             return Err(Errno::ESTALE.into());
         }
         self.nodes.follow(node, stat.id);
-        Ok(stat)
+        Ok((reached, stat))
     }
 
     /// A resize may have put another file in the place of the image's.

@@ -11,7 +11,7 @@ mod renaming;
 
 use super::attributes::Attributes;
 use super::catalog::Face;
-use super::entries::Birth;
+use super::entries::{Birth, Spot};
 use super::error::{Error, Result};
 use super::filesystem::{Filesystem, OpenedHandle};
 use super::names::is_replacement;
@@ -21,8 +21,11 @@ use super::sync::lock;
 use crate::image::NameRule;
 use nix::errno::Errno;
 use std::ffi::OsStr;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
+
+/// Permission of the owner to read and write.
+const OWNER: u32 = 0o600;
 
 /// How `open` is to make a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,49 +39,94 @@ pub struct Creation {
 }
 
 impl Filesystem {
-    /// Makes an empty file that is to become an image, and opens it. One that is
-    /// there already is opened unless the caller wants a new one. Counts one
-    /// reference to it.
+    /// Makes an empty file that is to become an image, and opens it. Counts one
+    /// reference to it. For one that is there already it is ESTALE: the kernel,
+    /// which did not know of it, looks again, and opens it as its permissions
+    /// allow.
     pub fn create(
         &self,
         parent: NodeId,
         name: &OsStr,
         how: Creation,
     ) -> Result<(Attributes, OpenedHandle)> {
-        let path = self.new_name(parent, name)?;
-        {
+        self.calm(parent, name);
+        let (spot, made, attributes) = {
             let _naming = lock(&self.naming);
-            self.names_an_image(&path)?;
-            match self.source.create_file(&path, how.birth) {
-                Err(error) if error.errno == Errno::EEXIST => {
-                    self.is_shown(&path)?;
-                    if how.exclusive {
-                        return Err(error);
-                    }
-                }
-                made => drop(made?),
+            let spot = self.new_name(parent, name)?;
+            let made = self.make_file(&spot, how)?;
+            let held = self.hold(spot.path.clone());
+            let attributes = held.inspect_err(|_| self.unmake(&spot, &made))?;
+            (spot, made, attributes)
+        };
+        self.open_new(attributes, &made, how).inspect_err(|_| {
+            self.forget(attributes.id, 1);
+            let _naming = lock(&self.naming);
+            self.unmake(&spot, &made);
+        })
+    }
+
+    fn make_file(&self, spot: &Spot, how: Creation) -> Result<Stat> {
+        self.names_an_image(&spot.path)?;
+        // Whoever makes a file that he may not write has it open to write all
+        // the same; here it is opened once more.
+        let birth = Birth {
+            perm: how.birth.perm | OWNER,
+            ..how.birth
+        };
+        match self.source.create_file(spot, birth) {
+            Err(error) if error.errno == Errno::EEXIST => {
+                self.is_shown(spot)?;
+                Err(match how.exclusive {
+                    true => error,
+                    false => Errno::ESTALE.into(),
+                })
+            }
+            made => made,
+        }
+    }
+
+    /// Removes a file that is of no use.
+    fn unmake(&self, spot: &Spot, made: &Stat) {
+        // The failure at hand is the one to tell.
+        let _ = self.source.remove(spot, made);
+    }
+
+    /// Opens a file that was made just now, and gives it its permissions.
+    fn open_new(
+        &self,
+        attributes: Attributes,
+        made: &Stat,
+        how: Creation,
+    ) -> Result<(Attributes, OpenedHandle)> {
+        if attributes.stat.id != made.id {
+            return Err(Errno::ESTALE.into());
+        }
+        let id = attributes.id;
+        let opened = self.open(id, how.writable)?;
+        if how.birth.perm & OWNER == OWNER {
+            return Ok((attributes, opened));
+        }
+        let permitted = self.chmod(id, how.birth.perm);
+        match permitted.and_then(|()| self.getattr(id)) {
+            Ok(attributes) => Ok((attributes, opened)),
+            Err(error) => {
+                self.release(opened.handle);
+                Err(error)
             }
         }
-        let attributes = self.hold(path)?;
-        let opened = self.open(attributes.id, how.writable).inspect_err(|_| {
-            self.forget(attributes.id, 1);
-        })?;
-        Ok((attributes, opened))
     }
 
     /// Makes a directory. Counts one reference to it.
     pub fn mkdir(&self, parent: NodeId, name: &OsStr, birth: Birth) -> Result<Attributes> {
-        let path = self.new_name(parent, name)?;
-        {
-            let _naming = lock(&self.naming);
-            if let Err(error) = self.source.create_directory(&path, birth) {
-                if error.errno == Errno::EEXIST {
-                    self.is_shown(&path)?;
-                }
-                return Err(error);
+        let _naming = lock(&self.naming);
+        let spot = self.new_name(parent, name)?;
+        if let Err(error) = self.source.create_directory(&spot, birth) {
+            if error.errno == Errno::EEXIST {
+                self.is_shown(&spot)?;
             }
+            return Err(error);
         }
-        self.hold(path)
+        self.hold(spot.path)
     }
 
     /// Makes the names in a directory durable.
@@ -90,8 +138,38 @@ impl Filesystem {
         }
     }
 
-    /// The path of a name in a directory in which names may be changed.
-    fn named(&self, parent: NodeId, name: &OsStr) -> Result<PathBuf> {
+    /// Does what may take long before names are kept from changing, so that
+    /// nobody who changes another name waits for it: what has this name, and
+    /// lies below it, is left by those who work with it, and the images beside
+    /// it are looked at. All of that may have changed by the time of the change,
+    /// which finds it out itself.
+    fn calm(&self, parent: NodeId, name: &OsStr) {
+        let Ok(spot) = self.named(parent, name) else {
+            return;
+        };
+        for node in self.nodes.below(&spot.path) {
+            drop(node.moving());
+            if let Some(file) = self.file_if_open(node.id) {
+                file.calm();
+                self.leave(&file);
+            }
+        }
+        self.catalog.survey_siblings(&self.source, &spot.path);
+    }
+
+    /// The same for a name that something else may lose or follow: every image of
+    /// the tree is looked at.
+    fn calm_tree(&self, parent: NodeId, name: &OsStr) {
+        self.calm(parent, name);
+        if self.writable().is_ok() && self.source.is_directory() {
+            self.catalog.survey_all(&self.source);
+        }
+    }
+
+    /// A name in a directory in which names may be changed. To be
+    /// asked for by the holder of `naming`, before whose time the directory may
+    /// have had another name.
+    fn named(&self, parent: NodeId, name: &OsStr) -> Result<Spot> {
         self.writable()?;
         if !self.source.is_directory() {
             return Err(Error::new(
@@ -101,23 +179,26 @@ impl Filesystem {
         }
         let parent = self.nodes.get(parent)?;
         match (parent.orphan(), parent.kind) {
-            (None, Kind::Directory) => Ok(parent.path().join(name)),
+            (None, Kind::Directory) => Ok(Spot {
+                path: parent.path().join(name),
+                directory: parent.file(),
+            }),
             (Some(_), Kind::Directory) => Err(Errno::ENOENT.into()),
             (_, Kind::File) => Err(Errno::ENOTDIR.into()),
         }
     }
 
     /// The same for a name that something is to get.
-    fn new_name(&self, parent: NodeId, name: &OsStr) -> Result<PathBuf> {
-        let path = self.named(parent, name)?;
-        if is_replacement(&path) {
+    fn new_name(&self, parent: NodeId, name: &OsStr) -> Result<Spot> {
+        let spot = self.named(parent, name)?;
+        if is_replacement(&spot.path) {
             return Err(self.refused(
                 Errno::EINVAL,
-                &path,
+                &spot.path,
                 "names like this are those of unfinished changes; choose another",
             ));
         }
-        Ok(path)
+        Ok(spot)
     }
 
     /// Refuses a name for an image that does not say its format, or that is
@@ -147,12 +228,13 @@ impl Filesystem {
 
     /// Says of a name that is taken in SOURCE by something that the mount does
     /// not show, that it is.
-    fn is_shown(&self, path: &Path) -> Result<()> {
+    fn is_shown(&self, spot: &Spot) -> Result<()> {
+        let path = &spot.path;
         let shown = self
             .source
             .stat(path)
             .is_ok_and(|stat| self.face_if_file(path, &stat) != Some(Face::Hidden));
-        match shown || !self.source.is_taken(path)? {
+        match shown || !self.source.is_taken(spot)? {
             true => Ok(()),
             false => Err(self.refused(
                 Errno::EEXIST,

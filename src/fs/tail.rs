@@ -4,7 +4,9 @@
 //! A program that copies a disk to a new file writes past its end all the time.
 //! Each growth is a change of its own, with barriers; so a few mebibytes share
 //! one. They are as durable as any other write: with the next flush. A read finds
-//! what was gathered, and before anything else is done it is put in its place.
+//! what was gathered, and before anything is done that it stands in the way of, it
+//! is put in its place. For as long as there is no space for it, all the rest of
+//! the disk is used as ever.
 
 use super::disk::{Disk, Part, Run};
 use super::error::Result;
@@ -73,21 +75,55 @@ impl Tailed {
         Ok(())
     }
 
-    /// Works with the disk while it has no tail.
-    fn whole<R>(&self, work: impl FnOnce(&dyn Disk) -> Result<R>) -> Result<R> {
-        let mut tail = lock(&self.tail);
-        self.put(&mut tail)?;
-        work(self.disk.as_ref())
+    /// Puts the tail in its place if it has bytes of a range. What is done with
+    /// the range then may take long: whoever wants the tail does not wait for it.
+    fn put_range(&self, offset: u64, len: u64) -> Result<()> {
+        match self.touched(offset, len) {
+            Some(mut tail) => self.put(&mut tail),
+            None => Ok(()),
+        }
     }
 
     /// The tail, if it has bytes of a range.
-    fn touched(&self, offset: u64, len: usize) -> Option<MutexGuard<'_, Tail>> {
+    fn touched(&self, offset: u64, len: u64) -> Option<MutexGuard<'_, Tail>> {
         if self.end.load(Ordering::Acquire) == 0 {
             return None;
         }
         let tail = lock(&self.tail);
-        let touched = !tail.data.is_empty() && offset.saturating_add(len as u64) > tail.start;
+        let touched = !tail.data.is_empty() && offset.saturating_add(len) > tail.start;
         touched.then_some(tail)
+    }
+
+    /// Changes the size to one at which the tail is gone; it stays if that
+    /// fails.
+    fn resize_below(
+        &self,
+        tail: &mut Tail,
+        size: u64,
+        preallocation: Preallocation,
+    ) -> Result<Vec<String>> {
+        let end = self.end.swap(0, Ordering::AcqRel);
+        let resized = self.disk.resize(size, preallocation);
+        match resized.is_err() && self.disk.virtual_size() >= tail.start {
+            true => self.end.store(end, Ordering::Release),
+            false => *tail = Tail::default(),
+        }
+        resized
+    }
+
+    /// Puts in its place what the tail has before a size; the rest is dropped,
+    /// unless that fails.
+    fn put_before(&self, tail: &mut Tail, size: u64) -> Result<()> {
+        let keep = usize::try_from(size.saturating_sub(tail.start)).unwrap_or(usize::MAX);
+        if keep >= tail.data.len() {
+            return self.put(tail);
+        }
+        let rest = tail.data.split_off(keep);
+        let put = self.put(tail);
+        if put.is_err() {
+            tail.data.extend_from_slice(&rest);
+        }
+        put
     }
 }
 
@@ -107,6 +143,14 @@ impl Tail {
             .and_then(|data| data.get(..upper.len()));
         upper.copy_from_slice(found.ok_or(Errno::EINVAL)?);
         Ok(())
+    }
+
+    /// It is data, what is asked for of it.
+    fn runs(&self, offset: u64, len: u64) -> Result<Vec<Run>> {
+        let end = self.start + self.data.len() as u64;
+        let len = len.min(end.saturating_sub(offset));
+        let data = true;
+        Ok(vec![Run { offset, len, data }])
     }
 }
 
@@ -150,32 +194,34 @@ impl Disk for Tailed {
     }
 
     fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
-        match self.touched(offset, buf.len()) {
+        match self.touched(offset, buf.len() as u64) {
             Some(tail) => tail.read(self.disk.as_ref(), buf, offset),
             None => self.disk.read_at(buf, offset),
         }
     }
 
     fn write_at(&self, data: &[u8], offset: u64) -> Result<()> {
-        if let Some(mut tail) = self.touched(offset, data.len()) {
-            self.put(&mut tail)?;
-        }
+        self.put_range(offset, data.len() as u64)?;
         self.disk.write_at(data, offset)
     }
 
     fn preallocate(&self, offset: u64, len: u64) -> Result<()> {
-        self.whole(|disk| disk.preallocate(offset, len))
+        self.put_range(offset, len)?;
+        self.disk.preallocate(offset, len)
     }
 
     fn zero(&self, offset: u64, len: u64, space: Space) -> Result<()> {
-        self.whole(|disk| disk.zero(offset, len, space))
+        self.put_range(offset, len)?;
+        self.disk.zero(offset, len, space)
     }
 
     fn flush(&self) -> Result<()> {
         // Whoever has put it in its place may be the one who is flushing it, to
-        // be waited for: so not as the holder of the tail.
-        self.whole(|_| Ok(()))?;
-        self.disk.flush()
+        // be waited for: so not as the holder of the tail. What is in its place
+        // becomes durable whatever becomes of the tail.
+        let put = self.put(&mut lock(&self.tail));
+        let flushed = self.disk.flush();
+        put.and(flushed)
     }
 
     fn is_dirty(&self) -> bool {
@@ -183,7 +229,9 @@ impl Disk for Tailed {
     }
 
     fn unlock(&self) -> Result<()> {
-        self.whole(|disk| disk.unlock())
+        let mut tail = lock(&self.tail);
+        self.put(&mut tail)?;
+        self.disk.unlock()
     }
 
     fn lock(&self) -> Result<()> {
@@ -199,7 +247,12 @@ impl Disk for Tailed {
     }
 
     fn resize(&self, size: u64, preallocation: Preallocation) -> Result<Vec<String>> {
-        self.whole(|disk| disk.resize(size, preallocation))
+        let mut tail = lock(&self.tail);
+        if !tail.data.is_empty() && size <= tail.start {
+            return self.resize_below(&mut tail, size, preallocation);
+        }
+        self.put_before(&mut tail, size)?;
+        self.disk.resize(size, preallocation)
     }
 
     fn is_resizable(&self) -> bool {
@@ -215,6 +268,11 @@ impl Disk for Tailed {
     }
 
     fn runs(&self, offset: u64, len: u64) -> Result<Vec<Run>> {
-        self.whole(|disk| disk.runs(offset, len))
+        let len = match self.touched(offset, len) {
+            Some(tail) if offset >= tail.start => return tail.runs(offset, len),
+            Some(tail) => tail.start - offset,
+            None => len,
+        };
+        self.disk.runs(offset, len)
     }
 }

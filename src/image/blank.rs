@@ -75,8 +75,23 @@ impl Blank {
             .create_image(pool, create)
             .map_err(|fault| self.failed(Operation::Create, fault))?;
         let file = self.file.try_clone();
-        let file = file.map_err(|error| self.failed(Operation::Open, error.into()))?;
-        Ok((options.open_file(pool, file, self.at.clone())?, created))
+        let opened = file
+            .map_err(|error| self.failed(Operation::Open, error.into()))
+            .and_then(|file| options.open_file(pool, file, self.at.clone()));
+        match opened {
+            Ok(image) => Ok((image, created)),
+            Err(error) => Err(self.take_back(error)),
+        }
+    }
+
+    /// Empties the file of an image that could not be opened. That has taken the
+    /// lock with it.
+    fn take_back(&self, error: Error) -> Error {
+        let emptied = self.file.set_len(0).and_then(|()| self.file.sync_all());
+        match emptied.map_err(Fault::from).and_then(|()| self.take_lock()) {
+            Ok(()) => error,
+            Err(fault) => self.failed(Operation::Create, fault.and("the file is not empty")),
+        }
     }
 
     fn create_image(&self, pool: &Arc<Pool>, create: &Create) -> Result<Created, Fault> {

@@ -2,11 +2,11 @@
 
 use crate::lab::{Case, equal, run, text};
 use crate::machine::Outcome;
-use instar::image::{Access, ErrorKind, OpenOptions, create};
+use instar::image::{Access, Blank, ErrorKind, Location, OpenOptions, Tree, create};
 use instar::sandbox::Pool;
 use instar_guest::Format;
 use instar_guest::proto::Create;
-use std::fs;
+use std::fs::{self, File};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -19,6 +19,10 @@ pub const CASES: &[Case] = &[
     ),
     ("a locked file is not overwritten", locked),
     ("a directory that does not exist is told", missing_directory),
+    (
+        "an empty file whose image cannot be opened is empty again and locked",
+        not_opened,
+    ),
 ];
 
 fn request(format: Format, size: u64) -> Create {
@@ -111,6 +115,37 @@ fn locked(pool: &Arc<Pool>) -> Outcome {
     equal(error.kind(), ErrorKind::Locked, "kind")?;
     equal(error.message(), "Failed to get \"write\" lock", "message")?;
     equal(fs::read(&path).map_err(text)?, before, "file")
+}
+
+fn not_opened(pool: &Arc<Pool>) -> Outcome {
+    let dir = tempfile::tempdir().map_err(text)?;
+    let path = dir.path().join("new");
+    fs::write(&path, b"").map_err(text)?;
+    let at = Location {
+        path: path.clone(),
+        tree: Arc::new(Tree::open(dir.path()).map_err(text)?),
+        inside: "new".into(),
+    };
+    let writable = || File::options().read(true).write(true).open(&path);
+    let format = Format::Qcow2;
+    let blank = Blank::open(writable().map_err(text)?, at, format, Access::Write).map_err(text)?;
+    let good = OpenOptions {
+        format: Some(format),
+        ..OpenOptions::new(Access::Write)
+    };
+    // What a writer may not ask for.
+    let bad = OpenOptions {
+        force_share: true,
+        ..good.clone()
+    };
+    let wanted = request(format, 1 << 20);
+    let error = blank.create(pool, &wanted, &bad).err().ok_or("opened")?;
+    equal(error.kind(), ErrorKind::InvalidRequest, "kind")?;
+    equal(fs::metadata(&path).map_err(text)?.len(), 0, "length")?;
+    let other = create(pool, &path, &wanted).err().ok_or("not locked")?;
+    equal(other.kind(), ErrorKind::Locked, "kind")?;
+    drop(blank.create(pool, &wanted, &good).map_err(text)?);
+    judge(&path, format, 1 << 20)
 }
 
 fn missing_directory(pool: &Arc<Pool>) -> Outcome {

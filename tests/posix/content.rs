@@ -9,6 +9,7 @@ use std::fs::{self, File};
 use std::os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::Path;
 use std::thread;
+use std::time::{Duration, SystemTime};
 
 /// What is proven here, for every variant of image.
 pub const CLAIMS: &[Claim] = &[
@@ -42,6 +43,13 @@ pub const CLAIMS: &[Claim] = &[
         looks_like_a_file,
     ),
 ];
+
+/// What is proven here of the images of every format.
+pub const TIMES: &[Claim] = &[claim(
+    "keeps_the_times_that_it_is_given",
+    &[],
+    keeps_the_times_that_it_is_given,
+)];
 
 fn reads_as_the_original(rig: &Rig) {
     let mount = rig.mount();
@@ -230,6 +238,23 @@ fn lives_as_a_loop_device(rig: &Rig) {
     mount.unmount();
     rig.check();
     rig.compare(&expected);
+}
+
+fn keeps_the_times_that_it_is_given(rig: &Rig) {
+    let then = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000_000);
+    let mount = rig.mount();
+    let file = File::options().write(true).open(&mount.disk).unwrap();
+    // In the disk, and behind its end as a copy does it.
+    for offset in [0, DISK] {
+        file.write_all_at(&noise(5, 4096), offset).unwrap();
+        file.set_modified(then).unwrap();
+        assert_eq!(file.metadata().unwrap().modified().unwrap(), then);
+    }
+    drop(file);
+    let times = |path: &Path| fs::metadata(path).unwrap().modified().unwrap();
+    assert_eq!(times(&mount.disk), then);
+    mount.unmount();
+    assert_eq!(times(&rig.image), then);
 }
 
 fn looks_like_a_file(rig: &Rig) {

@@ -127,6 +127,7 @@ fn main() -> ExitCode {
 /// For every variant of qcow2 and raw.
 const EVERY: &[&[Claim]] = &[
     content::CLAIMS,
+    content::TIMES,
     zero::CLAIMS,
     model::CLAIMS,
     kill::CLAIMS,
@@ -141,6 +142,7 @@ const EVERY: &[&[Claim]] = &[
 /// For the other formats, whose disks are read and resized.
 const RESIZED: &[&[Claim]] = &[
     formats::CLAIMS,
+    content::TIMES,
     formats::SPACE,
     zero::CLAIMS,
     model::CLAIMS,

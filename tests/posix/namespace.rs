@@ -1,11 +1,12 @@
 //! Names made, changed and removed through the mount.
 
 use crate::images::DISK;
-use crate::rig::Rig;
+use crate::rig::{INSTAR, Mount, Rig};
 use crate::tools::{errno, fallocate, noise, run, xattr};
 use crate::{Claim, ROOT, claim};
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
+use std::ffi::OsString;
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt as _, MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
@@ -87,6 +88,11 @@ pub const ONCE: &[Claim] = &[
         "a_new_file_belongs_to_whoever_makes_it",
         &[ROOT, "setpriv"],
         a_new_file_belongs_to_its_maker,
+    ),
+    claim(
+        "a_new_file_may_be_one_that_nobody_may_write",
+        &[ROOT, "setpriv", "cp"],
+        a_new_file_may_be_read_only,
     ),
     claim(
         "one_image_alone_keeps_its_name",
@@ -491,6 +497,26 @@ fn a_new_file_belongs_to_its_maker(rig: &Rig) {
     assert_eq!(names(&rig.source()), ["d"]);
     let again = File::create_new(mount.at.join("d/new.qcow2"));
     assert_eq!(errno(again), Errno::EEXIST);
+}
+
+/// Also where the daemon is subject to permissions like any other program.
+fn a_new_file_may_be_read_only(rig: &Rig) {
+    let without = ["--bounding-set", "-dac_override,-dac_read_search", INSTAR];
+    let mut words: Vec<OsString> = without.map(OsString::from).to_vec();
+    words.extend(rig.mount_command(""));
+    words.extend([rig.source().into(), rig.mountpoint().into()]);
+    run("setpriv", &words);
+    let mount = Mount::found(rig.mountpoint(), rig.variant.file);
+    let disk = rig.expected();
+    fs::set_permissions(&disk, fs::Permissions::from_mode(0o444)).unwrap();
+    let how = Path::new("--preserve=mode");
+    run("cp", &[how, &disk, &mount.at.join("new.qcow2")]);
+    mount.unmount();
+    let new = rig.source().join("new.qcow2");
+    assert_eq!(fs::metadata(&new).unwrap().mode() & 0o7777, 0o444);
+    let new = rig.with_image(new);
+    new.check();
+    new.compare(&disk);
 }
 
 fn one_image_alone_keeps_its_name(rig: &Rig) {

@@ -2,6 +2,7 @@
 
 use super::removal::Leaving;
 use crate::fs::catalog::Face;
+use crate::fs::entries::Spot;
 use crate::fs::error::Result;
 use crate::fs::filesystem::Filesystem;
 use crate::fs::moves::Move;
@@ -32,10 +33,12 @@ impl Filesystem {
         new_name: &OsStr,
         replace: bool,
     ) -> Result<()> {
+        self.calm(parent, name);
+        self.calm_tree(new_parent, new_name);
+        let _naming = lock(&self.naming);
         let from = self.named(parent, name)?;
         let to = self.new_name(new_parent, new_name)?;
-        let _naming = lock(&self.naming);
-        let (stat, face) = self.shown(&from)?;
+        let (stat, face) = self.shown(&from.path)?;
         let subject = Subject { stat, face };
         let over = self.target(&subject, &to, replace)?;
         if over
@@ -45,7 +48,7 @@ impl Filesystem {
             // Two names of one file: rename(2) leaves them alone.
             return Ok(());
         }
-        self.may_move(&subject, &from, &to)?;
+        self.may_move(&subject, &from.path, &to.path)?;
         self.move_files(&subject, &from, &to, over)
     }
 
@@ -53,10 +56,10 @@ impl Filesystem {
     fn target(
         &self,
         subject: &Subject,
-        to: &Path,
+        to: &Spot,
         replace: bool,
     ) -> Result<Option<(Stat, Option<Face>)>> {
-        match self.shown(to) {
+        match self.shown(&to.path) {
             Ok(_) if !replace => Err(Errno::EEXIST.into()),
             Ok((stat, face)) => match (subject.stat.kind, stat.kind) {
                 (Kind::File, Kind::Directory) => Err(Errno::EISDIR.into()),
@@ -154,14 +157,14 @@ impl Filesystem {
     fn move_files(
         &self,
         subject: &Subject,
-        from: &Path,
-        to: &Path,
+        from: &Spot,
+        to: &Spot,
         over: Option<(Stat, Option<Face>)>,
     ) -> Result<()> {
-        let nodes = self.nodes.below(from);
+        let nodes = self.nodes.below(&from.path);
         let target = over
             .as_ref()
-            .and_then(|(stat, _)| self.nodes.held(to, stat.id));
+            .and_then(|(stat, _)| self.nodes.held(&to.path, stat.id));
         let _moving: Vec<_> = nodes
             .iter()
             .chain(&target)
@@ -184,8 +187,8 @@ impl Filesystem {
     fn move_closed(
         &self,
         subject: &Subject,
-        from: &Path,
-        to: &Path,
+        from: &Spot,
+        to: &Spot,
         files: &[Arc<OpenFile>],
         leaving: Option<Leaving>,
     ) -> Result<()> {
@@ -196,7 +199,7 @@ impl Filesystem {
             .and_then(|paused| {
                 let over = leaving.as_ref().map(Leaving::id);
                 self.source.rename(from, subject.stat.id, to, over)?;
-                self.nodes.rename(from, to);
+                self.nodes.rename(&from.path, &to.path);
                 drop(paused);
                 Ok(())
             });

@@ -30,6 +30,14 @@ impl OpenFile {
         Ok(Paused(state))
     }
 
+    /// Waits for whoever works with the image, and makes it durable, so that
+    /// whoever pauses or pins it next has little to wait for. Why that fails
+    /// they will see.
+    pub fn calm(&self) {
+        let _ = self.flush();
+        drop(write(&self.state));
+    }
+
     /// Makes the image durable and takes note of what it is like, before it is
     /// closed to be opened again.
     fn put_down(&self, context: Context<'_>, state: &mut State) -> Result<()> {

@@ -1,5 +1,6 @@
 //! Images that exist in memory only. An image file is a line of text:
-//! `size=N`, and optionally `backing=NAME`, `data=NAME` (any number) or `damaged`.
+//! `size=N`, and optionally `backing=NAME`, `data=NAME` (any number), `as=vmdk` or
+//! `damaged`.
 
 use crate::fs::disk::{At, Disk, Library, Part, Portrait, Run};
 use crate::fs::error::{Error, Result};
@@ -42,15 +43,27 @@ pub struct Shelf {
     /// The size in bytes to which a disk shrinks just before it is written.
     pub shrinks_to: Option<usize>,
     pub fail_describe: Option<Errno>,
+    /// What keeps an image from being opened or locked.
+    pub fail_open: Option<Errno>,
     pub opens_as_raw: bool,
     /// The inode of the file that a resize has put in the image's place.
     pub replaced_by: Option<u64>,
     /// The other files of every image.
     pub parts: Vec<Part>,
-    /// What others do once a disk has been asked for its size, and while an
-    /// image is being opened.
+    /// What others do once a disk has been asked for its size, while a range is
+    /// zeroed, and while an image is being opened.
     pub after_size: Option<Box<dyn FnOnce() + Send>>,
+    pub during_zero: Option<Box<dyn FnOnce() + Send>>,
     pub during_open: Option<Box<dyn FnOnce() + Send>>,
+}
+
+impl Shelf {
+    fn may_open(&self) -> Result<()> {
+        if self.locked_by_others {
+            return Err(Error::new(Errno::EBUSY, "locked by qemu"));
+        }
+        self.fail_open.map_or(Ok(()), |errno| Err(errno.into()))
+    }
 }
 
 pub struct FakeLibrary(pub Arc<Mutex<Shelf>>);
@@ -75,7 +88,10 @@ fn parse(mut file: File) -> Result<Portrait> {
     match field("size=") {
         Some(_) if text.contains("damaged") => Err(Error::new(Errno::EIO, "damaged")),
         Some(size) => Ok(Portrait {
-            format: Format::Qcow2,
+            format: match field("as=") {
+                Some(_) => Format::Vmdk,
+                None => Format::Qcow2,
+            },
             virtual_size: size.parse().unwrap(),
             cluster_size: Some(65536),
             backing: named("backing=").map(Backing::named),
@@ -129,9 +145,7 @@ impl Library for FakeLibrary {
             ..
         } = parse(file)?;
         let mut shelf = lock(&self.0);
-        if shelf.locked_by_others {
-            return Err(Error::new(Errno::EBUSY, "locked by qemu"));
-        }
+        shelf.may_open()?;
         shelf.events.push(match access {
             Access::Write => "open to write",
             Access::Read | Access::Info => "open to read",
@@ -216,6 +230,8 @@ impl Disk for FakeDisk {
 
     fn zero(&self, offset: u64, len: u64, space: Space) -> Result<()> {
         lock(&self.shelf).zeroed.push((offset, len, space));
+        let meanwhile = lock(&self.shelf).during_zero.take();
+        meanwhile.into_iter().for_each(|act| act());
         self.write_at(&vec![0; usize::try_from(len).unwrap()], offset)
     }
 
@@ -243,9 +259,7 @@ impl Disk for FakeDisk {
 
     fn lock(&self) -> Result<()> {
         let mut shelf = lock(&self.shelf);
-        if shelf.locked_by_others {
-            return Err(Error::new(Errno::EBUSY, "locked by qemu"));
-        }
+        shelf.may_open()?;
         if std::mem::take(&mut shelf.changed_by_others) {
             return Err(Error::new(Errno::ESTALE, "changed"));
         }
@@ -264,10 +278,10 @@ impl Disk for FakeDisk {
     }
 
     fn resize(&self, size: u64, preallocation: Preallocation) -> Result<Vec<String>> {
-        if lock(&self.shelf).full {
+        let old = self.virtual_size();
+        if lock(&self.shelf).full && size > old {
             return Err(Error::new(Errno::ENOSPC, "no space"));
         }
-        let old = self.virtual_size();
         assert!(size > old || preallocation == Preallocation::Off);
         self.with(|content| content.resize(usize::try_from(size).unwrap(), 0));
         let mut shelf = lock(&self.shelf);

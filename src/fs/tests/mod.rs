@@ -269,6 +269,13 @@ fn nogrow_keeps_writes_inside_the_disk() {
     assert_eq!(errno(stage.fs.write(handle, 510, b"end")), Errno::EFBIG);
     assert_eq!(errno(stage.fs.write(handle, u64::MAX, b"e")), Errno::EFBIG);
     assert!(stage.fs.write(handle, 509, b"end").is_ok());
+    let zero = |offset, len| {
+        let mode = libc::FALLOC_FL_ZERO_RANGE;
+        stage.fs.fallocate(handle, mode, offset, len)
+    };
+    assert_eq!(errno(zero(0, 513)), Errno::EFBIG);
+    zero(0, 512).unwrap();
+    assert_eq!(stage.lookup("a.qcow2").unwrap().size, 512);
 }
 
 #[test]
