@@ -17,27 +17,32 @@ pub const CLAIMS: &[Claim] = &[
         "a_removed_image_stays_with_its_handles",
         &[],
         a_removed_image_stays_with_its_handles,
-    ),
+    )
+    .in_one_sandbox(),
     claim(
         "a_renamed_image_stays_with_its_handles",
         &[],
         a_renamed_image_stays_with_its_handles,
-    ),
+    )
+    .in_one_sandbox(),
     claim(
         "an_image_moves_to_another_directory_or_stays",
         &[],
         an_image_moves_to_another_directory,
-    ),
+    )
+    .in_one_sandbox(),
     claim(
         "a_name_of_another_format_is_refused",
         &[],
         a_name_of_another_format_is_refused,
-    ),
+    )
+    .in_one_sandbox(),
     claim(
         "an_image_takes_the_place_of_another",
         &[],
         an_image_takes_the_place_of_another,
-    ),
+    )
+    .in_one_sandbox(),
     claim(
         "a_new_file_becomes_an_image_with_its_first_size",
         &["truncate"],
