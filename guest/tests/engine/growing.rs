@@ -24,6 +24,10 @@ pub fn trials() -> Vec<(String, Check)> {
         .chain([
             ("refuses_to_grow".to_string(), Box::new(refusals) as Check),
             (
+                "a_longer_data_file_stays_unless_the_disk_may_shrink".to_string(),
+                Box::new(longer_data_file) as Check,
+            ),
+            (
                 "refuses_damaged_counts_before_anything".to_string(),
                 Box::new(damaged_counts) as Check,
             ),
@@ -279,6 +283,29 @@ fn as_frugal_as_qemu(options: &'static str, old: u64, new: u64, mode: (Prealloca
     assert!(ours.1 <= most, "{} bytes and QEMU's {}", ours.1, theirs.1);
     if mode == "falloc" || mode == "full" {
         assert!(ours.1 >= new - old, "{} bytes for {}", ours.1, new - old);
+    }
+}
+
+/// It may have been longer from the beginning, and hold what is somebody's.
+fn longer_data_file() {
+    for (shrink, len) in [(false, 3 * M), (true, M)] {
+        let lab = Lab::new();
+        lab.qemu_img("create -q -f qcow2 -o data_file=disk.data disk.qcow2 1M");
+        lab.write("disk.data", &vec![0x7a; 3 * M as usize]);
+        let mut session = opened(&lab);
+        let request = Request::Resize {
+            size: M,
+            preallocation: Preallocation::Off,
+            shrink,
+            backing_size: None,
+        };
+        let Reply::Plan(reply) = session.call(request).expect("a plan") else {
+            panic!("not an answer to Resize");
+        };
+        session.host.apply(&reply.plan);
+        let data = session.host.data().expect("a data file");
+        assert_eq!(data.len() as u64, len);
+        assert!(data.iter().all(|&byte| byte == 0x7a));
     }
 }
 
