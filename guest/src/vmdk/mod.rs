@@ -32,6 +32,8 @@ mod survey;
 mod write;
 
 #[cfg(test)]
+mod change_tests;
+#[cfg(test)]
 mod damage_tests;
 
 pub use create::create;
