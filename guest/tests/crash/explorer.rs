@@ -48,6 +48,12 @@ pub fn cases() -> impl Iterator<Item = &'static Case> {
     qcow2.into_iter().chain(repairs).chain(others).flatten()
 }
 
+/// Whether qemu-img is shown each state, and not only the telling ones and one of
+/// a few: `INSTAR_CRASH_ALL` asks for that, which takes some minutes.
+pub fn shows_all() -> bool {
+    std::env::var_os("INSTAR_CRASH_ALL").is_some()
+}
+
 /// What the random subsets are drawn from; `INSTAR_CRASH_SEED` repeats those of
 /// an earlier run.
 pub fn seed() -> u64 {

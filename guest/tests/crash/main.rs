@@ -8,7 +8,9 @@
 //! known to be wrong, and on every plan without each of its barriers and without
 //! each of its zeroings.
 //!
-//! `INSTAR_CRASH_SEED` repeats the random subsets of an earlier run.
+//! `INSTAR_CRASH_SEED` repeats the random subsets of an earlier run,
+//! `INSTAR_CRASH_ALL` has qemu-img judge each state instead of the telling ones
+//! and one in a few.
 
 mod claims;
 #[path = "explorer.rs"]

@@ -120,7 +120,7 @@ impl Exploration<'_> {
                  telling,
                  files,
              }| {
-                self.judge.shown.set(match telling {
+                self.judge.shown.set(match telling || super::shows_all() {
                     true => Shown::Always,
                     false => Shown::Some,
                 });
