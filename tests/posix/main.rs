@@ -1,7 +1,8 @@
 //! The mount as programs see it. `doc/SEMANTICS.md` says what every call does;
 //! the bodies here are written once and run on the real mount for every variant
-//! of image and in both sandboxes. Judges are programs that are not ours: cmp,
-//! e2fsck, qemu-img, the kernel's loop device.
+//! of image, and for the usual ones in both sandboxes; `INSTAR_ISOLATION` names
+//! one that has them all. Judges are programs that are not ours: cmp, e2fsck,
+//! qemu-img, the kernel's loop device.
 
 mod content;
 mod daemon;
@@ -73,7 +74,7 @@ fn main() -> ExitCode {
     let arguments = Arguments::from_args();
     let originals = Arc::new(Originals::new());
     let mut trials = Vec::new();
-    // The first that there is.
+    // The first that there is has all trials, others those of usual images.
     let one = sandboxes()
         .into_iter()
         .find(|(_, missing)| missing.is_none());
@@ -82,8 +83,10 @@ fn main() -> ExitCode {
         let missing = missing
             .or_else(missing_for_mounts)
             .or_else(|| missing_program(PROGRAMS));
-        let mut add = |variant, claim: &'static Claim| {
-            if !claim.one_sandbox || one.is_none_or(|one| one == sandbox) {
+        let whole = one.is_none_or(|one| one == sandbox);
+        let mut add = |variant: &'static Variant, claim: &'static Claim| {
+            let usual = variant.plain || variant.is_usual();
+            if whole || (usual && !claim.one_sandbox) {
                 trials.push(make(sandbox, variant, claim, &missing, &originals));
             }
         };
