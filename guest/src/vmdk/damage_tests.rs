@@ -13,14 +13,15 @@ use alloc::vec::Vec;
 
 pub const GRAIN: usize = 65536;
 
-/// A new image with data in its first grain.
-pub fn image() -> Vec<u8> {
+/// A session that has made a new image.
+fn created(options: &[(&str, &str)]) -> Session {
+    let owned = |&(key, value): &(&str, &str)| (key.to_string(), value.to_string());
     let mut session = Session::default();
     let reply = session.call(Request::Create {
         create: Create {
             format: Format::Vmdk,
             size: 40 << 20,
-            options: Vec::new(),
+            options: options.iter().map(owned).collect(),
             backing: None,
             backing_size: None,
             backing_identity: None,
@@ -32,6 +33,12 @@ pub fn image() -> Vec<u8> {
         panic!("not a plan: {reply:?}");
     };
     session.host.apply(&reply.plan);
+    session
+}
+
+/// A new image with data in its first grain.
+pub fn image() -> Vec<u8> {
+    let session = created(&[]);
     let mut image = session.host.image;
     let sector = (image.len() / 512) as u32;
     for directory in [48, 56] {
@@ -261,24 +268,7 @@ fn a_compressed_grain_is_refused_where_its_marker_or_its_data_is_wrong() {
 
 /// An image of one sparse extent in a file of its own.
 pub fn split() -> (Vec<u8>, Vec<u8>) {
-    let mut session = Session::default();
-    let subformat = ("subformat".to_string(), "twoGbMaxExtentSparse".to_string());
-    let reply = session.call(Request::Create {
-        create: Create {
-            format: Format::Vmdk,
-            size: 40 << 20,
-            options: vec![subformat],
-            backing: None,
-            backing_size: None,
-            backing_identity: None,
-        },
-        name: "disk.vmdk".to_string(),
-        fresh: FRESH,
-    });
-    let Ok(Reply::Plan(reply)) = reply else {
-        panic!("not a plan: {reply:?}");
-    };
-    session.host.apply(&reply.plan);
+    let mut session = created(&[("subformat", "twoGbMaxExtentSparse")]);
     let extent = session.host.others.remove(0).expect("an extent");
     (session.host.image, extent)
 }
