@@ -19,7 +19,9 @@ mod facts;
 mod files;
 mod fresh;
 mod inflate;
+mod leftover;
 mod map;
+mod numbered;
 mod open;
 mod options;
 mod pieces;
@@ -49,6 +51,7 @@ use crate::proto::{Extent, FileNo, Format, PlanReply, Reply};
 use crate::resize::Wish;
 use alloc::vec::Vec;
 use descriptor::Descriptor;
+use leftover::Tail;
 use sparse::Sparse;
 use tables::Tables;
 use write::Pending;
@@ -94,6 +97,8 @@ pub enum Shape {
         numbers: Vec<FileNo>,
         /// How many other files there are.
         files: usize,
+        /// How its file ends.
+        tail: Tail,
     },
 }
 
