@@ -37,6 +37,8 @@ mod write;
 mod change_tests;
 #[cfg(test)]
 mod damage_tests;
+#[cfg(test)]
+mod leftover_tests;
 
 pub use create::create;
 pub use open::open;
