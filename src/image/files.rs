@@ -116,7 +116,10 @@ impl FileTable {
         let files = self.handles.all();
         let mut gone = true;
         for file in self.numbers().skip(old) {
-            gone &= self.effects.unlink(file).is_ok();
+            gone &= match self.effects.unlink(file) {
+                Ok(()) => true,
+                Err(error) => error.kind() == io::ErrorKind::NotFound,
+            };
         }
         gone &= self.settle_names();
         self.renumber(files.into_iter().take(old).collect());

@@ -12,7 +12,7 @@ use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, openat, renameat};
 use nix::sys::stat::{Mode, SFlag, fstatat};
 use nix::unistd::{UnlinkatFlags, unlinkat};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::{OsStr, OsString};
 use std::fs::{File, Permissions};
 use std::io;
@@ -101,9 +101,10 @@ impl Place {
         }
     }
 
-    /// Opens and locks a file that is to be removed and that nothing refers to;
-    /// refuses one that may be anything else.
-    fn open_left(&self, lock: Option<LockSet>, owners: &[u32]) -> Result<File, Fault> {
+    /// Refuses to remove what may be anything but a file that nothing refers to
+    /// and nobody uses. It is closed again: there may be more of them than may be
+    /// open.
+    fn check_left(&self, lock: Option<LockSet>, owners: &[u32]) -> Result<(), Fault> {
         let flags = OFlag::O_RDWR | OFlag::O_NONBLOCK | OFlag::O_NOCTTY;
         let shown = printable_name(&self.name.to_string_lossy());
         let file = open_at(&self.dir, &self.name, flags, Mode::empty())
@@ -118,10 +119,10 @@ impl Place {
                 format!("'{shown}' belongs to another user"),
             ));
         }
-        if let Some(lock) = lock {
-            lock.take(&file, Path::new(&self.name))?;
+        match lock {
+            Some(lock) => lock.take(&file, Path::new(&self.name)),
+            None => Ok(()),
         }
-        Ok(file)
     }
 
     /// Refuses a name that cannot be given to another file so that the file
@@ -188,8 +189,8 @@ pub(crate) struct Names {
     lock: Option<LockSet>,
     /// By file number.
     places: BTreeMap<FileNo, Place>,
-    /// What an interrupted plan left and this one removes, by name; locked.
-    left: BTreeMap<OsString, File>,
+    /// What is there of what an interrupted plan left and this one removes.
+    left: BTreeSet<OsString>,
     /// Directories in which names changed since they were durable.
     changed: Vec<Arc<File>>,
 }
@@ -273,7 +274,7 @@ impl Names {
             },
             lock: Some(LockSet::CREATE),
             places: BTreeMap::new(),
-            left: BTreeMap::new(),
+            left: BTreeSet::new(),
             changed: Vec::new(),
         })
     }
@@ -371,7 +372,7 @@ impl Names {
             NewName::Replacement => self.image.replacement(),
             NewName::Plain(name) => self.image.beside(name.into()),
         };
-        let found = self.left.remove(&place.name).is_some();
+        let found = self.left.remove(&place.name);
         if found || *name == NewName::Replacement {
             remove_if_there(&place)?;
             self.note(&place);
@@ -421,8 +422,8 @@ fn left_over(
     names: &[&str],
     lock: Option<LockSet>,
     owners: &[u32],
-) -> Result<BTreeMap<OsString, File>, Fault> {
-    let mut left = BTreeMap::new();
+) -> Result<BTreeSet<OsString>, Fault> {
+    let mut left = BTreeSet::new();
     for name in names {
         let place = image.beside(OsString::from(name));
         if !place.is_taken()? {
@@ -435,8 +436,8 @@ fn left_over(
                 printable_name(name)
             ))
         };
-        let file = place.open_left(lock, owners).map_err(in_the_way)?;
-        left.insert(place.name, file);
+        place.check_left(lock, owners).map_err(in_the_way)?;
+        left.insert(place.name);
     }
     Ok(left)
 }

@@ -96,7 +96,7 @@ impl fmt::Display for PlanError {
                 f.write_str("a name that it gives or takes does not continue the image's own")
             }
             Self::NameTwice => {
-                f.write_str("it gives one name to two files, or takes it from one of the image")
+                f.write_str("it gives one name to two files, or removes one of its own")
             }
             Self::Replacement => f.write_str(
                 "a replacement that it makes does not take a file's place, or is one of two",
