@@ -119,10 +119,12 @@ impl Run<'_> {
         for turn in [Turn::Create, Turn::Reserve, Turn::PastOldEnd, Turn::Inside] {
             let steps = stage.steps.iter();
             for step in steps.filter(|step| turn_of(step, self.old) == turn) {
-                self.inside |= turn == Turn::Inside;
+                let inside = turn == Turn::Inside;
+                self.inside |= inside && is_torn(step);
                 self.files
                     .step(step)
                     .map_err(|error| self.abort(what(step), error, is_torn(step) && commit))?;
+                self.inside |= inside;
             }
         }
         self.barrier(commit)?;
