@@ -107,6 +107,15 @@ pub type Announced = fn(before: &Files, now: &Files, image: &str) -> Result<(), 
 /// Uses nothing of the engine.
 pub type Parts = fn(&Files, image: &str) -> Result<Vec<String>, String>;
 
+/// What an image can say so that no other program changes it until it is put in
+/// order.
+pub struct Flag {
+    /// Whether the image of that name says so.
+    pub is_set: fn(&Files, image: &str) -> Result<bool, String>,
+    /// How qemu-img refuses to write to it then.
+    pub refusal: &'static str,
+}
+
 /// Who judges the states of a format, besides the engine itself.
 pub struct Judges {
     /// Whether `qemu-img check` does.
@@ -116,12 +125,19 @@ pub struct Judges {
     /// Whether `qemu-img resize` can grow the image: nothing stale may appear
     /// then.
     pub foreign_grow: bool,
+    /// What it is asked for besides the size.
+    pub grow_with: &'static [&'static str],
+    /// What an image can say so that no other program grows it for the moment.
+    pub flag: Option<Flag>,
     /// Finds what is left behind the end of the disk once a change is finished,
     /// where no reader of the disk would see it.
     pub beyond: Option<Beyond>,
     /// Whether space behind the end of the image's file can be counted as used,
     /// which a check finds once the file is longer.
     pub counts: bool,
+    /// Whether the same request after a crash leaves the image's file no longer
+    /// than without one.
+    pub length: bool,
     /// Whether qemu-img may refuse a state until it has replayed a log.
     pub replay: bool,
     /// Readers of other copies, each with what it is called.
@@ -146,8 +162,11 @@ impl Judges {
         check: false,
         convert: false,
         foreign_grow: false,
+        grow_with: &[],
+        flag: None,
         beyond: None,
         counts: false,
+        length: false,
         replay: false,
         readers: &[],
         may_differ: false,

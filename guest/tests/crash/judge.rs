@@ -115,6 +115,8 @@ pub struct Judge<'a> {
     finished: RefCell<HashMap<(u64, Shown), Vec<String>>>,
     /// Whether a grow by qemu-img of the untouched image shows what is not zero.
     shows_already: Cell<Option<bool>>,
+    /// How long the image's file may be after the change.
+    most_len: Cell<Option<u64>>,
 }
 
 impl<'a> Judge<'a> {
@@ -132,6 +134,7 @@ impl<'a> Judge<'a> {
             reruns: RefCell::default(),
             finished: RefCell::default(),
             shows_already: Cell::default(),
+            most_len: Cell::default(),
         })
     }
 
@@ -488,6 +491,7 @@ impl<'a> Judge<'a> {
             faults.push(format!("ends in {:?}", seen.content));
         }
         faults.extend(self.strays(&finished));
+        faults.extend(self.keeps_room(&finished)?);
         if faults.is_empty() {
             faults.extend(self.stale(&finished)?);
         }
@@ -551,6 +555,44 @@ impl<'a> Judge<'a> {
         faults
     }
 
+    /// The file is longer than the resize makes it without a crash.
+    fn keeps_room(&self, finished: &Files) -> Result<Option<String>, String> {
+        if !self.case.judges.length || !matches!(self.setup.change, Change::Resize { .. }) {
+            return Ok(None);
+        }
+        let most = match self.most_len.get() {
+            Some(most) => most,
+            None => {
+                let most = self.len_without_crash()?;
+                self.most_len.set(Some(most));
+                most
+            }
+        };
+        let len = finished.get(self.setup.image_name())?.len();
+        Ok((len > most).then(|| format!("the file has {len} bytes instead of {most}")))
+    }
+
+    /// Length of the image's file after the change; of a shrink the greatest on the
+    /// way: what it has put behind everything else stays there, in use, where
+    /// it is cut off between its commits.
+    fn len_without_crash(&self) -> Result<u64, String> {
+        let (start, image) = (&self.setup.files, self.setup.image_name());
+        let mut session = Session::open(start, image, self.case.format)?;
+        let planned = session.plan(&self.setup.change, &self.setup.old_disk)?;
+        let mut files = start.clone();
+        let mut lens = Vec::new();
+        for epoch in &planned.epochs {
+            files.apply_all(std::slice::from_ref(epoch));
+            lens.push(files.get(image)?.len());
+        }
+        let shrinks = self.setup.new_disk.len() < self.setup.old_disk.len();
+        let len = match shrinks {
+            true => lens.into_iter().max(),
+            false => lens.pop(),
+        };
+        len.ok_or_else(|| "an empty plan".to_owned())
+    }
+
     /// The engine's own check finds nothing wrong but leaks.
     fn check_by_engine(&self, files: &Files, seen: &mut Seen) {
         let checked = Session::open(files, self.setup.image_name(), self.case.format)
@@ -608,7 +650,9 @@ impl<'a> Judge<'a> {
     /// What shows up behind the end of finished files when they grow: nothing,
     /// whether the engine grows them or a program that only writes a larger size.
     fn stale(&self, files: &Files) -> Result<Vec<String>, String> {
-        let (Change::Resize { .. } | Change::Repair(Repair::Leaks)) = self.setup.change else {
+        let (Change::Resize { .. } | Change::Repair(Repair::Leaks) | Change::Settle) =
+            self.setup.change
+        else {
             return Ok(Vec::new());
         };
         let (old, new) = (&self.setup.old_disk, &self.setup.new_disk);
@@ -648,7 +692,7 @@ impl<'a> Judge<'a> {
     }
 
     /// qemu-img grows the state to a larger disk: nothing stale lies beyond its
-    /// end.
+    /// end. It may refuse one that says so.
     fn grow_by_qemu(&self, files: &Files, content: Content) -> Result<Option<String>, String> {
         let (old, new) = (&self.setup.old_disk, &self.setup.new_disk);
         let mut wanted = if content == Content::New { new } else { old }.clone();
@@ -657,8 +701,17 @@ impl<'a> Judge<'a> {
         let (dir, image) = (self.dir.path(), self.setup.image_name());
         self.setup.store(files, dir)?;
         let format = self.case.format.name();
-        let arguments = ["resize", "-q", "-f", format, image, &size.to_string()];
-        let resized = qemu_img(dir, &arguments)?;
+        let size = size.to_string();
+        let arguments = ["resize", "-q", "-f", format];
+        let arguments = [&arguments, self.case.judges.grow_with, &[image, &size]];
+        let resized = qemu_img(dir, &arguments.concat())?;
+        if let Some(flag) = &self.case.judges.flag
+            && (flag.is_set)(files, image)?
+            && resized.code != 0
+            && resized.text.contains(flag.refusal)
+        {
+            return Ok(None);
+        }
         if resized.code != 0 {
             return Ok(Some(format!("qemu-img resize: {}", resized.brief())));
         }
