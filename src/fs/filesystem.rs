@@ -20,6 +20,7 @@ use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, RwLock};
+use std::time::Duration;
 
 /// How the mounted filesystem behaves.
 #[derive(Clone, Debug)]
@@ -36,6 +37,17 @@ pub struct Options {
     pub preallocation: Preallocation,
     /// `format=GLOB:FMT`.
     pub formats: FormatRules,
+    /// How long nothing may be asked of an open image's sandbox before it is
+    /// given back.
+    pub idle: Duration,
+}
+
+impl Options {
+    /// The usual [`idle`](Self::idle). To start a sandbox again costs a
+    /// millisecond, the memory of one that waits is up to 64 MiB: long enough
+    /// that a program at work does not notice, short enough that thousands of
+    /// disks that are merely open cost little.
+    pub const IDLE: Duration = Duration::from_secs(10);
 }
 
 /// One line of a listing.
