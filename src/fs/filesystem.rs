@@ -4,6 +4,7 @@
 
 use super::attributes::Attributes;
 use super::catalog::{Catalog, Face};
+use super::crew::together;
 use super::disk::{Disk, Library};
 use super::error::{Error, Result};
 use super::memory::{Invalidate, Memory};
@@ -11,7 +12,7 @@ use super::names::FormatRules;
 use super::nodes::{Node, NodeId, Nodes};
 use super::open::{Context, Handle, OpenFile};
 use super::reached::Reached;
-use super::source::{FileId, Kind, Source, Stat};
+use super::source::{FileId, Kind, Name, Source, Stat};
 use super::sync::{lock, read, write};
 use instar_guest::proto::Preallocation;
 use nix::errno::Errno;
@@ -170,27 +171,27 @@ impl Filesystem {
     /// Lists a directory: what is in it now.
     pub fn opendir(&self, id: NodeId) -> Result<u64> {
         let node = self.nodes.get(id)?;
-        let mut listing = Vec::new();
         let directory = node.path();
         let entries = match node.orphan() {
             Some(_) => Vec::new(),
             None => self.source.list(&directory)?,
         };
-        for entry in entries {
-            let path = directory.join(&entry.name);
-            let Ok(stat) = self.source.stat(&path) else {
-                continue;
-            };
-            if self.face_if_file(&path, &stat) == Some(Face::Hidden) {
-                continue;
-            }
-            listing.push(Listed {
+        let stats = match entries.is_empty() {
+            true => Vec::new(),
+            false => self.source.stat_in(&directory, &entries)?,
+        };
+        let entries: Vec<(Name, Option<Stat>)> = entries.into_iter().zip(stats).collect();
+        let listed = together(&entries, |(entry, stat)| {
+            let (stat, path) = ((*stat)?, directory.join(&entry.name));
+            let hidden = self.face_if_file(&path, &stat) == Some(Face::Hidden);
+            (!hidden).then(|| Listed {
                 id: self.nodes.id_of(&path, stat.id),
                 kind: stat.kind,
-                name: entry.name,
+                name: entry.name.clone(),
                 path,
-            });
-        }
+            })
+        });
+        let listing: Vec<Listed> = listed.into_iter().flatten().collect();
         let handle = self.next.fetch_add(1, Ordering::Relaxed);
         write(&self.listings).insert(handle, Arc::new(listing));
         Ok(handle)
