@@ -29,7 +29,7 @@ pub fn together<T: Sync, R: Send>(items: &[T], work: impl Fn(&T) -> R + Sync) ->
         lock(&done).extend(own);
     };
     thread::scope(|scope| {
-        let others: Vec<_> = (1..threads).map(|_| scope.spawn(&part)).collect();
+        let others: Vec<_> = (1..threads).map(|_| scope.spawn(part)).collect();
         part();
         for other in others {
             other.join().unwrap_or_else(|panic| resume_unwind(panic));
