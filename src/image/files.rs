@@ -293,6 +293,14 @@ impl FileTable {
         done
     }
 
+    /// Whether any file was changed since it was opened.
+    pub fn is_changed(&self) -> bool {
+        let files = self.handles.all();
+        files
+            .iter()
+            .any(|file| file.changes.load(Ordering::Acquire) > 0)
+    }
+
     /// Whether anything is not durable.
     pub fn is_unsynced(&self) -> bool {
         let unsynced = self.handles.all().iter().any(|file| file.is_unsynced());
