@@ -37,6 +37,7 @@ mod reopen;
 mod resize;
 mod segments;
 mod settle;
+mod syscalls;
 mod volatile;
 mod write;
 mod zero;
