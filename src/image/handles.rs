@@ -167,3 +167,25 @@ impl std::fmt::Debug for Handle {
         self.file.fmt(f)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn runs_that_follow_each_other_go_to_disk_as_one() {
+        let handle = Handle::new(tempfile::tempfile().unwrap(), true).unwrap();
+        let runs = || handle.runs.lock().unwrap().clone();
+        handle.note_run(100..200);
+        handle.note_run(200..300);
+        assert_eq!(runs(), 100..300);
+        handle.note_run(700..800);
+        assert_eq!(runs(), 700..800);
+        let sending = handle.sending.lock().unwrap();
+        handle.begin_sync();
+        assert_eq!(runs(), 700..800, "one at a time");
+        drop(sending);
+        handle.begin_sync();
+        assert!(runs().is_empty());
+    }
+}

@@ -47,8 +47,11 @@ mod tests {
         file.write_all_at(&[7; 5000], 0).unwrap();
         begin_sync(&file, 0..5000);
         let mut buf = [0; 1000];
-        assert_eq!(read_at_once(&file, 4000, &mut buf).unwrap(), 1000);
-        assert_eq!(buf, [7; 1000]);
+        match read_at_once(&file, 4000, &mut buf) {
+            Ok(len) => assert_eq!((len, buf), (1000, [7; 1000])),
+            // The filesystem knows no such reads, as tmpfs.
+            Err(error) => return assert_eq!(error.raw_os_error(), Some(libc::EOPNOTSUPP)),
+        }
         assert_eq!(read_at_once(&file, 4001, &mut buf).unwrap(), 999);
     }
 }

@@ -21,8 +21,9 @@ use std::time::Duration;
 
 /// How long what was written may wait to become durable.
 const FLUSH_EVERY: Duration = Duration::from_secs(1);
-/// How far the kernel reads ahead: one request.
-const READAHEAD_KB: u32 = 1024;
+/// How far the kernel reads ahead. More would be one request more rarely, but in
+/// pieces of memory so large that they are seldom at hand.
+const READAHEAD_KB: u32 = 256;
 /// Threads that answer requests: opening an image takes milliseconds and must
 /// not hold up the others. Most of them rest most of the time.
 const THREADS: usize = 16;
