@@ -9,7 +9,7 @@ use std::process::Command;
 use std::time::Duration;
 
 /// Rounds of each comparison.
-const ROUNDS: usize = 11;
+const ROUNDS: usize = 5;
 /// Allocation units that hold data, spread over the disk.
 const BLOCKS: u64 = 5000;
 /// Size of the disks, in MiB.

@@ -4,13 +4,16 @@
 //! qemu-storage-daemon's FUSE export and against a filesystem that does nothing
 //! but `pread` and `pwrite` (what FUSE itself allows here).
 //!
-//! `cargo bench --bench peers` prints one table. What counts is the ratio: both
-//! programs of a row take turns on the same machine, so its speed of the day
-//! cancels out. Nothing here passes or fails.
+//! `cargo bench --bench peers` prints tables of medians. What counts is the
+//! ratio: all programs of a row take turns on the same machine, so its speed of
+//! the day cancels out. Nothing here passes or fails. Words behind `--` choose
+//! the tables whose names have one of them; `--plot` draws what was measured
+//! through the mount into `doc/speed.svg`.
 
 mod formats;
 mod listing;
 mod null;
+mod plot;
 mod through;
 
 use std::fs::{self, File};
@@ -24,6 +27,15 @@ const MIB: u64 = 1 << 20;
 /// Rounds of each process comparison; the median of an odd number is a sample.
 const PROCESS_ROUNDS: usize = 61;
 
+/// A table by its name, and what prints it.
+type Table = (&'static str, fn(&Path) -> io::Result<()>);
+
+const TABLES: [Table; 3] = [
+    ("commands", commands),
+    ("large", formats::rows),
+    ("listing", listing::rows),
+];
+
 fn main() -> io::Result<()> {
     for tool in ["qemu-img", "qemu-storage-daemon"] {
         if Command::new(tool).arg("--version").output().is_err() {
@@ -31,19 +43,37 @@ fn main() -> io::Result<()> {
             return Ok(());
         }
     }
-    let dir = tempfile::tempdir()?;
+    let (options, words): (Vec<String>, Vec<String>) = std::env::args()
+        .skip(1)
+        .partition(|argument| argument.starts_with("--"));
+    let chosen = |name: &str| words.is_empty() || words.iter().any(|word| name.contains(word));
+    for (_, print) in TABLES.iter().filter(|(name, _)| chosen(name)) {
+        print(tempfile::tempdir()?.path())?;
+        println!();
+    }
+    let mut measured = Vec::new();
+    for format in &through::FORMATS {
+        if chosen(&format!("mount {}", format.name)) {
+            let rows = through::rows(tempfile::tempdir()?.path(), format)?;
+            measured.push((format.name, rows));
+            println!();
+        }
+    }
+    match options.iter().any(|option| option == "--plot") {
+        true => plot::draw(&measured),
+        false => Ok(()),
+    }
+}
+
+/// Whole processes on usual images.
+fn commands(dir: &Path) -> io::Result<()> {
     println!("| whole process | instar | qemu-img | ratio |");
     println!("|---|---|---|---|");
     for (name, size, new) in [("64 MiB", "64M", "128M"), ("1 TiB", "1T", "2T")] {
-        info(dir.path(), name, size)?;
-        resize(dir.path(), name, size, new)?;
+        info(dir, name, size)?;
+        resize(dir, name, size, new)?;
     }
-    println!();
-    formats::rows(dir.path())?;
-    println!();
-    listing::rows(dir.path())?;
-    println!();
-    through::rows(dir.path())
+    Ok(())
 }
 
 fn info(dir: &Path, name: &str, size: &str) -> io::Result<()> {

@@ -19,45 +19,132 @@ const DISK: u64 = 16 << 30;
 /// Bytes that are written for the first time in one round.
 const FRESH: u64 = 64 * MIB;
 /// Rounds of each comparison; the median of an odd number is a sample.
-const ROUNDS: usize = 11;
+const ROUNDS: usize = 5;
 /// Random accesses in one round.
 const ACCESSES: u64 = 4000;
 const PAGE: u64 = 4096;
 
-/// Prints the rows.
-pub fn rows(dir: &Path) -> io::Result<()> {
+/// A format, and what it is called elsewhere.
+pub struct Format {
+    pub name: &'static str,
+    /// The ending of its images' names.
+    ending: &'static str,
+    /// qemu's name of its driver, and the options of an image whose disk has
+    /// exactly the size asked for.
+    driver: &'static str,
+    options: &'static [&'static str],
+}
+
+/// All of which images are written.
+pub const FORMATS: [Format; 4] = [
+    format("qcow2", "qcow2", "qcow2", &[]),
+    format("VMDK", "vmdk", "vmdk", &[]),
+    format("VHD", "vhd", "vpc", &["-o", "force_size=on"]),
+    format("VHDX", "vhdx", "vhdx", &[]),
+];
+
+const fn format(
+    name: &'static str,
+    ending: &'static str,
+    driver: &'static str,
+    options: &'static [&'static str],
+) -> Format {
+    Format {
+        name,
+        ending,
+        driver,
+        options,
+    }
+}
+
+/// What is done in each round with the file of a path, from an offset on that
+/// only writes to new places go by.
+type Act = fn(&Path, u64) -> io::Result<Duration>;
+
+/// Whether something is done with the first format only, as the others read and
+/// write by the same paths.
+const FIRST: bool = true;
+const ALL: bool = false;
+
+const ACTS: [(&str, bool, Act); 10] = [
+    ("4000 random reads of 4 KiB, `O_DIRECT`", ALL, |path, _| {
+        random(path, libc::O_DIRECT, 1, Do::Read)
+    }),
+    (
+        "4000 random reads of 4 KiB by 4 threads, `O_DIRECT`",
+        FIRST,
+        |path, _| random(path, libc::O_DIRECT, 4, Do::Read),
+    ),
+    ("256 MiB in reads of 1 MiB, `O_DIRECT`", ALL, |path, _| {
+        sequential_reads(path, libc::O_DIRECT)
+    }),
+    ("256 MiB in reads of 1 MiB, buffered", FIRST, |path, _| {
+        sequential_reads(path, 0)
+    }),
+    ("4000 random writes of 4 KiB, `O_DIRECT`", ALL, |path, _| {
+        random(path, libc::O_DIRECT, 1, Do::Write)
+    }),
+    (
+        "4000 random writes of 4 KiB by 4 threads, `O_DIRECT`",
+        FIRST,
+        |path, _| random(path, libc::O_DIRECT, 4, Do::Write),
+    ),
+    ("4000 random writes of 4 KiB, buffered", FIRST, |path, _| {
+        random(path, 0, 1, Do::Write)
+    }),
+    (
+        "64 MiB in writes of 1 MiB, allocated, `O_DIRECT`",
+        ALL,
+        |path, _| sequential_writes(path, libc::O_DIRECT, 0),
+    ),
+    (
+        "64 MiB in writes of 1 MiB, new space, `O_DIRECT`",
+        ALL,
+        |path, new| sequential_writes(path, libc::O_DIRECT, new),
+    ),
+    (
+        "64 MiB in writes of 1 MiB, new space, buffered",
+        FIRST,
+        |path, new| sequential_writes(path, 0, new),
+    ),
+];
+
+/// What was done, and the medians of instar's, qemu-storage-daemon's and the
+/// null filesystem's times.
+pub type Row = (&'static str, [Duration; 3]);
+
+/// Measures and prints the rows of a format.
+pub fn rows(dir: &Path, format: &Format) -> io::Result<Vec<Row>> {
     println!(
-        "| through the mount, qcow2 | instar | qemu-storage-daemon | ratio | null filesystem | ratio |"
+        "| through the mount, {} | instar | qemu-storage-daemon | instar is | null filesystem | \
+         of its speed |",
+        format.name
     );
     println!("|---|---|---|---|---|---|");
-    let mounts = Mounts::start(dir)?;
-    mounts.row("4 KiB random reads, O_DIRECT", |path| random_reads(path, 1))?;
-    mounts.row("the same by 4 threads", |path| random_reads(path, 4))?;
-    mounts.row("1 MiB sequential reads, O_DIRECT", |path| {
-        sequential_reads(path, libc::O_DIRECT)
-    })?;
-    mounts.row("1 MiB sequential reads, buffered", |path| {
-        sequential_reads(path, 0)
-    })?;
-    mounts.row("4 KiB random writes, O_DIRECT", |path| {
-        random_writes(path, libc::O_DIRECT)
-    })?;
-    mounts.row("4 KiB random writes, buffered", |path| {
-        random_writes(path, 0)
-    })?;
-    mounts.row("1 MiB sequential writes, allocated, O_DIRECT", |path| {
-        sequential_writes(path, 0, FRESH)
-    })?;
+    let mounts = Mounts::start(dir, format)?;
     // Each program gets to a part of its own file that is new to it.
     let next = [const { AtomicU64::new(FILLED) }; 3];
-    mounts.row("1 MiB sequential writes, new clusters, O_DIRECT", |path| {
-        let which = mounts
-            .paths
-            .iter()
-            .position(|known| known == path)
-            .unwrap_or(0);
-        sequential_writes(path, next[which].fetch_add(FRESH, Ordering::Relaxed), FRESH)
-    })
+    let is_first = format.name == FORMATS[0].name;
+    ACTS.iter()
+        .filter(|(_, only_first, _)| is_first || !only_first)
+        .map(|&(name, _, act)| {
+            let run = |which: usize| {
+                let new = next[which].fetch_add(FRESH, Ordering::Relaxed);
+                act(&mounts.paths[which], new)
+            };
+            let times = interleave(ROUNDS, [&|| run(0), &|| run(1), &|| run(2)])?;
+            let [ours, theirs, null] = times;
+            println!(
+                "| {name} | {} | {} | {:.2} × as fast | {} | {:.0} % |",
+                ms(ours),
+                ms(theirs),
+                ratio(theirs, ours),
+                ms(null),
+                100.0 * ratio(null, ours)
+            );
+            Ok((name, times))
+        })
+        .collect()
 }
 
 /// The three mounts, stopped and unmounted however the benchmark ends.
@@ -70,7 +157,7 @@ struct Mounts {
 }
 
 impl Mounts {
-    fn start(dir: &Path) -> io::Result<Self> {
+    fn start(dir: &Path, format: &Format) -> io::Result<Self> {
         let source = dir.join("images");
         let [mountpoint, bare] = [dir.join("mnt"), dir.join("null")];
         for made in [&source, &mountpoint, &bare] {
@@ -78,10 +165,12 @@ impl Mounts {
         }
         let raw = dir.join("disk.raw");
         filled(&raw)?;
-        let [image, theirs] = [source.join("disk.qcow2"), dir.join("theirs.qcow2")];
+        let name = format!("disk.{}", format.ending);
+        let [image, theirs] = [source.join(&name), dir.join("theirs")];
         for image in [&image, &theirs] {
-            let convert = ["convert", "-O", "qcow2"];
-            run(Command::new("qemu-img").args(convert).args([&raw, image]))?;
+            let mut convert = Command::new("qemu-img");
+            convert.args(["convert", "-f", "raw", "-O", format.driver]);
+            run(convert.args(format.options).args([&raw, image]))?;
         }
         let export = dir.join("export");
         File::create(&export)?;
@@ -93,11 +182,11 @@ impl Mounts {
         let null = null::mount(File::options().read(true).write(true).open(&raw)?, &bare)?;
         let mounts = Self {
             paths: [
-                mountpoint.join("disk.qcow2"),
+                mountpoint.join(&name),
                 export.clone(),
                 bare.join(null::NAME),
             ],
-            children: vec![ours, storage_daemon(&theirs, &export)?],
+            children: vec![ours, storage_daemon(format.driver, &theirs, &export)?],
             mountpoints: vec![mountpoint, export],
             _null: null,
         };
@@ -105,23 +194,6 @@ impl Mounts {
             wait_for_size(path, DISK)?;
         }
         Ok(mounts)
-    }
-
-    /// Measures one thing on all three mounts and prints the row.
-    fn row(&self, name: &str, act: impl Fn(&Path) -> io::Result<Duration>) -> io::Result<()> {
-        let [ours, theirs, bare] = &self.paths;
-        let runs: [&dyn Fn() -> io::Result<Duration>; 3] =
-            [&|| act(ours), &|| act(theirs), &|| act(bare)];
-        let [a, b, c] = interleave(ROUNDS, runs)?;
-        println!(
-            "| {name} | {} | {} | {:.2} | {} | {:.2} |",
-            ms(a),
-            ms(b),
-            ratio(a, b),
-            ms(c),
-            ratio(a, c)
-        );
-        Ok(())
     }
 }
 
@@ -141,7 +213,7 @@ impl Drop for Mounts {
     }
 }
 
-fn storage_daemon(image: &Path, export: &Path) -> io::Result<Child> {
+fn storage_daemon(driver: &str, image: &Path, export: &Path) -> io::Result<Child> {
     let file = format!("driver=file,node-name=file,filename={}", image.display());
     let fuse = format!(
         "type=fuse,id=e,node-name=disk,mountpoint={},writable=on",
@@ -149,7 +221,10 @@ fn storage_daemon(image: &Path, export: &Path) -> io::Result<Child> {
     );
     Command::new("qemu-storage-daemon")
         .args(["--blockdev", &file])
-        .args(["--blockdev", "driver=qcow2,node-name=disk,file=file"])
+        .args([
+            "--blockdev",
+            &format!("driver={driver},node-name=disk,file=file"),
+        ])
         .args(["--export", &fuse])
         .spawn()
 }
@@ -219,36 +294,43 @@ fn pages(seed: u64) -> impl Iterator<Item = u64> {
     })
 }
 
-fn random_reads(path: &Path, threads: u64) -> io::Result<Duration> {
-    let file = open(path, libc::O_DIRECT)?;
-    let read = |seed: u64| -> io::Result<()> {
-        let mut buffer = Aligned::new(PAGE, 0);
+/// What is done with a page.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Do {
+    Read,
+    Write,
+}
+
+fn random(path: &Path, flags: i32, threads: u64, what: Do) -> io::Result<Duration> {
+    let file = open(path, flags)?;
+    let access = |seed: u64| -> io::Result<()> {
+        let mut buffer = Aligned::new(PAGE, 7);
         for at in pages(seed).take((ACCESSES / threads) as usize) {
-            file.read_exact_at(buffer.slice(PAGE), at)?;
+            match what {
+                Do::Read => file.read_exact_at(buffer.slice(PAGE), at)?,
+                Do::Write => file.write_all_at(buffer.slice(PAGE), at)?,
+            }
         }
         Ok(())
     };
     let start = Instant::now();
     scope(|scope| {
         let started: Vec<_> = (0..threads)
-            .map(|seed| scope.spawn(move || read(seed)))
+            .map(|seed| {
+                scope.spawn({
+                    let access = &access;
+                    move || access(seed)
+                })
+            })
             .collect();
         started.into_iter().try_for_each(|thread| {
             let ended = thread.join();
             ended.unwrap_or_else(|_| Err(io::Error::other("a thread failed")))
         })
     })?;
-    Ok(start.elapsed())
-}
-
-fn random_writes(path: &Path, flags: i32) -> io::Result<Duration> {
-    let file = open(path, flags)?;
-    let mut buffer = Aligned::new(PAGE, 7);
-    let start = Instant::now();
-    for at in pages(12345).take(ACCESSES as usize) {
-        file.write_all_at(buffer.slice(PAGE), at)?;
+    if what == Do::Write {
+        file.sync_data()?;
     }
-    file.sync_data()?;
     Ok(start.elapsed())
 }
 
@@ -262,11 +344,11 @@ fn sequential_reads(path: &Path, flags: i32) -> io::Result<Duration> {
     Ok(start.elapsed())
 }
 
-fn sequential_writes(path: &Path, offset: u64, len: u64) -> io::Result<Duration> {
-    let file = open(path, libc::O_DIRECT)?;
+fn sequential_writes(path: &Path, flags: i32, offset: u64) -> io::Result<Duration> {
+    let file = open(path, flags)?;
     let mut buffer = Aligned::new(MIB, 9);
     let start = Instant::now();
-    for at in (offset..offset + len).step_by(MIB as usize) {
+    for at in (offset..offset + FRESH).step_by(MIB as usize) {
         file.write_all_at(buffer.slice(MIB), at)?;
     }
     file.sync_data()?;

@@ -46,6 +46,25 @@ impl Filesystem {
         })
     }
 
+    /// The same if it needs no waiting, neither for a disk nor for anybody else;
+    /// `None` says nothing about the range.
+    pub fn try_read(&self, handle: u64, offset: u64, buf: &mut [u8]) -> Option<usize> {
+        let handle = self.handle(handle).ok()?;
+        handle.try_read(|disk| {
+            let left = disk.virtual_size().saturating_sub(offset);
+            let len = usize::try_from(left).unwrap_or(usize::MAX).min(buf.len());
+            disk.try_read_at(&mut buf[..len], offset).then_some(len)
+        })
+    }
+
+    /// Has long runs of data that were written go to disk, without waiting for it:
+    /// the next flush has less to do.
+    pub fn begin_flush(&self, handle: u64) {
+        if let Ok(handle) = self.handle(handle) {
+            handle.file.begin_flush();
+        }
+    }
+
     /// Writes `data`, all of it or nothing. Past the end the disk grows.
     pub fn write(&self, handle: u64, offset: u64, data: &[u8]) -> Result<()> {
         let handle = self.handle(handle)?;

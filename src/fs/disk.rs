@@ -87,6 +87,13 @@ pub trait Disk: Send + Sync {
     /// Reads exactly the range, which lies inside the disk.
     fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<()>;
 
+    /// The same where it needs no waiting, neither for storage nor for whoever
+    /// works with the disk; whether it did. If not, `buf` may hold anything, and
+    /// why is for [`read_at`](Self::read_at) to say.
+    fn try_read_at(&self, _buf: &mut [u8], _offset: u64) -> bool {
+        false
+    }
+
     /// Writes a range inside the disk.
     fn write_at(&self, data: &[u8], offset: u64) -> Result<()>;
 
@@ -112,6 +119,9 @@ pub trait Disk: Send + Sync {
     /// Makes data and mapping durable. Waits for a flush in progress; cheap if
     /// there is nothing to do.
     fn flush(&self) -> Result<()>;
+
+    /// Has long runs of data that were written go to storage, without waiting.
+    fn begin_flush(&self) {}
 
     /// Whether anything waits for a flush.
     fn is_dirty(&self) -> bool;

@@ -2,6 +2,7 @@
 //! types and decides nothing but how long the kernel may remember.
 
 mod convert;
+mod crew;
 mod reply;
 
 use super::attributes::Changes;
@@ -11,6 +12,7 @@ use super::filesystem::Filesystem;
 use super::namespace::Creation;
 use super::nodes::NodeId;
 use convert::{birth, file_attr, file_type, new_time};
+use crew::{Crew, Turn};
 use fuser::{
     BsdFileFlags, Errno, FileHandle, FopenFlags, Generation, INodeNo, InitFlags, KernelConfig,
     LockOwner, OpenAccMode, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData,
@@ -22,6 +24,7 @@ use std::ffi::OsStr;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
+use std::thread;
 use std::time::{Duration, SystemTime};
 
 /// How long the kernel may believe what it was told about names and
@@ -34,16 +37,42 @@ const MAX_REQUEST: u32 = 1 << 20;
 /// in parallel).
 const MAX_BACKGROUND: u16 = 64;
 
+/// Writes of so many bytes belong to long runs of data, which are written back
+/// at once.
+const LONG_WRITE: usize = 128 << 10;
+/// The least number of threads that listen: while one answers, another one takes
+/// the next request.
+const LISTENERS: usize = 2;
+
 /// See the module.
-pub struct Adapter(pub Arc<Filesystem>);
+pub struct Adapter {
+    filesystem: Arc<Filesystem>,
+    crew: Crew,
+}
 
 impl Adapter {
+    /// Answers requests with so many threads.
+    pub fn new(filesystem: Arc<Filesystem>, threads: usize) -> Self {
+        let processors = thread::available_parallelism().map_or(1, usize::from);
+        Self {
+            filesystem,
+            crew: Crew::new(threads, processors.max(LISTENERS)),
+        }
+    }
+
+    /// Begins to answer a request that may take long.
+    fn begin(&self) -> Turn<'_> {
+        let turn = self.crew.turn();
+        turn.may_wait();
+        turn
+    }
+
     /// Logs a failure of a call on a node and turns it into what goes to the
     /// kernel.
     fn errno(&self, ino: INodeNo, call: &str, error: &Error) -> Errno {
         log::trace!("{call} {}: {error}", ino.0);
         if error.message.is_some() {
-            self.0.report_for(NodeId(ino.0), error);
+            self.filesystem.report_for(NodeId(ino.0), error);
         }
         Errno::from_i32(error.errno as i32)
     }
@@ -82,18 +111,20 @@ impl fuser::Filesystem for Adapter {
     }
 
     fn lookup(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        let found = self.0.lookup(NodeId(parent.0), name);
+        let _turn = self.begin();
+        let found = self.filesystem.lookup(NodeId(parent.0), name);
         answer!(self, parent, "lookup", reply, found, |attributes| {
             reply.entry(&TTL, &file_attr(&attributes), Generation(0));
         });
     }
 
     fn forget(&self, _req: &Request, ino: INodeNo, count: u64) {
-        self.0.forget(NodeId(ino.0), count);
+        self.filesystem.forget(NodeId(ino.0), count);
     }
 
     fn getattr(&self, _req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
-        let found = self.0.getattr(NodeId(ino.0));
+        let _turn = self.begin();
+        let found = self.filesystem.getattr(NodeId(ino.0));
         self.send_attributes(ino, "getattr", found, reply);
     }
 
@@ -115,6 +146,7 @@ impl fuser::Filesystem for Adapter {
         _flags: Option<BsdFileFlags>,
         reply: ReplyAttr,
     ) {
+        let _turn = self.begin();
         let changes = Changes {
             size,
             perm: mode.map(|mode| mode & 0o7777),
@@ -123,13 +155,16 @@ impl fuser::Filesystem for Adapter {
             atime: atime.map(new_time),
             mtime: mtime.map(new_time),
         };
-        let changed = self.0.setattr(NodeId(ino.0), fh.map(|fh| fh.0), &changes);
+        let changed = self
+            .filesystem
+            .setattr(NodeId(ino.0), fh.map(|fh| fh.0), &changes);
         self.send_attributes(ino, "setattr", changed, reply);
     }
 
     fn open(&self, _req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        let _turn = self.begin();
         let writable = flags.acc_mode() != OpenAccMode::O_RDONLY;
-        let opened = self.0.open(NodeId(ino.0), writable);
+        let opened = self.filesystem.open(NodeId(ino.0), writable);
         answer!(self, ino, "open", reply, opened, |opened| {
             let keep = match opened.keep_cache {
                 true => FopenFlags::FOPEN_KEEP_CACHE,
@@ -150,8 +185,15 @@ impl fuser::Filesystem for Adapter {
         _lock_owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
+        let turn = self.crew.turn();
         with_buffer(size, |buffer| {
-            let read = self.0.read(fh.0, offset, buffer);
+            let read = match self.filesystem.try_read(fh.0, offset, buffer) {
+                Some(len) => Ok(len),
+                None => {
+                    turn.may_wait();
+                    self.filesystem.read(fh.0, offset, buffer)
+                }
+            };
             answer!(self, ino, "read", reply, read, |len| {
                 reply.data(&buffer[..len]);
             });
@@ -170,9 +212,13 @@ impl fuser::Filesystem for Adapter {
         _lock_owner: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
-        let written = self.0.write(fh.0, offset, data);
+        let _turn = self.begin();
+        let written = self.filesystem.write(fh.0, offset, data);
         answer!(self, ino, "write", reply, written, |()| {
             reply.written(u32::try_from(data.len()).unwrap_or(u32::MAX));
+            if data.len() >= LONG_WRITE {
+                self.filesystem.begin_flush(fh.0);
+            }
         });
     }
 
@@ -184,7 +230,8 @@ impl fuser::Filesystem for Adapter {
         _lock_owner: LockOwner,
         reply: ReplyEmpty,
     ) {
-        let flushed = self.0.flush(fh.0);
+        let _turn = self.begin();
+        let flushed = self.filesystem.flush(fh.0);
         answer!(self, ino, "flush", reply, flushed, |()| reply.ok());
     }
 
@@ -198,7 +245,8 @@ impl fuser::Filesystem for Adapter {
         _flush: bool,
         reply: ReplyEmpty,
     ) {
-        self.0.release(fh.0);
+        let _turn = self.begin();
+        self.filesystem.release(fh.0);
         reply.ok();
     }
 
@@ -210,7 +258,8 @@ impl fuser::Filesystem for Adapter {
         _datasync: bool,
         reply: ReplyEmpty,
     ) {
-        let synced = self.0.fsync(fh.0);
+        let _turn = self.begin();
+        let synced = self.filesystem.fsync(fh.0);
         answer!(self, ino, "fsync", reply, synced, |()| reply.ok());
     }
 
@@ -224,7 +273,8 @@ impl fuser::Filesystem for Adapter {
         mode: i32,
         reply: ReplyEmpty,
     ) {
-        let allocated = self.0.fallocate(fh.0, mode, offset, length);
+        let _turn = self.begin();
+        let allocated = self.filesystem.fallocate(fh.0, mode, offset, length);
         answer!(self, ino, "fallocate", reply, allocated, |()| reply.ok());
     }
 
@@ -237,6 +287,7 @@ impl fuser::Filesystem for Adapter {
         whence: i32,
         reply: ReplyLseek,
     ) {
+        let _turn = self.begin();
         let whence = match whence {
             libc::SEEK_DATA => Seek::Data,
             libc::SEEK_HOLE => Seek::Hole,
@@ -245,14 +296,15 @@ impl fuser::Filesystem for Adapter {
         let Ok(offset) = u64::try_from(offset) else {
             return reply.error(Errno::ENXIO);
         };
-        let found = self.0.lseek(fh.0, offset, whence);
+        let found = self.filesystem.lseek(fh.0, offset, whence);
         answer!(self, ino, "lseek", reply, found, |found| {
             reply.offset(i64::try_from(found).unwrap_or(i64::MAX));
         });
     }
 
     fn opendir(&self, _req: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
-        let opened = self.0.opendir(NodeId(ino.0));
+        let _turn = self.begin();
+        let opened = self.filesystem.opendir(NodeId(ino.0));
         answer!(self, ino, "opendir", reply, opened, |handle| {
             reply.opened(FileHandle(handle), FopenFlags::empty());
         });
@@ -266,6 +318,7 @@ impl fuser::Filesystem for Adapter {
         offset: u64,
         mut reply: ReplyDirectory,
     ) {
+        let _turn = self.begin();
         let listed = self.list(ino, fh, offset, |id, next, kind, name, _path| {
             Some(reply.add(INodeNo(id.0), next, file_type(kind), name))
         });
@@ -280,18 +333,19 @@ impl fuser::Filesystem for Adapter {
         offset: u64,
         mut reply: ReplyDirectoryPlus,
     ) {
+        let _turn = self.begin();
         let listed = self.list(ino, fh, offset, |id, next, _kind, name, path| {
             let Some(path) = path else {
                 // The kernel counts no reference for these two.
-                let attributes = self.0.getattr(id).ok()?;
+                let attributes = self.filesystem.getattr(id).ok()?;
                 let attr = file_attr(&attributes);
                 return Some(reply.add(attr.ino, next, name, &TTL, &attr, Generation(0)));
             };
-            let attributes = self.0.hold(path.to_path_buf()).ok()?;
+            let attributes = self.filesystem.hold(path.to_path_buf()).ok()?;
             let attr = file_attr(&attributes);
             let full = reply.add(attr.ino, next, name, &TTL, &attr, Generation(0));
             if full {
-                self.0.forget(attributes.id, 1);
+                self.filesystem.forget(attributes.id, 1);
             }
             Some(full)
         });
@@ -306,7 +360,8 @@ impl fuser::Filesystem for Adapter {
         _flags: OpenFlags,
         reply: ReplyEmpty,
     ) {
-        self.0.releasedir(fh.0);
+        let _turn = self.begin();
+        self.filesystem.releasedir(fh.0);
         reply.ok();
     }
 
@@ -318,34 +373,45 @@ impl fuser::Filesystem for Adapter {
         _datasync: bool,
         reply: ReplyEmpty,
     ) {
-        let synced = self.0.fsyncdir(NodeId(ino.0));
+        let _turn = self.begin();
+        let synced = self.filesystem.fsyncdir(NodeId(ino.0));
         answer!(self, ino, "fsyncdir", reply, synced, |()| reply.ok());
     }
 
     fn statfs(&self, _req: &Request, ino: INodeNo, reply: ReplyStatfs) {
-        answer!(self, ino, "statfs", reply, self.0.statfs(), |vfs| {
-            reply.statfs(
-                vfs.blocks(),
-                vfs.blocks_free(),
-                vfs.blocks_available(),
-                vfs.files(),
-                vfs.files_free(),
-                u32::try_from(vfs.block_size()).unwrap_or(4096),
-                u32::try_from(vfs.name_max()).unwrap_or(255),
-                u32::try_from(vfs.fragment_size()).unwrap_or(4096),
-            );
-        });
+        let _turn = self.begin();
+        answer!(
+            self,
+            ino,
+            "statfs",
+            reply,
+            self.filesystem.statfs(),
+            |vfs| {
+                reply.statfs(
+                    vfs.blocks(),
+                    vfs.blocks_free(),
+                    vfs.blocks_available(),
+                    vfs.files(),
+                    vfs.files_free(),
+                    u32::try_from(vfs.block_size()).unwrap_or(4096),
+                    u32::try_from(vfs.name_max()).unwrap_or(255),
+                    u32::try_from(vfs.fragment_size()).unwrap_or(4096),
+                );
+            }
+        );
     }
 
     fn getxattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
-        let value = self.0.getxattr(NodeId(ino.0), name);
+        let _turn = self.begin();
+        let value = self.filesystem.getxattr(NodeId(ino.0), name);
         answer!(self, ino, "getxattr", reply, value, |value| {
             send_xattr(&value, size, reply);
         });
     }
 
     fn listxattr(&self, _req: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
-        let names = self.0.listxattr(NodeId(ino.0));
+        let _turn = self.begin();
+        let names = self.filesystem.listxattr(NodeId(ino.0));
         answer!(self, ino, "listxattr", reply, names, |names| {
             let mut list = Vec::new();
             for name in names {
@@ -399,7 +465,10 @@ impl fuser::Filesystem for Adapter {
         _umask: u32,
         reply: ReplyEntry,
     ) {
-        let made = self.0.mkdir(NodeId(parent.0), name, birth(req, mode));
+        let _turn = self.begin();
+        let made = self
+            .filesystem
+            .mkdir(NodeId(parent.0), name, birth(req, mode));
         answer!(self, parent, "mkdir", reply, made, |attributes| {
             reply.entry(&TTL, &file_attr(&attributes), Generation(0));
         });
@@ -415,12 +484,13 @@ impl fuser::Filesystem for Adapter {
         flags: i32,
         reply: ReplyCreate,
     ) {
+        let _turn = self.begin();
         let how = Creation {
             birth: birth(req, mode),
             exclusive: flags & libc::O_EXCL != 0,
             writable: flags & libc::O_ACCMODE != libc::O_RDONLY,
         };
-        let made = self.0.create(NodeId(parent.0), name, how);
+        let made = self.filesystem.create(NodeId(parent.0), name, how);
         answer!(self, parent, "create", reply, made, |(
             attributes,
             opened,
@@ -436,12 +506,14 @@ impl fuser::Filesystem for Adapter {
     }
 
     fn unlink(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        let removed = self.0.unlink(NodeId(parent.0), name);
+        let _turn = self.begin();
+        let removed = self.filesystem.unlink(NodeId(parent.0), name);
         answer!(self, parent, "unlink", reply, removed, |()| reply.ok());
     }
 
     fn rmdir(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        let removed = self.0.rmdir(NodeId(parent.0), name);
+        let _turn = self.begin();
+        let removed = self.filesystem.rmdir(NodeId(parent.0), name);
         answer!(self, parent, "rmdir", reply, removed, |()| reply.ok());
     }
 
@@ -455,11 +527,14 @@ impl fuser::Filesystem for Adapter {
         flags: RenameFlags,
         reply: ReplyEmpty,
     ) {
+        let _turn = self.begin();
         if !RenameFlags::RENAME_NOREPLACE.contains(flags) {
             return reply.error(Errno::EINVAL);
         }
         let (from, to) = (NodeId(parent.0), NodeId(newparent.0));
-        let renamed = self.0.rename(from, name, to, newname, flags.is_empty());
+        let renamed = self
+            .filesystem
+            .rename(from, name, to, newname, flags.is_empty());
         answer!(self, parent, "rename", reply, renamed, |()| reply.ok());
     }
 

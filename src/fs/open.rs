@@ -217,6 +217,15 @@ impl OpenFile {
         }
     }
 
+    /// Has long runs of data that were written go to disk, unless somebody is
+    /// opening or closing the image.
+    pub fn begin_flush(&self) {
+        let state = try_read(&self.state);
+        if let Some(open) = state.as_ref().and_then(|state| state.open.as_ref()) {
+            open.disk.begin_flush();
+        }
+    }
+
     /// Makes everything durable and gives up the locks that no handle in use
     /// needs.
     pub fn settle(&self, context: Context<'_>) -> Result<()> {
@@ -296,6 +305,15 @@ impl Handle {
     ) -> Result<R> {
         self.touch();
         self.file.run(context, Access::Read, None, work)
+    }
+
+    /// Works with the image as a reader if it is open, locked, and not about to be
+    /// anything else.
+    pub fn try_read<R>(&self, work: impl FnOnce(&dyn Disk) -> Option<R>) -> Option<R> {
+        self.touch();
+        let state = try_read(&self.file.state)?;
+        let open = state.open.as_ref().filter(|_| state.serves(Access::Read));
+        work(open?.disk.as_ref())
     }
 
     /// Works with the image as a writer.

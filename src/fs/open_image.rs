@@ -138,6 +138,13 @@ impl Disk for OpenImage {
         self.with(|disk| disk.read_at(buf, offset))
     }
 
+    fn try_read_at(&self, buf: &mut [u8], offset: u64) -> bool {
+        match try_read(&self.form).as_deref() {
+            Some(Form::Image(image)) => image.try_read_at(buf, offset),
+            Some(Form::Blank(_)) | None => false,
+        }
+    }
+
     fn write_at(&self, data: &[u8], offset: u64) -> Result<()> {
         self.with(|disk| disk.write_at(data, offset))
     }
@@ -152,6 +159,12 @@ impl Disk for OpenImage {
 
     fn flush(&self) -> Result<()> {
         self.with(|disk| disk.flush())
+    }
+
+    fn begin_flush(&self) {
+        if let Some(Form::Image(image)) = try_read(&self.form).as_deref() {
+            image.begin_flush();
+        }
     }
 
     fn is_dirty(&self) -> bool {

@@ -201,6 +201,10 @@ impl Disk for Tailed {
         }
     }
 
+    fn try_read_at(&self, buf: &mut [u8], offset: u64) -> bool {
+        self.end.load(Ordering::Acquire) == 0 && self.disk.try_read_at(buf, offset)
+    }
+
     fn write_at(&self, data: &[u8], offset: u64) -> Result<()> {
         self.put_range(offset, data.len() as u64)?;
         self.disk.write_at(data, offset)
@@ -223,6 +227,10 @@ impl Disk for Tailed {
         let put = self.put(&mut lock(&self.tail));
         let flushed = self.disk.flush();
         put.and(flushed)
+    }
+
+    fn begin_flush(&self) {
+        self.disk.begin_flush();
     }
 
     fn is_dirty(&self) -> bool {

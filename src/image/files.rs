@@ -14,6 +14,9 @@ use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use vm_memory::VolatileSlice;
 
+/// Writes of so many bytes are part of a long run of data.
+const LONG_RUN: usize = 128 << 10;
+
 /// How often what has been done.
 #[derive(Default)]
 pub(crate) struct Tally {
@@ -183,6 +186,16 @@ impl FileTable {
         Ok(())
     }
 
+    /// Fills `buf` if all of it is in memory; whether it was. Waits for nothing.
+    pub fn try_read(&self, file: FileNo, offset: u64, buf: &mut [u8]) -> bool {
+        let read = |handle: Arc<Handle>| handle.try_read_at(offset, buf);
+        let done = self.get(file).is_some_and(read);
+        self.tally
+            .reads
+            .fetch_add(u64::from(done), Ordering::Relaxed);
+        done
+    }
+
     /// The same into guest memory.
     pub fn read_volatile(
         &self,
@@ -197,7 +210,16 @@ impl FileTable {
     /// Writes all of `data`.
     pub fn write(&self, file: FileNo, offset: u64, data: &[u8]) -> io::Result<()> {
         let end = offset + data.len() as u64;
-        self.change(file, Some(end), |effects| effects.write(file, offset, data))
+        self.change(file, Some(end), |effects| effects.write(file, offset, data))?;
+        if data.len() >= LONG_RUN {
+            self.file(file)?.note_run(offset..end);
+        }
+        Ok(())
+    }
+
+    /// Has the kernel begin to write long runs of data to disk, without waiting.
+    pub fn begin_sync(&self) {
+        self.handles.all().iter().for_each(|file| file.begin_sync());
     }
 
     /// Sets the length.

@@ -4,12 +4,14 @@
 //! changes it holds the image's session and keeps `traffic` to himself.
 
 use super::home::Home;
+use super::syscalls;
 use instar_guest::FileNo;
 use std::fs::{File, Metadata};
 use std::io;
+use std::ops::Range;
 use std::os::unix::fs::MetadataExt;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock, PoisonError, RwLock};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
 
 /// What tells files apart.
 pub(crate) type Id = (u64, u64);
@@ -36,6 +38,12 @@ pub(crate) struct Handle {
     pub len: AtomicU64,
     /// How many changes were made; counted after the change.
     pub changes: AtomicU64,
+    /// Long runs of data that were written and are to go to disk soon.
+    runs: Mutex<Range<u64>>,
+    /// Held by whoever sends them there: one at a time may have to wait for it.
+    sending: Mutex<()>,
+    /// Whether its filesystem does not know reads without waiting.
+    only_waits: AtomicBool,
     /// How many of them are durable; set after the sync to what had been
     /// counted before it: a change is never taken for durable.
     pub synced: AtomicU64,
@@ -51,6 +59,9 @@ impl Handle {
             home: OnceLock::new(),
             len,
             changes: AtomicU64::new(0),
+            runs: Mutex::default(),
+            sending: Mutex::default(),
+            only_waits: AtomicBool::new(false),
             synced: AtomicU64::new(0),
         })
     }
@@ -63,6 +74,50 @@ impl Handle {
             changes: AtomicU64::new(1),
             ..Self::new(file, true)?
         })
+    }
+
+    /// Fills `buf` if all of it is in memory; whether it was.
+    pub fn try_read_at(&self, offset: u64, buf: &mut [u8]) -> bool {
+        if self.only_waits.load(Ordering::Relaxed) {
+            return false;
+        }
+        match syscalls::read_at_once(&self.file, offset, buf) {
+            Ok(len) => len == buf.len(),
+            Err(error) => {
+                let unknown = matches!(
+                    error.raw_os_error(),
+                    Some(libc::EOPNOTSUPP | libc::ENOSYS | libc::EINVAL)
+                );
+                self.only_waits.fetch_or(unknown, Ordering::Relaxed);
+                false
+            }
+        }
+    }
+
+    /// Remembers a long run of data that was written. One that another one does not
+    /// continue goes to disk with the next flush.
+    pub fn note_run(&self, run: Range<u64>) {
+        let mut runs = self.runs.lock().unwrap_or_else(PoisonError::into_inner);
+        let start = match runs.end == run.start {
+            true => runs.start,
+            false => run.start,
+        };
+        *runs = start..run.end;
+    }
+
+    /// Sends such runs to disk, and those that come meanwhile.
+    pub fn begin_sync(&self) {
+        let Ok(_sending) = self.sending.try_lock() else {
+            return;
+        };
+        let next = || {
+            let mut runs = self.runs.lock().unwrap_or_else(PoisonError::into_inner);
+            let run = std::mem::replace(&mut *runs, 0..0);
+            Some(run).filter(|run| !run.is_empty())
+        };
+        while let Some(run) = next() {
+            syscalls::begin_sync(&self.file, run);
+        }
     }
 
     pub fn is_unsynced(&self) -> bool {
@@ -110,5 +165,27 @@ impl Handles {
 impl std::fmt::Debug for Handle {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         self.file.fmt(f)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn runs_that_follow_each_other_go_to_disk_as_one() {
+        let handle = Handle::new(tempfile::tempfile().unwrap(), true).unwrap();
+        let runs = || handle.runs.lock().unwrap().clone();
+        handle.note_run(100..200);
+        handle.note_run(200..300);
+        assert_eq!(runs(), 100..300);
+        handle.note_run(700..800);
+        assert_eq!(runs(), 700..800);
+        let sending = handle.sending.lock().unwrap();
+        handle.begin_sync();
+        assert_eq!(runs(), 700..800, "one at a time");
+        drop(sending);
+        handle.begin_sync();
+        assert!(runs().is_empty());
     }
 }

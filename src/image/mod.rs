@@ -38,6 +38,7 @@ mod resize;
 mod rest;
 mod segments;
 mod settle;
+mod syscalls;
 mod volatile;
 mod write;
 mod zero;

@@ -27,6 +27,34 @@ impl Image {
             .map_err(|fault| fault.at(Operation::Read, &self.path))
     }
 
+    /// Fills `buf` if all of it is known to lie in one piece of a file and that is
+    /// in memory, or is zero; whether it did. Waits for nothing. If it did not,
+    /// `buf` may hold anything.
+    pub fn try_read_at(&self, buf: &mut [u8], offset: u64) -> bool {
+        let fits = self
+            .inside(offset, buf.len() as u64)
+            .and_then(|()| self.alive());
+        // Held until the bytes are read.
+        let (Ok(()), Ok(_traffic)) = (fits, self.traffic.try_read()) else {
+            return false;
+        };
+        let found = shared(&self.extents).find(offset);
+        match found.filter(|extent| extent.len >= buf.len() as u64) {
+            Some(Extent {
+                kind: ExtentKind::Data { file, at, .. },
+                ..
+            }) => self.files.try_read(file, at, buf),
+            Some(Extent {
+                kind: ExtentKind::Zero { .. },
+                ..
+            }) => {
+                buf.fill(0);
+                true
+            }
+            _ => false,
+        }
+    }
+
     /// What this layer says about a range inside the disk: extents without
     /// gaps, from `offset` to `offset + len`.
     pub fn map(&self, offset: u64, len: u64) -> Result<Vec<Extent>, Error> {

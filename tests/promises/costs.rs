@@ -33,10 +33,7 @@ const OPERATIONS: &[Operation] = &[
     qcow2("qcow2: read, first access to a region", |_| Ok(()), read),
     qcow2("qcow2: read again", read, read),
     qcow2("qcow2: flush, nothing written", |_| Ok(()), Image::flush),
-    qcow2("qcow2: overwrite 4 KiB and flush", read, |image| {
-        image.write_at(&[7; 4096], 0)?;
-        image.flush()
-    }),
+    qcow2("qcow2: overwrite 4 KiB and flush", read, overwrite),
     qcow2(
         "qcow2: write 64 KiB into a new cluster and flush",
         read,
@@ -45,6 +42,12 @@ const OPERATIONS: &[Operation] = &[
             image.flush()
         },
     ),
+    qcow2(
+        "qcow2: write 1 MiB more into new space",
+        first_mib,
+        second_mib,
+    ),
+    qcow2("qcow2: write 16 MiB into new space and flush", read, run),
     qcow2(
         "qcow2: resize to the same size",
         |_| Ok(()),
@@ -86,14 +89,7 @@ const OPERATIONS: &[Operation] = &[
     ),
     raw("raw: read", |_| Ok(()), read),
     raw("raw: read again", read, read),
-    raw(
-        "raw: overwrite 4 KiB and flush",
-        |_| Ok(()),
-        |image| {
-            image.write_at(&[7; 4096], 0)?;
-            image.flush()
-        },
-    ),
+    raw("raw: overwrite 4 KiB and flush", |_| Ok(()), overwrite),
     raw(
         "raw: grow",
         |_| Ok(()),
@@ -105,16 +101,58 @@ const OPERATIONS: &[Operation] = &[
         |image| grow(image, 65 * MIB, Preallocation::Falloc),
     ),
     raw("raw: shrink", |_| Ok(()), |image| shrink(image, 32 * MIB)),
+    other("vmdk: read again", Format::Vmdk, read).after(read),
+    other("vmdk: overwrite 4 KiB and flush", Format::Vmdk, overwrite).after(overwrite),
+    other(
+        "vmdk: write 1 MiB more into new space",
+        Format::Vmdk,
+        second_mib,
+    )
+    .after(first_mib),
+    other(
+        "vmdk: write 16 MiB into new space and flush",
+        Format::Vmdk,
+        run,
+    )
+    .after(read),
     other("vmdk: grow", Format::Vmdk, |image| {
         grow(image, 128 * MIB, Preallocation::Off)
     }),
     other("vmdk: shrink", Format::Vmdk, |image| {
         shrink(image, 32 * MIB)
     }),
+    other("vhd: read again", Format::Vhd, read).after(read),
+    other("vhd: overwrite 4 KiB and flush", Format::Vhd, overwrite).after(overwrite),
+    other(
+        "vhd: write 1 MiB more into new space",
+        Format::Vhd,
+        second_mib,
+    )
+    .after(first_mib),
+    other(
+        "vhd: write 16 MiB into new space and flush",
+        Format::Vhd,
+        run,
+    )
+    .after(read),
     other("vhd: grow", Format::Vhd, |image| {
         grow(image, 128 * MIB, Preallocation::Off)
     }),
     other("vhd: shrink", Format::Vhd, |image| shrink(image, 32 * MIB)),
+    other("vhdx: read again", Format::Vhdx, read).after(read),
+    other("vhdx: overwrite 4 KiB and flush", Format::Vhdx, overwrite).after(overwrite),
+    other(
+        "vhdx: write 1 MiB more into new space",
+        Format::Vhdx,
+        second_mib,
+    )
+    .after(first_mib),
+    other(
+        "vhdx: write 16 MiB into new space and flush",
+        Format::Vhdx,
+        run,
+    )
+    .after(read),
     other("vhdx: grow", Format::Vhdx, |image| {
         grow(image, 128 * MIB, Preallocation::Off)
     }),
@@ -180,6 +218,13 @@ const fn other(name: &'static str, format: Format, run: fn(&Image) -> Outcome) -
     }
 }
 
+impl Operation {
+    /// The same after something else was done.
+    const fn after(self, before: fn(&Image) -> Outcome) -> Self {
+        Self { before, ..self }
+    }
+}
+
 /// An image as qemu-img makes it, with some data.
 fn plain(dir: &Path, format: &str) -> Result<(), String> {
     let arguments = ["create", "-q", "-f", format, "image", "64M"];
@@ -200,6 +245,27 @@ fn create(dir: &Path, options: &str, size: &str) -> Result<(), String> {
 
 fn read(image: &Image) -> Outcome {
     image.read_at(&mut [0; 4096], 64 << 10)
+}
+
+fn overwrite(image: &Image) -> Outcome {
+    image.write_at(&[7; 4096], 0)?;
+    image.flush()
+}
+
+/// What a sequential writer does first and then, where nothing was.
+fn first_mib(image: &Image) -> Outcome {
+    image.write_at(&[7; MIB as usize], 32 * MIB)
+}
+
+fn second_mib(image: &Image) -> Outcome {
+    image.write_at(&[7; MIB as usize], 33 * MIB)
+}
+
+fn run(image: &Image) -> Outcome {
+    for mib in 32..48 {
+        image.write_at(&[7; MIB as usize], mib * MIB)?;
+    }
+    image.flush()
 }
 
 fn grow(image: &Image, size: u64, preallocation: Preallocation) -> Outcome {
@@ -312,6 +378,7 @@ const LIMITS: &[(&str, Cost)] = &[
     ("qcow2: flush, nothing written", [0, 0, 0]),
     ("qcow2: overwrite 4 KiB and flush", [0, 1, 1]),
     ("raw: overwrite 4 KiB and flush", [1, 1, 1]),
+    ("qcow2: write 1 MiB more into new space", [1, 0, 1]),
     ("qcow2: resize to the same size", [ANY, 0, 0]),
     ("qcow2: grow, the L1 table has room", [ANY, 2, 2]),
     ("qcow2: grow, the L1 table moves", [ANY, 4, 6]),
@@ -320,6 +387,15 @@ const LIMITS: &[(&str, Cost)] = &[
     ("vmdk: open (`info`)", [1, 0, 0]),
     ("vhd: open (`info`)", [1, 0, 0]),
     ("vhdx: open (`info`)", [3, 0, 0]),
+    ("vmdk: read again", [0, 0, 0]),
+    ("vmdk: overwrite 4 KiB and flush", [0, 1, 1]),
+    ("vmdk: write 1 MiB more into new space", [1, 0, 1]),
+    ("vhd: read again", [0, 0, 0]),
+    ("vhd: overwrite 4 KiB and flush", [0, 1, 1]),
+    ("vhd: write 1 MiB more into new space", [1, 0, 1]),
+    ("vhdx: read again", [0, 0, 0]),
+    ("vhdx: overwrite 4 KiB and flush", [0, 1, 1]),
+    ("vhdx: write 1 MiB more into new space", [1, 0, 1]),
     ("vhdx: grow", [ANY, 8, ANY]),
     ("vhdx: grow, the BAT moves", [ANY, 8, ANY]),
 ];

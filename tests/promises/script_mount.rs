@@ -54,7 +54,7 @@ fn mount(source: &Path, at: &Path, isolation: Isolation) -> Result<Mount, String
     let filesystem = Arc::new(filesystem.map_err(|error| error.to_string())?);
     let device = device::attach(source, at, &KernelOptions::default()).map_err(told)?;
     let session = fuser::Session::from_fd(
-        Adapter(filesystem),
+        Adapter::new(filesystem, 1),
         device,
         fuser::SessionACL::All,
         fuser::Config::default(),

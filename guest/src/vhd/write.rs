@@ -87,7 +87,7 @@ impl Pending {
             return Ok(());
         }
         let most = MAX_BATCH.min(MAX_ROOM / header.stride()).max(count);
-        self.batch = (self.batch * 2).clamp(count, most);
+        self.batch = (self.batch * 4).clamp(count, most);
         self.clear_to = behind(self.batch).min(self.unclean.end);
         if !fits {
             self.wanted = self.batch;

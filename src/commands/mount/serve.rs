@@ -21,11 +21,12 @@ use std::time::Duration;
 
 /// How long what was written may wait to become durable.
 const FLUSH_EVERY: Duration = Duration::from_secs(1);
-/// How far the kernel reads ahead: one request.
-const READAHEAD_KB: u32 = 1024;
+/// How far the kernel reads ahead. More would be one request more rarely, but in
+/// pieces of memory so large that they are seldom at hand.
+const READAHEAD_KB: u32 = 256;
 /// Threads that answer requests: opening an image takes milliseconds and must
-/// not hold up the others.
-const THREADS: std::ops::RangeInclusive<usize> = 4..=16;
+/// not hold up the others. Most of them rest most of the time.
+const THREADS: usize = 16;
 
 /// Whom to tell that the mount answers.
 pub enum Ready {
@@ -114,8 +115,7 @@ fn open_session(
 ) -> io::Result<Session<Adapter>> {
     let device = device::attach(filesystem.source(), mountpoint, options)?;
     let mut config = fuser::Config::default();
-    let threads = thread::available_parallelism().map_or(1, usize::from);
-    config.n_threads = Some(threads.clamp(*THREADS.start(), *THREADS.end()));
+    config.n_threads = Some(THREADS);
     // A user without access to the device can still mount, through the helper,
     // but not open the device once more.
     config.clone_fd = std::fs::File::options()
@@ -124,7 +124,7 @@ fn open_session(
         .open("/dev/fuse")
         .is_ok();
     // Whom the kernel lets through was decided when it was mounted.
-    let adapter = Adapter(Arc::clone(filesystem));
+    let adapter = Adapter::new(Arc::clone(filesystem), THREADS);
     Session::from_fd(adapter, device, SessionACL::All, config).inspect_err(|_| {
         let _ = device::detach(mountpoint, true);
     })

@@ -23,9 +23,9 @@ impl Adapter {
         offset: u64,
         mut add: impl FnMut(NodeId, u64, Kind, &OsStr, Option<&Path>) -> Option<bool>,
     ) -> Result<()> {
-        let listing = self.0.listing(fh.0)?;
+        let listing = self.filesystem.listing(fh.0)?;
         let id = NodeId(ino.0);
-        let dots = [(id, "."), (self.0.parent(id).unwrap_or(id), "..")];
+        let dots = [(id, "."), (self.filesystem.parent(id).unwrap_or(id), "..")];
         let dots = dots
             .iter()
             .map(|(id, name)| (*id, Kind::Directory, OsStr::new(*name), None));

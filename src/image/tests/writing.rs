@@ -3,6 +3,7 @@
 use super::faulty::Faulty;
 use super::toy::{Toy, UNIT, Unit};
 use super::{Fixture, for_writing, told};
+use crate::image::syscalls::read_at_once;
 use crate::image::{ErrorKind, Image, ResizeOptions, Segment, SegmentKind};
 use proptest::prelude::*;
 
@@ -43,6 +44,30 @@ fn every_kind_of_extent_is_read() {
     let mut part = vec![0; 5000];
     image.read_at(&mut part, 3000).unwrap();
     assert_eq!(part, model[3000..8000]);
+}
+
+#[test]
+fn only_one_piece_that_is_known_is_read_at_once() {
+    let (fixture, toy, model) = mixed();
+    let image = fixture.open(&for_writing(), toy);
+    let at_once = |offset: u64| {
+        let mut part = [0xaa; 100];
+        let done = image.try_read_at(&mut part, offset);
+        done.then(|| part.to_vec())
+    };
+    assert_eq!(at_once(50), None, "the mapping is not known yet");
+    assert_eq!(content(&image), model);
+    // Some filesystems know no reads without waiting.
+    let file = std::fs::File::open(&fixture.path).unwrap();
+    let data = read_at_once(&file, 0, &mut [0]).is_ok();
+    let units = [data, data, false, true, false, false, data, false];
+    for (unit, known) in (0..).zip(units) {
+        let offset = unit * UNIT + 50;
+        let bytes = model[offset as usize..][..100].to_vec();
+        assert_eq!(at_once(offset), known.then_some(bytes), "unit {unit}");
+    }
+    assert_eq!(at_once(UNIT - 50), None, "two units");
+    assert_eq!(at_once(8 * UNIT - 50), None, "past the end");
 }
 
 #[test]
