@@ -11,6 +11,7 @@
 mod formats;
 mod null;
 mod through;
+mod ways;
 
 use std::fs::{self, File};
 use std::io;
@@ -40,7 +41,9 @@ fn main() -> io::Result<()> {
     println!();
     formats::rows(dir.path())?;
     println!();
-    through::rows(dir.path())
+    through::rows(dir.path())?;
+    println!();
+    ways::rows(tempfile::tempdir()?.path())
 }
 
 fn info(dir: &Path, name: &str, size: &str) -> io::Result<()> {
