@@ -115,6 +115,12 @@ pub trait Disk: Send + Sync {
     /// Whether anything waits for a flush.
     fn is_dirty(&self) -> bool;
 
+    /// Takes note of the length of the image's file, which the kernel has perhaps
+    /// changed: the size of a raw disk.
+    fn follow(&self) -> Result<()> {
+        Ok(())
+    }
+
     /// Gives up the locks and stays open; nothing may be waiting for a flush.
     fn unlock(&self) -> Result<()>;
 

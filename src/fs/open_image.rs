@@ -157,6 +157,10 @@ impl Disk for OpenImage {
         self.with(|disk| disk.is_dirty())
     }
 
+    fn follow(&self) -> Result<()> {
+        self.with(|disk| disk.follow())
+    }
+
     fn unlock(&self) -> Result<()> {
         self.with(|disk| disk.unlock())
     }
@@ -248,6 +252,10 @@ impl Disk for Image {
 
     fn is_dirty(&self) -> bool {
         self.is_dirty()
+    }
+
+    fn follow(&self) -> Result<()> {
+        Ok(self.follow_length()?)
     }
 
     fn unlock(&self) -> Result<()> {

@@ -228,6 +228,10 @@ impl Disk for Tailed {
         self.end.load(Ordering::Acquire) != 0 || self.disk.is_dirty()
     }
 
+    fn follow(&self) -> Result<()> {
+        self.disk.follow()
+    }
+
     fn unlock(&self) -> Result<()> {
         let mut tail = lock(&self.tail);
         self.put(&mut tail)?;

@@ -47,13 +47,15 @@ fn mount(source: &Path, at: &Path, isolation: Isolation) -> Result<Mount, String
         rw_backing: false,
         preallocation: Preallocation::Off,
         formats: FormatRules::default(),
+        passthrough: true,
+        writeback: false,
     };
     let opened = Source::open(source).map_err(told)?;
     let filesystem = Filesystem::new(opened, Box::new(images), options);
     let filesystem = Arc::new(filesystem.map_err(|error| error.to_string())?);
     let device = device::attach(source, at, &KernelOptions::default()).map_err(told)?;
     let session = fuser::Session::from_fd(
-        Adapter(filesystem),
+        Adapter::new(filesystem),
         device,
         fuser::SessionACL::All,
         fuser::Config::default(),

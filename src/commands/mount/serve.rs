@@ -124,7 +124,7 @@ fn open_session(
         .open("/dev/fuse")
         .is_ok();
     // Whom the kernel lets through was decided when it was mounted.
-    let adapter = Adapter(Arc::clone(filesystem));
+    let adapter = Adapter::new(Arc::clone(filesystem));
     Session::from_fd(adapter, device, SessionACL::All, config).inspect_err(|_| {
         let _ = device::detach(mountpoint, true);
     })

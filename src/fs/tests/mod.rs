@@ -4,6 +4,7 @@ mod appending;
 mod fake;
 mod locks;
 mod namespace;
+mod passing;
 mod sizes;
 
 use super::attributes::Changes;
@@ -37,6 +38,8 @@ fn options() -> Options {
         rw_backing: false,
         preallocation: Preallocation::Off,
         formats: FormatRules::default(),
+        passthrough: true,
+        writeback: false,
     }
 }
 
