@@ -15,6 +15,7 @@ mod listing;
 mod null;
 mod plot;
 mod through;
+mod ways;
 
 use std::fs::{self, File};
 use std::io;
@@ -30,10 +31,11 @@ const PROCESS_ROUNDS: usize = 61;
 /// A table by its name, and what prints it.
 type Table = (&'static str, fn(&Path) -> io::Result<()>);
 
-const TABLES: [Table; 3] = [
+const TABLES: [Table; 4] = [
     ("commands", commands),
     ("large", formats::rows),
     ("listing", listing::rows),
+    ("ways", ways::rows),
 ];
 
 fn main() -> io::Result<()> {

@@ -3,16 +3,16 @@
 //! mount, instar's included.
 
 use fuser::{
-    BackgroundSession, Config, Errno, FileAttr, FileHandle, FileType, Filesystem, Generation,
-    INodeNo, InitFlags, KernelConfig, LockOwner, MountOption, OpenFlags, ReplyAttr, ReplyData,
-    ReplyEmpty, ReplyEntry, ReplyWrite, Request, WriteFlags,
+    BackgroundSession, BsdFileFlags, Config, Errno, FileAttr, FileHandle, FileType, Filesystem,
+    Generation, INodeNo, InitFlags, KernelConfig, LockOwner, MountOption, OpenFlags, ReplyAttr,
+    ReplyData, ReplyEmpty, ReplyEntry, ReplyWrite, Request, TimeOrNow, WriteFlags,
 };
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
-use std::time::{Duration, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// The name under which the file appears.
 pub const NAME: &str = "disk";
@@ -21,17 +21,29 @@ const TTL: Duration = Duration::from_secs(1);
 
 /// Mounts `file` as `mountpoint/disk`, on two threads.
 pub fn mount(file: File, mountpoint: &Path) -> io::Result<BackgroundSession> {
+    spawn(file, mountpoint, InitFlags::empty())
+}
+
+/// The same with the kernel's cache for what is written.
+pub fn mount_gathering(file: File, mountpoint: &Path) -> io::Result<BackgroundSession> {
+    spawn(file, mountpoint, InitFlags::FUSE_WRITEBACK_CACHE)
+}
+
+fn spawn(file: File, mountpoint: &Path, flags: InitFlags) -> io::Result<BackgroundSession> {
     let size = file.metadata()?.len();
     let mut config = Config::default();
     config.mount_options = vec![MountOption::FSName("null".into())];
     config.n_threads = Some(2);
     config.clone_fd = true;
-    fuser::spawn_mount(Null { file, size }, mountpoint, &config)
+    let null = Null { file, size, flags };
+    fuser::spawn_mount(null, mountpoint, &config)
 }
 
 struct Null {
     file: File,
     size: u64,
+    /// What is asked of the kernel besides the usual.
+    flags: InitFlags,
 }
 
 impl Null {
@@ -62,7 +74,8 @@ impl Null {
 
 impl Filesystem for Null {
     fn init(&mut self, _request: &Request, config: &mut KernelConfig) -> io::Result<()> {
-        let _ = config.add_capabilities(InitFlags::FUSE_MAX_PAGES | InitFlags::FUSE_ASYNC_READ);
+        let usual = InitFlags::FUSE_MAX_PAGES | InitFlags::FUSE_ASYNC_READ;
+        let _ = config.add_capabilities(usual | self.flags);
         let _ = config.set_max_readahead(1 << 20);
         let _ = config.set_max_write(1 << 20);
         Ok(())
@@ -76,6 +89,28 @@ impl Filesystem for Null {
     }
 
     fn getattr(&self, _request: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
+        reply.attr(&TTL, &self.attributes(ino));
+    }
+
+    /// With its cache the kernel tells the time of the last write.
+    fn setattr(
+        &self,
+        _request: &Request,
+        ino: INodeNo,
+        _mode: Option<u32>,
+        _uid: Option<u32>,
+        _gid: Option<u32>,
+        _size: Option<u64>,
+        _atime: Option<TimeOrNow>,
+        _mtime: Option<TimeOrNow>,
+        _ctime: Option<SystemTime>,
+        _fh: Option<FileHandle>,
+        _crtime: Option<SystemTime>,
+        _chgtime: Option<SystemTime>,
+        _bkuptime: Option<SystemTime>,
+        _flags: Option<BsdFileFlags>,
+        reply: ReplyAttr,
+    ) {
         reply.attr(&TTL, &self.attributes(ino));
     }
 

@@ -13,16 +13,16 @@ use std::thread::{scope, sleep};
 use std::time::{Duration, Instant};
 
 /// The part of the disk that holds data, and is read and overwritten.
-const FILLED: u64 = 256 * MIB;
+pub const FILLED: u64 = 256 * MIB;
 /// Size of the disk: the rest of it is written for the first time.
-const DISK: u64 = 16 << 30;
+pub const DISK: u64 = 16 << 30;
 /// Bytes that are written for the first time in one round.
 const FRESH: u64 = 64 * MIB;
 /// Rounds of each comparison; the median of an odd number is a sample.
 const ROUNDS: usize = 5;
 /// Random accesses in one round.
 const ACCESSES: u64 = 4000;
-const PAGE: u64 = 4096;
+pub const PAGE: u64 = 4096;
 
 /// A format, and what it is called elsewhere.
 pub struct Format {
@@ -213,7 +213,7 @@ impl Drop for Mounts {
     }
 }
 
-fn storage_daemon(driver: &str, image: &Path, export: &Path) -> io::Result<Child> {
+pub fn storage_daemon(driver: &str, image: &Path, export: &Path) -> io::Result<Child> {
     let file = format!("driver=file,node-name=file,filename={}", image.display());
     let fuse = format!(
         "type=fuse,id=e,node-name=disk,mountpoint={},writable=on",
@@ -230,7 +230,7 @@ fn storage_daemon(driver: &str, image: &Path, export: &Path) -> io::Result<Child
 }
 
 /// A raw disk whose beginning holds data.
-fn filled(raw: &Path) -> io::Result<()> {
+pub fn filled(raw: &Path) -> io::Result<()> {
     let mut random = File::open("/dev/urandom")?;
     let mut out = File::create(raw)?;
     let mut block = vec![0; MIB as usize];
@@ -241,7 +241,7 @@ fn filled(raw: &Path) -> io::Result<()> {
     out.set_len(DISK)
 }
 
-fn wait_for_size(path: &Path, size: u64) -> io::Result<()> {
+pub fn wait_for_size(path: &Path, size: u64) -> io::Result<()> {
     let deadline = Instant::now() + Duration::from_secs(10);
     while fs::metadata(path).map_or(0, |meta| meta.len()) != size {
         if Instant::now() > deadline {
@@ -254,23 +254,23 @@ fn wait_for_size(path: &Path, size: u64) -> io::Result<()> {
 }
 
 /// A buffer that `O_DIRECT` accepts: page aligned inside a larger allocation.
-struct Aligned(Vec<u8>, usize);
+pub struct Aligned(Vec<u8>, usize);
 
 impl Aligned {
-    fn new(len: u64, byte: u8) -> Self {
+    pub fn new(len: u64, byte: u8) -> Self {
         let memory = vec![byte; (len + PAGE) as usize];
         let skip = memory.as_ptr().align_offset(PAGE as usize);
         Self(memory, skip)
     }
 
-    fn slice(&mut self, len: u64) -> &mut [u8] {
+    pub fn slice(&mut self, len: u64) -> &mut [u8] {
         &mut self.0[self.1..self.1 + len as usize]
     }
 }
 
 /// A file whose accesses reach the filesystem, not the page cache of an earlier
 /// round.
-fn open(path: &Path, flags: i32) -> io::Result<File> {
+pub fn open(path: &Path, flags: i32) -> io::Result<File> {
     let mut options = OpenOptions::new();
     let file = options
         .read(true)
@@ -284,7 +284,7 @@ fn open(path: &Path, flags: i32) -> io::Result<File> {
 
 /// Pages of the filled part, the same ones in each round: a fixed linear
 /// congruential sequence.
-fn pages(seed: u64) -> impl Iterator<Item = u64> {
+pub fn pages(seed: u64) -> impl Iterator<Item = u64> {
     let mut state = seed;
     std::iter::repeat_with(move || {
         state = state
@@ -334,7 +334,7 @@ fn random(path: &Path, flags: i32, threads: u64, what: Do) -> io::Result<Duratio
     Ok(start.elapsed())
 }
 
-fn sequential_reads(path: &Path, flags: i32) -> io::Result<Duration> {
+pub fn sequential_reads(path: &Path, flags: i32) -> io::Result<Duration> {
     let file = open(path, flags)?;
     let mut buffer = Aligned::new(MIB, 0);
     let start = Instant::now();

@@ -2,12 +2,14 @@
 //! accepts.
 
 /// What `instar mount -o` knows. With `-s` anything else is dropped.
-pub const KNOWN: [&str; 31] = [
+pub const KNOWN: [&str; 33] = [
     "ro",
     "allow_other",
     "preallocation",
     "nogrow",
     "shrink",
+    "nopassthrough",
+    "writeback",
     "rw_backing",
     "backing",
     "allow_path",

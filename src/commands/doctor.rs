@@ -1,6 +1,8 @@
 //! `instar doctor`: what this machine offers, and how to get what is missing.
 //! Every check tries the thing itself.
 
+mod passthrough;
+
 use super::{Error, Global, Output, say};
 use instar::compat::json;
 use instar::sandbox;
@@ -55,6 +57,7 @@ struct Report {
     fusermount: Check,
     helper: Check,
     locks: Check,
+    passthrough: Check,
 }
 
 /// Runs `doctor`.
@@ -88,10 +91,15 @@ impl Report {
             fusermount: check("fusermount3", "mounting without being root", fusermount()),
             helper: check("mount.instar", "mount(8), fstab and systemd", helper()),
             locks: check("locks", "keeping QEMU out while an image changes", locks()),
+            passthrough: check(
+                "passthrough",
+                "raw images as fast as plain files",
+                passthrough::check(),
+            ),
         }
     }
 
-    fn checks(&self) -> [&Check; 6] {
+    fn checks(&self) -> [&Check; 7] {
         [
             &self.kvm,
             &self.process,
@@ -99,6 +107,7 @@ impl Report {
             &self.fusermount,
             &self.helper,
             &self.locks,
+            &self.passthrough,
         ]
     }
 

@@ -89,7 +89,16 @@ impl Filesystem {
     /// meanwhile, if it can be. What waits for a flush would give it a new time
     /// later: so it is flushed first.
     fn set_times(&self, node: &Node, changes: &Changes) -> Result<()> {
-        let set = || self.on_file(node, |file| file.utimens(changes.atime, changes.mtime));
+        let set = || {
+            self.on_file(node, |file| {
+                let is_ours = node.is_as_noted(&file.stat()?);
+                file.utimens(changes.atime, changes.mtime)?;
+                if is_ours {
+                    node.note(&file.stat()?);
+                }
+                Ok(())
+            })
+        };
         let Some(file) = self.file_if_open(node.id) else {
             return set();
         };
@@ -121,7 +130,13 @@ impl Filesystem {
         mut stat: Stat,
         face: Option<&Face>,
     ) -> Result<Attributes> {
-        let own_size = || self.file_known(id)?.virtual_size();
+        let own_size = || {
+            let open = self.file_known(id)?;
+            match open.passage() {
+                Some(_) => Some(stat.size),
+                None => open.virtual_size(),
+            }
+        };
         let (size, block) = match face {
             None => (stat.size, u64::from(stat.blksize)),
             Some(Face::Image(portrait)) => (

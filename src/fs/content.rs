@@ -5,7 +5,8 @@ use super::error::{Error, Result};
 use super::filesystem::Filesystem;
 use super::memory::Stale;
 use super::nodes::Node;
-use super::open::{Context, Handle, OpenFile};
+use super::open::{Context, Handle, OpenFile, needed};
+use super::passage::Passage;
 use crate::image::{Access, Space};
 use instar_guest::proto::Preallocation;
 use nix::errno::Errno;
@@ -90,6 +91,16 @@ impl Filesystem {
         }
     }
 
+    /// The same for what the kernel has taken from a program before. A failure
+    /// comes too late for it to know the size.
+    pub fn write_back(&self, handle: u64, offset: u64, data: &[u8]) -> Result<()> {
+        self.write(handle, offset, data).inspect_err(|_| {
+            if let Ok(handle) = self.handle(handle) {
+                handle.file.node.note_misjudged();
+            }
+        })
+    }
+
     /// Writes at the end, where that may make the disk larger by and by. Without
     /// a name it may not be able to grow, which the caller has to hear.
     fn append(&self, handle: &Handle, offset: u64, data: &[u8]) -> Result<bool> {
@@ -121,6 +132,9 @@ impl Filesystem {
             let size = end
                 .checked_next_multiple_of(disk.size_unit())
                 .ok_or(Errno::EFBIG)?;
+            if size != end {
+                file.node.note_misjudged();
+            }
             self.resize(file, disk, &sizing, size, self.options.preallocation)
         })?;
         // The kernel takes the end of the write for the new size.
@@ -130,15 +144,26 @@ impl Filesystem {
 
     /// Makes everything written durable.
     pub fn fsync(&self, handle: u64) -> Result<()> {
-        self.handle(handle)?.file.flush()
+        let handle = self.handle(handle)?;
+        handle.file.passage().map_or(Ok(()), Passage::sync)?;
+        handle.file.flush()
     }
 
     /// A descriptor of the handle was closed: everything becomes durable, and
     /// the locks go unless another handle is in use.
     pub fn flush(&self, handle: u64) -> Result<()> {
         let handle = self.handle(handle)?;
-        handle.rest();
-        handle.file.settle(self.context())
+        let goes_on = handle.is_about_to_write();
+        if !goes_on {
+            handle.rest();
+        }
+        if handle.is_writable() {
+            handle.file.passage().map_or(Ok(()), Passage::sync)?;
+        }
+        match goes_on {
+            true => Ok(()),
+            false => handle.file.settle(self.context()),
+        }
     }
 
     /// Makes every image durable that waits for it, and has idle ones give their
@@ -146,28 +171,48 @@ impl Filesystem {
     /// reported the first time and tried again; one that somebody is opening or
     /// closing is left to the next time.
     pub fn tick(&self, failing: &mut Vec<Arc<OpenFile>>) {
-        self.settle_all(failing, OpenFile::tick);
+        self.settle_all(failing, |file, context| {
+            self.take_up_again(file)?;
+            file.tick(context)
+        });
         for file in self.open_files() {
             file.rest(self.options.idle);
         }
     }
 
+    /// The kernel goes on using the content for what is left of a handle after a
+    /// close (fork, dup, losetup), and no call tells: so the lock is taken again
+    /// where something is left.
+    fn take_up_again(&self, file: &Arc<OpenFile>) -> Result<()> {
+        if !file.lacks_its_lock() {
+            return Ok(());
+        }
+        let handles = self.handles_of(file);
+        if handles.is_empty() {
+            return Ok(());
+        }
+        handles.iter().for_each(|handle| handle.touch());
+        let writable = handles.iter().any(|handle| handle.is_writable());
+        file.with(self.context(), needed(writable), |_| Ok(()))
+    }
+
     /// Makes every image durable; whether that worked for all of them.
     pub fn flush_all(&self) -> bool {
         let mut failing = Vec::new();
-        self.settle_all(&mut failing, OpenFile::settle);
+        self.settle_all(&mut failing, |file, context| file.settle(context));
         failing.is_empty()
     }
 
     fn settle_all(
         &self,
         failing: &mut Vec<Arc<OpenFile>>,
-        settle: fn(&OpenFile, Context<'_>) -> Result<()>,
+        settle: impl Fn(&Arc<OpenFile>, Context<'_>) -> Result<()>,
     ) {
         let before = std::mem::take(failing);
         for file in self.open_files() {
             file.refresh(self.context());
-            if let Err(error) = settle(&file, self.context()) {
+            let synced = file.passage().map_or(Ok(()), Passage::sync_changes);
+            if let Err(error) = synced.and_then(|()| settle(&file, self.context())) {
                 if !before.iter().any(|known| Arc::ptr_eq(known, &file)) {
                     self.report(&file.node, &error);
                 }

@@ -130,6 +130,12 @@ pub trait Disk: Send + Sync {
     /// nothing waits for a flush; the next one brings it back. Does not wait.
     fn rest(&self, _after: Duration) {}
 
+    /// Takes note of the length of the image's file, which the kernel has perhaps
+    /// changed: the size of a raw disk.
+    fn follow(&self) -> Result<()> {
+        Ok(())
+    }
+
     /// Gives up the locks and stays open; nothing may be waiting for a flush.
     fn unlock(&self) -> Result<()>;
 

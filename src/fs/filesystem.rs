@@ -11,9 +11,11 @@ use super::memory::{Invalidate, Memory};
 use super::names::FormatRules;
 use super::nodes::{Node, NodeId, Nodes};
 use super::open::{Context, Handle, OpenFile};
+use super::passage::{OpenWay, Passage, no_way};
 use super::reached::Reached;
 use super::source::{FileId, Kind, Name, Source, Stat};
 use super::sync::{lock, read, write};
+use crate::image::NameRule;
 use instar_guest::proto::Preallocation;
 use nix::errno::Errno;
 use std::collections::HashMap;
@@ -41,6 +43,11 @@ pub struct Options {
     /// How long nothing may be asked of an open image's sandbox before it is
     /// given back.
     pub idle: Duration,
+    /// Whether the kernel may read and write raw images by itself.
+    pub passthrough: bool,
+    /// Whether the kernel may gather what is written in its cache; it then keeps
+    /// sizes and times of its own.
+    pub writeback: bool,
 }
 
 impl Options {
@@ -65,12 +72,14 @@ pub struct Listed {
 }
 
 /// An image that was opened.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct OpenedHandle {
     /// Number of the handle.
     pub handle: u64,
     /// Whether what the kernel has cached of the content is still right.
     pub keep_cache: bool,
+    /// The kernel's own way to the content.
+    pub passage: Option<Arc<Passage>>,
 }
 
 /// The mounted filesystem, without FUSE. All methods may be called from many
@@ -114,6 +123,11 @@ impl Filesystem {
         self.source.path()
     }
 
+    /// How it behaves.
+    pub fn options(&self) -> &Options {
+        &self.options
+    }
+
     /// Says how to reach the kernel, once the mount is there.
     pub fn set_invalidate(&self, invalidate: Invalidate) {
         self.memory.set_invalidate(invalidate);
@@ -152,13 +166,30 @@ impl Filesystem {
             return Err(Errno::ENOENT.into());
         }
         self.follow_open(&path, stat.id);
+        if self.options.writeback
+            && let Some(node) = self.nodes.held(&path, stat.id)
+        {
+            self.is_still_the_same(&node, &stat);
+        }
         let id = self.nodes.id_of(&path, stat.id);
         let attributes = self.attributes(id, &path, stat, face.as_ref())?;
-        let node = self.nodes.hold(path, stat.id, stat.kind);
+        let node = self.nodes.hold(path, &stat);
         Ok(Attributes {
             id: node.id,
             ..attributes
         })
+    }
+
+    /// With its writeback cache the kernel never takes a new size or time of a
+    /// file that it knows. So one that somebody else has changed while it was not
+    /// open here, or that is not what the kernel thinks, becomes another file.
+    fn is_still_the_same(&self, node: &Node, stat: &Stat) -> bool {
+        let may_differ = self.options.writeback && stat.kind == Kind::File;
+        if !may_differ || self.file_known(node.id).is_some() || node.is_as_noted(stat) {
+            return true;
+        }
+        self.nodes.retire(node);
+        false
     }
 
     /// Takes back references.
@@ -220,18 +251,54 @@ impl Filesystem {
 
     /// Opens an image. Locks are taken for what the handle may do.
     pub fn open(&self, id: NodeId, writable: bool) -> Result<OpenedHandle> {
+        self.open_passing(id, writable, &no_way)
+    }
+
+    /// The same for a kernel that may use the content by itself.
+    pub fn open_passing(
+        &self,
+        id: NodeId,
+        writable: bool,
+        way: OpenWay<'_>,
+    ) -> Result<OpenedHandle> {
         let node = self.nodes.get(id)?;
         let _settled = node.settled();
         let stat = self.stat_now(&node)?;
         let opened = self.open_node(&node, &stat, writable);
         self.remember_trouble(stat.id, opened.as_ref().err());
-        let (handle, keep_cache) = opened?;
+        let (mut handle, keep_cache) = opened?;
+        let passage = handle.file.passage_or(|| self.passage(&node, way));
+        handle.found = passage.as_ref().and_then(|passage| passage.version());
+        if passage.is_some() {
+            // What the kernel has in its cache from before is not kept right.
+            self.memory.forget(node.id);
+        }
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         write(&self.handles).insert(number, Arc::new(handle));
         Ok(OpenedHandle {
             handle: number,
-            keep_cache,
+            keep_cache: keep_cache && passage.is_none(),
+            passage,
         })
+    }
+
+    /// Opens the kernel's own way to an image that its name says is raw. Where
+    /// there is none, everything goes through here.
+    fn passage(&self, node: &Node, way: OpenWay<'_>) -> Option<Passage> {
+        let path = node.path();
+        let is_raw = self.catalog.rule_for(&path) == NameRule::Raw && node.orphan().is_none();
+        if !self.options.passthrough || !is_raw {
+            return None;
+        }
+        let (file, stat) = self.source.open_file(&path, false).ok()?;
+        if stat.id != node.file() {
+            return None;
+        }
+        let opened = Passage::open(file, way);
+        let shown = self.source.display(&path);
+        opened
+            .inspect_err(|error| log::debug!("{}: no passthrough: {error}", shown.display()))
+            .ok()
     }
 
     fn open_node(&self, node: &Arc<Node>, stat: &Stat, writable: bool) -> Result<(Handle, bool)> {
@@ -240,6 +307,10 @@ impl Filesystem {
             self.no_backing_image(&node.path(), stat)?;
         }
         self.usable(node, stat)?;
+        if !self.is_still_the_same(node, stat) {
+            // The kernel looks it up again, and finds another node.
+            return Err(Errno::ESTALE.into());
+        }
         let file = self.file(node);
         let in_use = file.is_locked();
         let handle = file.handle(self.context(), writable);
@@ -287,13 +358,13 @@ impl Filesystem {
         lock(&self.files).get(&id).cloned()
     }
 
-    /// Whether any handle of an open file may write.
-    pub(super) fn has_writers(&self, file: &Arc<OpenFile>) -> bool {
+    /// All handles of an open file.
+    pub(super) fn handles_of(&self, file: &Arc<OpenFile>) -> Vec<Arc<Handle>> {
         let handles = read(&self.handles);
-        let mut own = handles
-            .values()
-            .filter(|handle| Arc::ptr_eq(&handle.file, file));
-        own.any(|handle| handle.is_writable())
+        let own = handles.values();
+        own.filter(|handle| Arc::ptr_eq(&handle.file, file))
+            .cloned()
+            .collect()
     }
 
     /// The open file behind a node, if there is one; to be left like one that

@@ -8,22 +8,25 @@ mod reply;
 use super::attributes::Changes;
 use super::content::Seek;
 use super::error::Error;
-use super::filesystem::Filesystem;
+use super::filesystem::{Filesystem, OpenedHandle};
 use super::namespace::Creation;
 use super::nodes::NodeId;
+use super::passage::Key;
 use convert::{birth, file_attr, file_type, new_time};
 use crew::{Crew, Turn};
 use fuser::{
-    BsdFileFlags, Errno, FileHandle, FopenFlags, Generation, INodeNo, InitFlags, KernelConfig,
-    LockOwner, OpenAccMode, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData,
-    ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen,
-    ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+    BackingId, BsdFileFlags, Errno, FileHandle, FopenFlags, Generation, INodeNo, InitFlags,
+    KernelConfig, LockOwner, OpenAccMode, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate,
+    ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek,
+    ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 use reply::{send_xattr, with_buffer};
 use std::ffi::OsStr;
 use std::io;
+use std::os::fd::BorrowedFd;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, SystemTime};
 
@@ -47,6 +50,8 @@ const LISTENERS: usize = 2;
 /// See the module.
 pub struct Adapter {
     filesystem: Arc<Filesystem>,
+    /// Whether the kernel may be asked for ways of its own to files.
+    passes: AtomicBool,
     crew: Crew,
 }
 
@@ -55,6 +60,7 @@ impl Adapter {
     pub fn new(filesystem: Arc<Filesystem>, threads: usize) -> Self {
         let processors = thread::available_parallelism().map_or(1, usize::from);
         Self {
+            passes: AtomicBool::new(filesystem.options().passthrough),
             filesystem,
             crew: Crew::new(threads, processors.max(LISTENERS)),
         }
@@ -67,6 +73,20 @@ impl Adapter {
         turn
     }
 
+    /// Opens a way to a file for the kernel. If it says that this is not for us,
+    /// it is not asked again.
+    fn way(&self, open: impl FnOnce() -> io::Result<BackingId>) -> io::Result<Key> {
+        if !self.passes.load(Ordering::Relaxed) {
+            return Err(io::ErrorKind::Unsupported.into());
+        }
+        let opened = open().inspect_err(|error| {
+            if matches!(error.raw_os_error(), Some(libc::EPERM | libc::ENOTTY)) {
+                self.passes.store(false, Ordering::Relaxed);
+            }
+        });
+        Ok(Box::new(opened?))
+    }
+
     /// Logs a failure of a call on a node and turns it into what goes to the
     /// kernel.
     fn errno(&self, ino: INodeNo, call: &str, error: &Error) -> Errno {
@@ -76,6 +96,11 @@ impl Adapter {
         }
         Errno::from_i32(error.errno as i32)
     }
+}
+
+/// The kernel's own way to what was opened.
+fn backing(opened: &OpenedHandle) -> Option<&BackingId> {
+    opened.passage.as_ref()?.key().downcast_ref()
 }
 
 /// Answers with the value, or with the failure's errno.
@@ -104,6 +129,19 @@ impl fuser::Filesystem for Adapter {
         for flag in wanted {
             // A kernel without one of these works all the same.
             let _ = config.add_capabilities(flag);
+        }
+        if self.filesystem.options().writeback
+            && config
+                .add_capabilities(InitFlags::FUSE_WRITEBACK_CACHE)
+                .is_err()
+        {
+            return Err(io::Error::other("this kernel has no writeback cache"));
+        }
+        if self.filesystem.options().passthrough {
+            // The files lie on a file system that is not stacked itself.
+            let able = config.add_capabilities(InitFlags::FUSE_PASSTHROUGH).is_ok()
+                && config.set_max_stack_depth(1).is_ok();
+            self.passes.store(able, Ordering::Relaxed);
         }
         let _ = config.set_max_write(MAX_REQUEST);
         let _ = config.set_max_background(MAX_BACKGROUND);
@@ -164,13 +202,18 @@ impl fuser::Filesystem for Adapter {
     fn open(&self, _req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         let _turn = self.begin();
         let writable = flags.acc_mode() != OpenAccMode::O_RDONLY;
-        let opened = self.filesystem.open(NodeId(ino.0), writable);
+        let way = |file: BorrowedFd<'_>| self.way(|| reply.open_backing(file));
+        let opened = self.filesystem.open_passing(NodeId(ino.0), writable, &way);
         answer!(self, ino, "open", reply, opened, |opened| {
+            let handle = FileHandle(opened.handle);
+            if let Some(way) = backing(&opened) {
+                return reply.opened_passthrough(handle, FopenFlags::empty(), way);
+            }
             let keep = match opened.keep_cache {
                 true => FopenFlags::FOPEN_KEEP_CACHE,
                 false => FopenFlags::empty(),
             };
-            reply.opened(FileHandle(opened.handle), keep);
+            reply.opened(handle, keep);
         });
     }
 
@@ -207,13 +250,16 @@ impl fuser::Filesystem for Adapter {
         fh: FileHandle,
         offset: u64,
         data: &[u8],
-        _write_flags: WriteFlags,
+        write_flags: WriteFlags,
         _flags: OpenFlags,
         _lock_owner: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
         let _turn = self.begin();
-        let written = self.filesystem.write(fh.0, offset, data);
+        let written = match write_flags.contains(WriteFlags::FUSE_WRITE_CACHE) {
+            true => self.filesystem.write_back(fh.0, offset, data),
+            false => self.filesystem.write(fh.0, offset, data),
+        };
         answer!(self, ino, "write", reply, written, |()| {
             reply.written(u32::try_from(data.len()).unwrap_or(u32::MAX));
             if data.len() >= LONG_WRITE {
@@ -288,6 +334,11 @@ impl fuser::Filesystem for Adapter {
         reply: ReplyLseek,
     ) {
         let _turn = self.begin();
+        if self.filesystem.options().writeback {
+            // There may be data in the kernel's cache that is a hole here. To
+            // the kernel this says that everything is data.
+            return reply.error(Errno::ENOSYS);
+        }
         let whence = match whence {
             libc::SEEK_DATA => Seek::Data,
             libc::SEEK_HOLE => Seek::Hole,
@@ -490,18 +541,21 @@ impl fuser::Filesystem for Adapter {
             exclusive: flags & libc::O_EXCL != 0,
             writable: flags & libc::O_ACCMODE != libc::O_RDONLY,
         };
-        let made = self.filesystem.create(NodeId(parent.0), name, how);
+        let way = |file: BorrowedFd<'_>| self.way(|| reply.open_backing(file));
+        let made = self
+            .filesystem
+            .create_passing(NodeId(parent.0), name, how, &way);
         answer!(self, parent, "create", reply, made, |(
             attributes,
             opened,
         )| {
-            reply.created(
-                &TTL,
-                &file_attr(&attributes),
-                Generation(0),
-                FileHandle(opened.handle),
-                FopenFlags::empty(),
-            );
+            let attr = file_attr(&attributes);
+            let (first, none) = (Generation(0), FopenFlags::empty());
+            let handle = FileHandle(opened.handle);
+            match backing(&opened) {
+                Some(way) => reply.created_passthrough(&TTL, &attr, first, handle, none, way),
+                None => reply.created(&TTL, &attr, first, handle, none),
+            }
         });
     }
 

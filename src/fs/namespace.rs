@@ -16,6 +16,7 @@ use super::error::{Error, Result};
 use super::filesystem::{Filesystem, OpenedHandle};
 use super::names::is_replacement;
 use super::nodes::{Node, NodeId};
+use super::passage::{OpenWay, no_way};
 use super::source::{Kind, Stat};
 use super::sync::lock;
 use crate::image::NameRule;
@@ -49,6 +50,17 @@ impl Filesystem {
         name: &OsStr,
         how: Creation,
     ) -> Result<(Attributes, OpenedHandle)> {
+        self.create_passing(parent, name, how, &no_way)
+    }
+
+    /// The same for a kernel that may use the content by itself.
+    pub fn create_passing(
+        &self,
+        parent: NodeId,
+        name: &OsStr,
+        how: Creation,
+        way: OpenWay<'_>,
+    ) -> Result<(Attributes, OpenedHandle)> {
         self.calm(parent, name);
         let (spot, made, attributes) = {
             let _naming = lock(&self.naming);
@@ -58,7 +70,7 @@ impl Filesystem {
             let attributes = held.inspect_err(|_| self.unmake(&spot, &made))?;
             (spot, made, attributes)
         };
-        self.open_new(attributes, &made, how).inspect_err(|_| {
+        self.open_new(attributes, &made, how, way).inspect_err(|_| {
             self.forget(attributes.id, 1);
             let _naming = lock(&self.naming);
             self.unmake(&spot, &made);
@@ -97,12 +109,13 @@ impl Filesystem {
         attributes: Attributes,
         made: &Stat,
         how: Creation,
+        way: OpenWay<'_>,
     ) -> Result<(Attributes, OpenedHandle)> {
         if attributes.stat.id != made.id {
             return Err(Errno::ESTALE.into());
         }
         let id = attributes.id;
-        let opened = self.open(id, how.writable)?;
+        let opened = self.open_passing(id, how.writable, way)?;
         if how.birth.perm & OWNER == OWNER {
             return Ok((attributes, opened));
         }

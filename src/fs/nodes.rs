@@ -9,7 +9,7 @@
 
 use super::error::Result;
 use super::reached::Reached;
-use super::source::{FileId, Kind};
+use super::source::{FileId, Kind, Stat, Time};
 use super::sync::{lock, read, write};
 use nix::errno::Errno;
 use std::collections::HashMap;
@@ -42,7 +42,16 @@ pub struct Node {
     /// Held alone while its name changes.
     moving: RwLock<()>,
     size_is_whole: AtomicBool,
+    /// What the file was like when we last had to do with it.
+    noted: Mutex<Option<Version>>,
+    /// Whether what the kernel takes for its size is not its size.
+    is_misjudged: AtomicBool,
+    /// Whether the file has another node by now.
+    is_retired: AtomicBool,
 }
+
+/// Size and time of modification of a source file.
+type Version = (u64, Time);
 
 impl Node {
     fn new(id: NodeId, path: PathBuf, file: FileId, kind: Kind) -> Arc<Self> {
@@ -54,7 +63,27 @@ impl Node {
             file: Mutex::new(file),
             moving: RwLock::default(),
             size_is_whole: AtomicBool::new(false),
+            noted: Mutex::default(),
+            is_misjudged: AtomicBool::new(false),
+            is_retired: AtomicBool::new(false),
         })
+    }
+
+    /// Takes note of what the source file is like.
+    pub fn note(&self, stat: &Stat) {
+        *lock(&self.noted) = Some((stat.size, stat.mtime));
+    }
+
+    /// Takes note that the kernel has another idea of the size, which it keeps
+    /// for as long as it knows the node.
+    pub fn note_misjudged(&self) {
+        self.is_misjudged.store(true, Ordering::Release);
+    }
+
+    /// Whether the source file is what it was, and what the kernel thinks.
+    pub fn is_as_noted(&self, stat: &Stat) -> bool {
+        let misjudged = self.is_misjudged.load(Ordering::Acquire);
+        !misjudged && *lock(&self.noted) == Some((stat.size, stat.mtime))
     }
 
     /// Path below SOURCE; empty for the root. Of a node without a name, the
@@ -96,7 +125,12 @@ impl Node {
     }
 
     fn is(&self, path: &Path, file: FileId) -> bool {
-        self.orphan.get().is_none() && **read(&self.path) == *path && self.file() == file
+        self.can_be_found() && **read(&self.path) == *path && self.file() == file
+    }
+
+    /// Whether its path leads to it.
+    fn can_be_found(&self) -> bool {
+        self.orphan.get().is_none() && !self.is_retired.load(Ordering::Acquire)
     }
 }
 
@@ -201,9 +235,19 @@ impl Nodes {
         table.aliases.retain(|_, id| *id != node.id);
     }
 
+    /// From now on its path leads to another node of the same file.
+    pub fn retire(&self, node: &Node) {
+        let mut table = write(&self.held);
+        node.is_retired.store(true, Ordering::Release);
+        table.aliases.retain(|_, id| *id != node.id);
+    }
+
     /// Makes a node be found by its path and file.
     fn alias(&self, table: &mut Table, node: &Node) {
         table.aliases.retain(|_, id| *id != node.id);
+        if !node.can_be_found() {
+            return;
+        }
         let natural = self.hashed(&node.path(), node.file(), 0);
         if natural != node.id {
             table.aliases.insert(natural, node.id);
@@ -240,7 +284,8 @@ impl Nodes {
     }
 
     /// Counts one more reference that the kernel gets to a file.
-    pub fn hold(&self, path: PathBuf, file: FileId, kind: Kind) -> Arc<Node> {
+    pub fn hold(&self, path: PathBuf, stat: &Stat) -> Arc<Node> {
+        let (file, kind) = (stat.id, stat.kind);
         if path.as_os_str().is_empty() {
             return Arc::clone(&self.root);
         }
@@ -251,6 +296,7 @@ impl Nodes {
             return Arc::clone(&held.node);
         }
         let node = Node::new(id, path, file, kind);
+        node.note(stat);
         let held = Held {
             node: Arc::clone(&node),
             lookups: 1,
@@ -294,12 +340,23 @@ mod tests {
 
     const FILE: FileId = FileId { dev: 1, ino: 7 };
 
+    /// An empty file.
+    fn stat(id: FileId) -> Stat {
+        let dir = tempfile::tempdir().unwrap();
+        let source = crate::fs::Source::open(dir.path()).unwrap();
+        Stat {
+            id,
+            kind: Kind::File,
+            ..source.stat(Path::new("")).unwrap()
+        }
+    }
+
     #[test]
     fn a_node_lives_until_its_last_reference_is_forgotten() {
         let nodes = Nodes::new(FileId { dev: 1, ino: 2 });
         let path = PathBuf::from("a.raw");
-        let node = nodes.hold(path.clone(), FILE, Kind::File);
-        nodes.hold(path.clone(), FILE, Kind::File);
+        let node = nodes.hold(path.clone(), &stat(FILE));
+        nodes.hold(path.clone(), &stat(FILE));
         nodes.forget(node.id, 1);
         assert!(Arc::ptr_eq(&nodes.get(node.id).unwrap(), &node));
         nodes.forget(node.id, 1);
@@ -323,12 +380,12 @@ mod tests {
         const LAST: FileId = FileId { dev: 1, ino: 9 };
         let nodes = Nodes::new(FileId { dev: 1, ino: 2 });
         let path = Path::new("a.vmdk");
-        let node = nodes.hold(path.into(), FILE, Kind::File);
+        let node = nodes.hold(path.into(), &stat(FILE));
         for file in [NEXT, LAST] {
             nodes.follow(&node, file);
             assert_eq!(node.file(), file);
             assert_eq!(nodes.id_of(path, file), node.id);
-            let again = nodes.hold(path.into(), file, Kind::File);
+            let again = nodes.hold(path.into(), &stat(file));
             assert!(Arc::ptr_eq(&again, &node));
         }
         assert_ne!(nodes.id_of(path, NEXT), node.id);
@@ -348,12 +405,12 @@ mod tests {
     fn a_renamed_node_keeps_its_id_and_frees_the_old_name() {
         let nodes = Nodes::new(FileId { dev: 1, ino: 2 });
         let (old, new) = (Path::new("d/a.raw"), Path::new("e/a.raw"));
-        let node = nodes.hold(old.into(), FILE, Kind::File);
+        let node = nodes.hold(old.into(), &stat(FILE));
         nodes.rename(Path::new("d"), Path::new("e"));
         assert_eq!(*node.path(), *new);
         assert_eq!(nodes.id_of(new, FILE), node.id);
         // A second name of the same file, where the first one was.
-        let again = nodes.hold(old.into(), FILE, Kind::File);
+        let again = nodes.hold(old.into(), &stat(FILE));
         assert_ne!(again.id, node.id);
         assert_eq!(nodes.id_of(old, FILE), again.id);
         assert!(nodes.forget(node.id, 1));
@@ -364,12 +421,12 @@ mod tests {
     fn the_next_file_with_the_name_and_number_of_an_orphan_is_another_node() {
         let nodes = Nodes::new(FileId { dev: 1, ino: 2 });
         let path = Path::new("a.raw");
-        let node = nodes.hold(path.into(), FILE, Kind::File);
+        let node = nodes.hold(path.into(), &stat(FILE));
         let dir = tempfile::tempdir().unwrap();
         let source = crate::fs::Source::open(dir.path()).unwrap();
         nodes.orphan(&node, source.reach(Path::new("")).unwrap());
         assert!(nodes.held(path, FILE).is_none());
-        let next = nodes.hold(path.into(), FILE, Kind::File);
+        let next = nodes.hold(path.into(), &stat(FILE));
         assert_ne!(next.id, node.id);
         assert!(nodes.get(node.id).unwrap().orphan().is_some());
     }

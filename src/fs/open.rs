@@ -14,12 +14,13 @@ use super::disk::Disk;
 use super::error::{Error, Result};
 use super::memory::Memory;
 use super::nodes::Node;
+use super::passage::{Passage, Version};
 use super::source::{FileId, Source, Stat};
 use super::sync::{lock, read, try_read, try_write, write};
 use crate::image::Access;
 use nix::errno::Errno;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, RwLock, RwLockWriteGuard};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, RwLock, RwLockWriteGuard};
 use std::time::Duration;
 
 /// See the module.
@@ -33,6 +34,12 @@ pub struct OpenFile {
     size: Mutex<Option<u64>>,
     uses: Mutex<Uses>,
     sizing: Mutex<()>,
+    /// The kernel's own way to the content, or that it has none: decided with
+    /// the first handle.
+    passage: OnceLock<Option<Arc<Passage>>>,
+    /// Ticks since the lock was given up, as far as the kernel may be using the
+    /// content without it.
+    unlocked: AtomicU32,
 }
 
 /// One open file description of the kernel.
@@ -42,6 +49,8 @@ pub struct Handle {
     writable: bool,
     used: AtomicBool,
     generation: u64,
+    /// What it found, where the kernel uses the content by itself.
+    pub found: Option<Version>,
 }
 
 #[derive(Default)]
@@ -100,6 +109,8 @@ impl OpenFile {
             size: Mutex::default(),
             uses: Mutex::default(),
             sizing: Mutex::default(),
+            passage: OnceLock::new(),
+            unlocked: AtomicU32::new(0),
         })
     }
 
@@ -112,6 +123,7 @@ impl OpenFile {
             writable,
             used: AtomicBool::new(true),
             generation: 0,
+            found: None,
         };
         let secured = {
             let mut state = write(&self.state);
@@ -126,6 +138,28 @@ impl OpenFile {
                 Err(error)
             }
         }
+    }
+
+    /// The kernel's own way to the content, opened by `open` if this is the
+    /// first handle.
+    pub fn passage_or(&self, open: impl FnOnce() -> Option<Passage>) -> Option<Arc<Passage>> {
+        self.passage.get_or_init(|| open().map(Arc::new)).clone()
+    }
+
+    /// The kernel's own way to the content, if it has one.
+    pub fn passage(&self) -> Option<&Passage> {
+        self.passage.get()?.as_deref()
+    }
+
+    /// Whether the kernel may have used the content without a lock for a whole
+    /// tick; to be asked once per tick.
+    pub fn lacks_its_lock(&self) -> bool {
+        let locked = self.passage().is_none() || self.is_locked();
+        match locked {
+            true => self.unlocked.store(0, Ordering::Release),
+            false => return self.unlocked.fetch_add(1, Ordering::AcqRel) > 0,
+        }
+        false
     }
 
     /// Counts one more user: a handle, or a call that needs none.
@@ -290,7 +324,12 @@ impl OpenFile {
             ));
         }
         match &state.open {
-            Some(open) => work(open.disk.as_ref()),
+            Some(open) => {
+                if self.passage().is_some() {
+                    open.disk.follow()?;
+                }
+                work(open.disk.as_ref())
+            }
             None => Err(Errno::EIO.into()),
         }
     }
@@ -326,13 +365,23 @@ impl Handle {
             return Err(Errno::EBADF.into());
         }
         self.touch();
-        self.file
-            .run(context, Access::Write, Some(self.generation), work)
+        // With a way of its own the kernel remembers nothing that could be
+        // outdated.
+        let generation = self.file.passage().is_none().then_some(self.generation);
+        self.file.run(context, Access::Write, generation, work)
     }
 
     /// Whether it may write.
     pub fn is_writable(&self) -> bool {
         self.writable
+    }
+
+    /// Whether it was opened to write, and nothing was written since: what has
+    /// closed a copy of its descriptor then (a shell that redirects, dd, losetup)
+    /// mostly is about to begin.
+    pub fn is_about_to_write(&self) -> bool {
+        let passage = self.file.passage().filter(|_| self.writable);
+        passage.is_some_and(|passage| self.found.is_some() && self.found == passage.version())
     }
 
     /// Counts the handle as idle until its next use.
@@ -343,7 +392,8 @@ impl Handle {
         }
     }
 
-    fn touch(&self) {
+    /// Counts the handle as in use.
+    pub fn touch(&self) {
         if self.used.load(Ordering::Acquire) {
             return;
         }
@@ -375,7 +425,8 @@ impl Uses {
     }
 }
 
-fn needed(writable: bool) -> Access {
+/// What a handle needs the image for.
+pub fn needed(writable: bool) -> Access {
     if writable {
         Access::Write
     } else {

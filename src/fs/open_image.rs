@@ -177,6 +177,10 @@ impl Disk for OpenImage {
         }
     }
 
+    fn follow(&self) -> Result<()> {
+        self.with(|disk| disk.follow())
+    }
+
     fn unlock(&self) -> Result<()> {
         self.with(|disk| disk.unlock())
     }
@@ -268,6 +272,10 @@ impl Disk for Image {
 
     fn is_dirty(&self) -> bool {
         self.is_dirty()
+    }
+
+    fn follow(&self) -> Result<()> {
+        Ok(self.follow_length()?)
     }
 
     fn unlock(&self) -> Result<()> {

@@ -243,6 +243,10 @@ impl Disk for Tailed {
         }
     }
 
+    fn follow(&self) -> Result<()> {
+        self.disk.follow()
+    }
+
     fn unlock(&self) -> Result<()> {
         let mut tail = lock(&self.tail);
         self.put(&mut tail)?;

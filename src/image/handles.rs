@@ -120,6 +120,18 @@ impl Handle {
         }
     }
 
+    /// Whether the file is as long as it is known to be.
+    pub fn has_its_length(&self) -> io::Result<bool> {
+        Ok(self.file.metadata()?.len() == self.len.load(Ordering::Acquire))
+    }
+
+    /// Takes note of the length that the file has.
+    pub fn measure(&self) -> io::Result<()> {
+        let len = self.file.metadata()?.len();
+        self.len.store(len, Ordering::Release);
+        Ok(())
+    }
+
     pub fn is_unsynced(&self) -> bool {
         self.synced.load(Ordering::Acquire) != self.changes.load(Ordering::Acquire)
     }

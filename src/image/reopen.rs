@@ -3,8 +3,8 @@
 
 use super::Access;
 use super::chain::{attached, opened};
-use super::disk::{Image, Link, changed, exclusive};
-use super::error::Fault;
+use super::disk::{Image, Link, changed, exclusive, hold};
+use super::error::{Error, Fault, Operation};
 use super::handles::{Handle, id_of};
 use super::open::{fresh, replaced};
 use instar_guest::{Facts, FileNo, Request};
@@ -12,6 +12,25 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 impl Image {
+    /// Takes over the length of the image's file, where somebody who shares the
+    /// image's lock has changed it: the image is read again.
+    pub fn follow_length(&self) -> Result<(), Error> {
+        self.follow()
+            .map_err(|fault| fault.at(Operation::Open, &self.path))
+    }
+
+    fn follow(&self) -> Result<(), Fault> {
+        let file = self.files.file(FileNo::IMAGE)?;
+        if file.has_its_length()? {
+            return Ok(());
+        }
+        let _flushing = hold(&self.flushing);
+        let mut link = hold(&self.session);
+        let _traffic = exclusive(&self.traffic);
+        file.measure()?;
+        self.reopen(&mut link)
+    }
+
     /// Has the guest read the image again: whatever it knew is dropped. Where
     /// that fails, the next request tries again.
     pub(super) fn reopen(&self, link: &mut Link) -> Result<(), Fault> {

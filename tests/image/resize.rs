@@ -7,7 +7,7 @@ use instar::sandbox::{Config, Limits, Pool};
 use instar_guest::FileNo;
 use instar_guest::proto::Preallocation;
 use std::fs;
-use std::io;
+use std::io::{self, Write as _};
 use std::sync::Arc;
 
 pub const CASES: &[Case] = &[
@@ -29,6 +29,7 @@ pub const CASES: &[Case] = &[
         "a full disk before the commit leaves every byte of the disk",
         full_disk,
     ),
+    ("a raw disk follows the length of its file", follows),
 ];
 
 pub fn grows(pool: &Arc<Pool>, variant: &'static Variant) -> Outcome {
@@ -45,6 +46,34 @@ pub fn grows(pool: &Arc<Pool>, variant: &'static Variant) -> Outcome {
     }
     drop(image);
     lab.judge(&expected)
+}
+
+/// Whoever shares the lock, as the kernel does for a mount, may change a raw
+/// image's file.
+fn follows(pool: &Arc<Pool>) -> Outcome {
+    let dir = tempfile::tempdir().map_err(text)?;
+    let path = dir.path().join("disk.raw");
+    fs::write(&path, [1; 1000]).map_err(text)?;
+    let image = open(pool, &path, "raw", Access::Write)?;
+    let file = fs::File::options().append(true).open(&path);
+    let mut file = file.map_err(text)?;
+    file.write_all(&[2; 500]).map_err(text)?;
+    image.follow_length().map_err(text)?;
+    equal(image.virtual_size(), 1500, "virtual size")?;
+    same(
+        &content(&image)?,
+        &[vec![1; 1000], vec![2; 500]].concat(),
+        "read",
+    )?;
+    let how = ResizeOptions {
+        preallocation: Preallocation::Falloc,
+        ..ResizeOptions::default()
+    };
+    image.resize(2000, &how).map_err(text)?;
+    file.set_len(700).map_err(text)?;
+    image.follow_length().map_err(text)?;
+    equal(image.virtual_size(), 700, "virtual size after a truncate")?;
+    same(&content(&image)?, &[1; 700], "read after a truncate")
 }
 
 /// The L1 tables are of 8 MiB afterwards with small clusters.

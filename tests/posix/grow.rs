@@ -43,6 +43,13 @@ pub const SPACE: &[Claim] = &[claim(
     a_truncate_can_allocate,
 )];
 
+/// What is proven of an image whose writes are seen before they are taken.
+pub const BOUNDS: &[Claim] = &[claim(
+    "nogrow_stops_writes_at_the_end",
+    &[],
+    nogrow_stops_writes_at_the_end,
+)];
+
 /// What else is proven here, for qcow2 and raw.
 pub const CLAIMS: &[Claim] = &[
     claim(
@@ -54,11 +61,6 @@ pub const CLAIMS: &[Claim] = &[
         "a_write_past_the_end_grows_it",
         &[],
         a_write_past_the_end_grows_it,
-    ),
-    claim(
-        "nogrow_stops_writes_at_the_end",
-        &[],
-        nogrow_stops_writes_at_the_end,
     ),
     claim(
         "its_filesystem_grows_with_it",
@@ -159,8 +161,14 @@ fn a_write_past_the_end_grows_it(rig: &Rig) {
     disk.write_all_at(&bytes, offset).unwrap();
     disk.sync_all().unwrap();
     let unit = rig.variant.size_unit;
-    let size = (offset + 1000).next_multiple_of(unit);
-    assert_eq!(fs::metadata(&mount.disk).unwrap().len(), size);
+    let end = offset + 1000;
+    let size = end.next_multiple_of(unit);
+    // With a cache of its own the kernel knows where the write ended.
+    let shown = match rig.variant.mounted {
+        "writeback" => end,
+        _ => size,
+    };
+    assert_eq!(fs::metadata(&mount.disk).unwrap().len(), shown);
     drop(disk);
     mount.unmount();
     rig.check();

@@ -23,6 +23,8 @@ pub struct Variant {
     pub size_unit: u64,
     /// Whether it is the plainest image of its format.
     pub plain: bool,
+    /// Options of the mounts of it.
+    pub mounted: &'static str,
     /// Options of `qemu-img convert`.
     options: &'static [&'static str],
 }
@@ -33,7 +35,19 @@ const fn qcow2(name: &'static str, options: &'static [&'static str]) -> Variant 
         file: "disk.qcow2",
         size_unit: 512,
         plain: false,
+        mounted: "",
         options,
+    }
+}
+
+const fn raw(name: &'static str) -> Variant {
+    Variant {
+        name,
+        file: "disk.raw",
+        size_unit: 1,
+        plain: false,
+        mounted: "",
+        options: &["-O", "raw"],
     }
 }
 
@@ -44,11 +58,8 @@ pub const VARIANTS: &[Variant] = &[
         ..qcow2("qcow2", &["-O", "qcow2"])
     },
     Variant {
-        name: "raw",
-        file: "disk.raw",
-        size_unit: 1,
         plain: true,
-        options: &["-O", "raw"],
+        ..raw("raw")
     },
     qcow2("zlib", &["-O", "qcow2", "-c"]),
     qcow2(
@@ -98,6 +109,22 @@ pub const OTHERS: &[Variant] = &[
     ),
 ];
 
+/// Images on other ways than the usual between the kernel and instar.
+pub const WAYS: &[Variant] = &[
+    Variant {
+        mounted: "nopassthrough",
+        ..raw("raw-served")
+    },
+    Variant {
+        mounted: "writeback",
+        ..raw("raw-writeback")
+    },
+    Variant {
+        mounted: "writeback",
+        ..qcow2("qcow2-writeback", &["-O", "qcow2"])
+    },
+];
+
 /// An image that is read and not resized.
 pub const STREAM: Variant = other(
     "vmdk-compressed",
@@ -115,6 +142,7 @@ const fn other(
         file,
         size_unit: 512,
         plain: false,
+        mounted: "",
         options,
     }
 }
@@ -133,6 +161,11 @@ impl Variant {
     /// Whether a new file with its name becomes an image of its kind.
     pub fn is_usual(&self) -> bool {
         ["qcow2", "raw", "vmdk", "vhd", "vhdx"].contains(&self.name)
+    }
+
+    /// Whether the kernel reads and writes it by itself, where it may.
+    pub fn is_passed_through(&self) -> bool {
+        self.format() == "raw" && self.mounted.is_empty()
     }
 
     /// The name of its format.

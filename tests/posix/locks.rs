@@ -53,13 +53,14 @@ pub const CLAIMS: &[Claim] = &[
 ];
 
 /// `qemu-io` holding the image open for writing.
-struct Holder {
+pub struct Holder {
     process: Child,
     _commands: ChildStdin,
 }
 
 impl Holder {
-    fn new(rig: &Rig) -> Self {
+    /// Opens it, and answers when it has the lock.
+    pub fn new(rig: &Rig) -> Self {
         let mut process = Command::new("qemu-io")
             .arg("-f")
             .arg(rig.image.extension().unwrap())
@@ -124,7 +125,7 @@ impl Writer {
 }
 
 /// Has qemu-io write a pattern at the start of the image; whether it could.
-fn qemu_writes(rig: &Rig) -> bool {
+pub fn qemu_writes(rig: &Rig) -> bool {
     Command::new("timeout")
         .args(["60", "qemu-io", "-f"])
         .arg(rig.image.extension().unwrap())
@@ -250,7 +251,8 @@ fn a_loop_device_writes_after_its_opener_closed(rig: &Rig) {
 }
 
 fn a_writer_notices_that_the_image_changed(rig: &Rig) {
-    let mount = rig.mount();
+    // What the kernel writes by itself nobody can refuse.
+    let mount = rig.mount_with("nopassthrough");
     let disk = File::options().write(true).open(&mount.disk).unwrap();
     disk.write_all_at(&[1; 512], 0).unwrap();
     // A descriptor is closed, and another one of the same file stays: what

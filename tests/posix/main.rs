@@ -24,6 +24,7 @@ mod rig;
 mod shrink;
 mod space;
 mod tools;
+mod ways;
 mod zero;
 
 #[allow(dead_code)] // Shared: not every test binary needs all of it.
@@ -116,6 +117,17 @@ fn main() -> ExitCode {
                 add(variant, claim);
             }
         }
+        for variant in images::WAYS {
+            for claim in WAYS.iter().copied().flatten() {
+                add(variant, claim);
+            }
+        }
+        for claim in ways::PASSED {
+            add(&VARIANTS[1], claim);
+        }
+        for claim in ways::GATHERED.iter().chain(filesystems::CLAIMS) {
+            add(&images::WAYS[2], claim);
+        }
         for claim in formats::READ_ONLY {
             add(&images::STREAM, claim);
         }
@@ -139,6 +151,7 @@ const ONCE: &[&[Claim]] = &[
 /// For every variant of qcow2 and raw.
 const EVERY: &[&[Claim]] = &[
     content::CLAIMS,
+    content::WRITTEN,
     content::TIMES,
     zero::CLAIMS,
     model::CLAIMS,
@@ -146,6 +159,7 @@ const EVERY: &[&[Claim]] = &[
     grow::SIZES,
     grow::SPACE,
     grow::CLAIMS,
+    grow::BOUNDS,
     namespace::CLAIMS,
     shrink::CLAIMS,
     shrink::EMPTIED,
@@ -166,6 +180,17 @@ const RESIZED: &[&[Claim]] = &[
     shrink::CLAIMS,
 ];
 
+/// What the ways between the kernel and instar have to do with.
+const WAYS: &[&[Claim]] = &[
+    content::WRITTEN,
+    content::TIMES,
+    model::CLAIMS,
+    kill::CLAIMS,
+    grow::SIZES,
+    grow::CLAIMS,
+    shrink::CLAIMS,
+];
+
 /// What concerns the mount more than the image.
 const PLAIN: &[&[Claim]] = &[
     filesystems::CLAIMS,
@@ -179,6 +204,8 @@ const PLAIN: &[&[Claim]] = &[
 
 /// Needed where the answer of qemu-img itself is the expectation.
 pub const QEMU_IMG_10: &str = "qemu-img 10";
+/// Needed where the kernel has to use raw images by itself.
+pub const PASSTHROUGH: &str = "passthrough";
 /// Needed where a filesystem of the kernel is mounted.
 pub const ROOT: &str = "root";
 
@@ -208,6 +235,7 @@ fn make(
 fn missing_tool(needs: &[&str]) -> Option<String> {
     needs.iter().find_map(|&need| match need {
         QEMU_IMG_10 => missing_qemu_img_10(),
+        PASSTHROUGH => ways::missing_passthrough(),
         ROOT => (!nix::unistd::geteuid().is_root()).then(|| "needs root".to_owned()),
         device if device.starts_with('/') => missing_device(device),
         program => missing_program(&[program]),

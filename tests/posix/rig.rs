@@ -101,8 +101,10 @@ impl Rig {
         let log = format!("log={}", self.path("log").display());
         let mut words: Vec<OsString> = vec!["--isolation".into(), self.sandbox.into()];
         words.extend(["mount".into(), "-o".into(), log.into()]);
-        if !options.is_empty() {
-            words.extend(["-o".into(), options.into()]);
+        for options in [self.variant.mounted, options] {
+            if !options.is_empty() {
+                words.extend(["-o".into(), options.into()]);
+            }
         }
         words
     }

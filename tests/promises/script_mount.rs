@@ -48,6 +48,8 @@ fn mount(source: &Path, at: &Path, isolation: Isolation) -> Result<Mount, String
         preallocation: Preallocation::Off,
         formats: FormatRules::default(),
         idle: Options::IDLE,
+        passthrough: true,
+        writeback: false,
     };
     let opened = Source::open(source).map_err(told)?;
     let filesystem = Filesystem::new(opened, Box::new(images), options);

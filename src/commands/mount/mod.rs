@@ -41,6 +41,13 @@ pub struct Args {
     /// Refuse writes past the end of a disk instead of growing it
     #[arg(long)]
     nogrow: bool,
+    /// Let instar read and write raw images too, and not the kernel by itself
+    #[arg(long)]
+    nopassthrough: bool,
+    /// Let the kernel gather what is written in its cache: fast, and errors of
+    /// writes are told by fsync and close
+    #[arg(long)]
+    writeback: bool,
     /// Allow changes of images that other images use as backing files
     #[arg(long)]
     rw_backing: bool,

@@ -46,6 +46,8 @@ impl Settings {
                 preallocation: Preallocation::Off,
                 formats: FormatRules::default(),
                 idle: Options::IDLE,
+                passthrough: !args.nopassthrough,
+                writeback: args.writeback,
             },
             kernel: KernelOptions {
                 allow_other: args.allow_other,
@@ -80,6 +82,7 @@ impl Settings {
             settings.apply(name, value).map_err(Error::Refused)?;
         }
         settings.kernel.read_only = settings.behaviour.read_only;
+        settings.settle_the_cache()?;
         settings.make_paths_absolute()?;
         Ok(settings)
     }
@@ -91,6 +94,8 @@ impl Settings {
             ("rw", None) => self.behaviour.read_only = false,
             ("allow_other", None) => self.kernel.allow_other = true,
             ("nogrow", None) => self.behaviour.grow = false,
+            ("nopassthrough", None) => self.behaviour.passthrough = false,
+            ("writeback", None) => self.behaviour.writeback = true,
             ("shrink", None) => self.behaviour.shrink = true,
             ("rw_backing", None) => self.behaviour.rw_backing = true,
             ("preallocation", Some(mode)) => {
@@ -113,6 +118,21 @@ impl Settings {
                 _ => return Err(unknown(name, value)),
             },
         }
+        Ok(())
+    }
+
+    /// The kernel has one way with what is written, and it has to be sound.
+    fn settle_the_cache(&mut self) -> Result<(), Error> {
+        let chosen = &mut self.behaviour;
+        if chosen.writeback && !chosen.grow {
+            return Err(Error::Refused(
+                "writeback and nogrow exclude each other: the kernel's cache takes writes past \
+                 the end of a disk before instar sees them"
+                    .to_string(),
+            ));
+        }
+        // Of what it does by itself nothing can be refused.
+        chosen.passthrough &= chosen.grow && !chosen.read_only && !chosen.writeback;
         Ok(())
     }
 
@@ -166,12 +186,14 @@ mod tests {
     }
 
     /// Every option, as a long one and for `-o`.
-    const BOTH: [(&str, &str); 11] = [
+    const BOTH: [(&str, &str); 13] = [
         ("--ro", "ro"),
         ("--allow-other", "allow_other"),
         ("--preallocation=falloc", "preallocation=falloc"),
         ("--nogrow", "nogrow"),
         ("--shrink", "shrink"),
+        ("--nopassthrough", "nopassthrough"),
+        ("--writeback", "writeback"),
         ("--rw-backing", "rw_backing"),
         ("--backing=none", "backing=none"),
         ("--format=*.d:raw", "format=*.d:raw"),
@@ -264,6 +286,17 @@ mod tests {
             let error = settings(&["-o", option]).unwrap_err();
             assert!(error.contains(says), "{option}: {error}");
         }
+    }
+
+    #[test]
+    fn the_kernel_writes_by_itself_only_what_nobody_has_to_refuse() {
+        assert!(settings(&[]).unwrap().behaviour.passthrough);
+        for option in ["nopassthrough", "nogrow", "ro", "writeback"] {
+            let settings = settings(&["-o", option]).unwrap();
+            assert!(!settings.behaviour.passthrough, "{option}");
+        }
+        let both = settings(&["-o", "writeback,nogrow"]).unwrap_err();
+        assert!(both.starts_with("writeback and nogrow exclude"), "{both}");
     }
 
     #[test]

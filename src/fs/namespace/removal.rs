@@ -115,7 +115,10 @@ impl Filesystem {
 
     fn pin(&self, leaving: &Leaving) -> Result<()> {
         match &leaving.file {
-            Some(file) => file.pin(self.context(), self.has_writers(file)),
+            Some(file) => {
+                let handles = self.handles_of(file);
+                file.pin(self.context(), handles.iter().any(|own| own.is_writable()))
+            }
             None => Ok(()),
         }
     }

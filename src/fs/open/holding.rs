@@ -105,6 +105,9 @@ impl OpenFile {
         let Some(mut state) = try_write(&self.state) else {
             return;
         };
+        if self.passage().is_some() {
+            return;
+        }
         let Some(open) = state.open.as_ref().filter(|open| !open.locked) else {
             return;
         };
@@ -134,6 +137,10 @@ impl OpenFile {
     /// Attributes of the image file that change with every file of the image.
     fn whole(&self, context: Context<'_>, disk: &dyn Disk) -> Result<Stat> {
         let image = context.source.stat(&self.node.path())?;
+        self.fingerprint(image, disk)
+    }
+
+    fn fingerprint(&self, image: Stat, disk: &dyn Disk) -> Result<Stat> {
         let parts = disk.parts()?;
         if parts.is_empty() {
             return Ok(image);
@@ -149,7 +156,13 @@ impl OpenFile {
 
     /// Remembers what the file is like while it is still locked.
     fn note_version(&self, context: Context<'_>, disk: &dyn Disk) -> Left {
-        match self.whole(context, disk) {
+        let image = context.source.stat(&self.node.path());
+        let whole = image.and_then(|image| {
+            self.node.note(&image);
+            self.fingerprint(image, disk)
+        });
+        match whole {
+            Ok(stat) if self.passage().is_some() => Left::As(stat),
             Ok(stat) => {
                 context.memory.leave(self.node.id, &stat);
                 Left::As(stat)

@@ -4,6 +4,7 @@ mod appending;
 mod fake;
 mod locks;
 mod namespace;
+mod passing;
 mod sizes;
 
 use super::attributes::Changes;
@@ -38,6 +39,8 @@ fn options() -> Options {
         idle: Options::IDLE,
         preallocation: Preallocation::Off,
         formats: FormatRules::default(),
+        passthrough: true,
+        writeback: false,
     }
 }
 
