@@ -8,30 +8,36 @@ mod content;
 mod daemon;
 mod demo;
 mod failures;
+mod faults;
 mod filesystems;
 mod formats;
 mod grow;
 mod images;
+mod injected;
 mod kill;
 mod locks;
 mod model;
 mod names;
 mod namespace;
+mod powerloss;
 mod programs;
+mod record;
 mod rig;
 mod shrink;
 mod space;
 mod tools;
 mod zero;
 
+#[expect(dead_code, reason = "the crash explorer's own program uses all of it")]
+#[path = "../../guest/tests/crash/explorer.rs"]
+mod explorer;
 #[allow(dead_code)] // Shared: not every test binary needs all of it.
 #[path = "../support/machine.rs"]
 mod machine;
-#[path = "../support/random.rs"]
-mod random;
 #[path = "../support/xattr.rs"]
 mod xattr;
 
+use explorer::random;
 use images::{Originals, VARIANTS, Variant};
 use libtest_mimic::{Arguments, Trial};
 use machine::{
@@ -97,7 +103,7 @@ fn main() -> ExitCode {
         }
         // The plainest image of each format.
         for variant in VARIANTS.iter().filter(|variant| variant.plain) {
-            for claim in PLAIN.iter().copied().flatten() {
+            for claim in PLAIN.iter().chain(USUAL).copied().flatten() {
                 add(variant, claim);
             }
         }
@@ -107,10 +113,7 @@ fn main() -> ExitCode {
             }
         }
         for variant in images::OTHERS.iter().filter(|variant| variant.is_usual()) {
-            for claim in [namespace::WRITTEN, filesystems::USUAL]
-                .into_iter()
-                .flatten()
-            {
+            for claim in USUAL.iter().copied().flatten() {
                 add(variant, claim);
             }
         }
@@ -160,13 +163,22 @@ const RESIZED: &[&[Claim]] = &[
 /// What concerns the mount more than the image.
 const PLAIN: &[&[Claim]] = &[
     filesystems::CLAIMS,
-    filesystems::USUAL,
     locks::CLAIMS,
     failures::CLAIMS,
-    namespace::WRITTEN,
     programs::CLAIMS,
     space::CLAIMS,
 ];
+
+/// For one image of each format.
+const USUAL: &[&[Claim]] = &[
+    filesystems::USUAL,
+    injected::CLAIMS,
+    namespace::WRITTEN,
+    powerloss::CLAIMS,
+];
+
+/// One run kills the daemon at least fifty times.
+const _: () = assert!(kill::KILLS * (VARIANTS.len() + images::OTHERS.len()) >= 50);
 
 /// Needed where the answer of qemu-img itself is the expectation.
 pub const QEMU_IMG_10: &str = "qemu-img 10";
