@@ -4,6 +4,7 @@
 //! One workload is run once for each call that it causes below, and each way in
 //! which that call can fail, on a fresh copy of the image each time.
 
+use crate::explorer::bytes::Bytes;
 use crate::faults::{Fault, Faults, How, Kind};
 use crate::kill::sound_but_for_leaks;
 use crate::record::{Call, Record};
@@ -55,21 +56,45 @@ const fn write(offset: u64, len: u64) -> Call {
     Call::Write { offset, len, seed }
 }
 
-/// How a call of each kind is made to fail, and whether all later ones are.
-const FAILURES: &[(Kind, How, bool)] = &[
-    (Kind::Read, How::Error(Errno::EIO), false),
-    (Kind::Read, How::Short, false),
-    (Kind::Write, How::Error(Errno::EIO), true),
-    (Kind::Write, How::Error(Errno::ENOSPC), false),
-    (Kind::Write, How::Error(Errno::ENOSPC), true),
-    (Kind::Write, How::Short, false),
-    (Kind::Sync, How::Error(Errno::EIO), false),
-    (Kind::Sync, How::Error(Errno::EIO), true),
-    (Kind::Sync, How::Error(Errno::ENOSPC), false),
-    (Kind::Allocate, How::Error(Errno::ENOSPC), false),
-    (Kind::Allocate, How::Error(Errno::EIO), false),
-    (Kind::SetLength, How::Error(Errno::EIO), false),
-    (Kind::SetLength, How::Error(Errno::ENOSPC), true),
+/// How the calls of each kind are made to fail, and whether all later ones are.
+/// The calls take turns at these; `INSTAR_FAULTS_ALL` has each fail in every way.
+const FAILURES: &[(Kind, &[(How, bool)])] = &[
+    (
+        Kind::Read,
+        &[(How::Error(Errno::EIO), false), (How::Short, false)],
+    ),
+    (
+        Kind::Write,
+        &[
+            (How::Error(Errno::ENOSPC), true),
+            (How::Error(Errno::EIO), false),
+            (How::Short, false),
+            (How::Error(Errno::ENOSPC), false),
+            (How::Error(Errno::EIO), true),
+        ],
+    ),
+    (
+        Kind::Sync,
+        &[
+            (How::Error(Errno::EIO), false),
+            (How::Error(Errno::EIO), true),
+            (How::Error(Errno::ENOSPC), false),
+        ],
+    ),
+    (
+        Kind::Allocate,
+        &[
+            (How::Error(Errno::ENOSPC), false),
+            (How::Error(Errno::EIO), false),
+        ],
+    ),
+    (
+        Kind::SetLength,
+        &[
+            (How::Error(Errno::EIO), false),
+            (How::Error(Errno::ENOSPC), true),
+        ],
+    ),
 ];
 
 /// A directory whose calls can fail, mounted, and images in it.
@@ -78,7 +103,7 @@ struct Bench<'a> {
     below: PathBuf,
     mount: Mount,
     faults: Faults,
-    base: PathBuf,
+    base: Bytes,
     /// What its disk holds.
     content: Vec<u8>,
     /// Images of trials, with what each showed last.
@@ -95,7 +120,8 @@ impl<'a> Bench<'a> {
             .path("base")
             .with_extension(rig.image.extension().unwrap());
         let content = convert_small(rig, &base);
-        fs::copy(&base, below.join(neighbour(rig))).unwrap();
+        let base = Bytes::load(&base).unwrap();
+        base.store(&below.join(neighbour(rig))).unwrap();
         let faults = Faults::mount(&below, &shown);
         Self {
             rig,
@@ -114,7 +140,7 @@ impl<'a> Bench<'a> {
         let number = self.images.len();
         let mut name = OsString::from(format!("trial-{number}."));
         name.push(self.rig.image.extension().unwrap());
-        fs::copy(&self.base, self.below.join(&name)).unwrap();
+        self.base.store(&self.below.join(&name)).unwrap();
         let never = (Kind::Sync, usize::MAX, How::Short, false);
         let (kind, after, how, lasting) = fault.unwrap_or(never);
         self.faults.arm(Fault {
@@ -148,9 +174,11 @@ impl<'a> Bench<'a> {
     fn used_again(&self, disk: &Path, record: &Record, what: &dyn Fn() -> String) -> Vec<u8> {
         let what_then = || format!("the image can be opened again after {}", what());
         // For a moment the kernel may remember the size 0 of an unusable one.
-        let is_there = || fs::read(disk).is_ok_and(|bytes| !bytes.is_empty());
-        eventually(&what_then(), is_there);
-        let mut shown = fs::read(disk).unwrap();
+        let mut shown = Vec::new();
+        eventually(&what_then(), || {
+            shown = fs::read(disk).unwrap_or_default();
+            !shown.is_empty()
+        });
         assert_eq!(record.fault(&shown), None, "{}", what());
         let bytes = noise(7, 20_000);
         let file = File::options().write(true).open(disk).unwrap();
@@ -253,12 +281,16 @@ fn a_failing_call_is_told(rig: &Rig) {
     let name = bench.images[0].0.clone();
     let calls = FAILURES
         .iter()
-        .map(|&(kind, ..)| bench.faults.count(&name, kind));
+        .map(|&(kind, _)| bench.faults.count(&name, kind));
     let calls: Vec<usize> = calls.collect();
+    let all = std::env::var_os("INSTAR_FAULTS_ALL").is_some();
     let mut failed = 0;
-    for (&(kind, how, lasting), calls) in FAILURES.iter().zip(calls) {
+    for (&(kind, ways), calls) in FAILURES.iter().zip(calls) {
         for after in 0..calls {
-            failed += bench.trial(Some((kind, after, how, lasting))).min(1);
+            let turn = [ways[after % ways.len()]];
+            for &(how, lasting) in if all { ways } else { &turn } {
+                failed += bench.trial(Some((kind, after, how, lasting))).min(1);
+            }
         }
     }
     println!(
