@@ -197,7 +197,6 @@ const PLAIN: &[&[Claim]] = &[
     locks::CLAIMS,
     failures::CLAIMS,
     programs::CLAIMS,
-    space::CLAIMS,
 ];
 
 /// For one image of each format.
@@ -209,6 +208,7 @@ const USUAL: &[&[Claim]] = &[
     namespace::WRITTEN,
     powerloss::CLAIMS,
     programs::USUAL,
+    space::CLAIMS,
 ];
 
 /// One run kills the daemon at least fifty times.
