@@ -268,7 +268,7 @@ impl Catalog {
         let (face, keep) = match self.look(source, path, format) {
             Ok((face, seen)) => (face, seen == stamp && settled(stat)),
             Err(error) => {
-                let keep = !error.is_passing() && settled(stat);
+                let keep = !error.is_of_the_machine() && settled(stat);
                 (Face::Unusable(error.of_opening()), keep)
             }
         };
@@ -303,7 +303,7 @@ impl Catalog {
         match face {
             Face::Image(portrait) => self.namings.note(path, id, portrait),
             // What it names is as little known as the rest.
-            Face::Unusable(error) if error.is_passing() => {}
+            Face::Unusable(error) if error.is_of_the_machine() => {}
             _ => self.namings.remove(id),
         }
     }

@@ -14,6 +14,9 @@ pub struct Error {
     pub errno: Errno,
     /// The reason for people, where the errno alone does not say it.
     pub message: Option<String>,
+    /// Whether a file below could not be read or written: that says nothing
+    /// about what it holds, and the next attempt may succeed.
+    pub below: bool,
 }
 
 impl Error {
@@ -22,6 +25,7 @@ impl Error {
         Self {
             errno,
             message: Some(message.into()),
+            below: false,
         }
     }
 
@@ -50,6 +54,11 @@ impl Error {
             self.errno,
             Errno::EMFILE | Errno::ENFILE | Errno::ENOMEM | Errno::EAGAIN | Errno::EINTR
         )
+    }
+
+    /// Whether the image may be sound for all that.
+    pub fn is_of_the_machine(&self) -> bool {
+        self.below || self.is_passing()
     }
 
     /// The level at which the failure is logged. What a caller provokes by an
@@ -81,6 +90,7 @@ impl From<Errno> for Error {
         Self {
             errno,
             message: None,
+            below: false,
         }
     }
 }

@@ -145,6 +145,9 @@ impl From<image::Error> for Error {
             text.push_str(". ");
             text.push_str(hint);
         }
-        Self::new(Errno::from_raw(error.errno()), text)
+        Self {
+            below: error.kind() == image::ErrorKind::Os(libc::EIO),
+            ..Self::new(Errno::from_raw(error.errno()), text)
+        }
     }
 }

@@ -2,7 +2,7 @@
 
 use crate::images::DISK;
 use crate::rig::Rig;
-use crate::tools::{assert_dead, errno, run, xattr};
+use crate::tools::{assert_dead, errno, eventually, noise, run, xattr};
 use crate::{Claim, claim};
 use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
@@ -54,6 +54,20 @@ pub const CLAIMS: &[Claim] = &[
     ),
 ];
 
+/// And here, for one image of each format.
+pub const USUAL: &[Claim] = &[
+    claim(
+        "an_image_damaged_while_mounted_disturbs_nobody",
+        &[],
+        an_image_damaged_while_mounted,
+    ),
+    claim(
+        "a_backing_file_that_disappears_is_missed_by_name",
+        &[],
+        a_backing_file_that_disappears,
+    ),
+];
+
 fn a_read_only_mount_refuses_changes(rig: &Rig) {
     let before = fs::read(&rig.image).unwrap();
     let mount = rig.mount_with("ro");
@@ -90,7 +104,7 @@ fn a_damaged_neighbour(rig: &Rig) {
 
 /// Puts an overlay over the rig's image beside it.
 fn overlay(rig: &Rig, backing: &Path) {
-    let format = rig.image.extension().unwrap().to_str().unwrap();
+    let format = rig.variant.format();
     let overlay = rig.source().join("overlay.qcow2");
     let how = ["create", "-q", "-f", "qcow2", "-F", format, "-b"];
     let paths = [backing.to_str().unwrap(), overlay.to_str().unwrap()];
@@ -165,17 +179,97 @@ fn a_read_only_mount_keeps_its_names(rig: &Rig) {
     rig.compare(rig.originals.raw());
 }
 
+/// All that the file holds, data and metadata, is overwritten below while the
+/// image is open: whatever its reader gets, the others and the daemon go on.
+fn an_image_damaged_while_mounted(rig: &Rig) {
+    let extension = rig.image.extension().unwrap().to_str().unwrap();
+    let victim = rig.source().join(format!("victim.{extension}"));
+    fs::copy(&rig.image, &victim).unwrap();
+    let mount = rig.mount();
+    let shown = mount.at.join(victim.file_name().unwrap());
+    let disk = File::options().read(true).write(true).open(&shown).unwrap();
+    let mut start = vec![0; 64 << 10];
+    disk.read_exact_at(&mut start, 0).unwrap();
+    let sound = fs::read(&victim).unwrap();
+    let below = File::options().write(true).open(&victim).unwrap();
+    below
+        .write_all_at(&noise(9, sound.len().min(16 << 20)), 0)
+        .unwrap();
+    for at in (0..DISK).step_by(1 << 20) {
+        match disk.read_at(&mut start, at) {
+            Ok(len) => assert_eq!(len, start.len()),
+            error => assert_eq!(errno(error), Errno::EIO),
+        }
+    }
+    for change in [disk.write_all_at(&start, 60 << 20), disk.sync_all()] {
+        if change.is_err() {
+            // The second where the image had been unlocked and is locked again.
+            let errno = errno(change);
+            assert!([Errno::EIO, Errno::ESTALE].contains(&errno), "{errno}");
+        }
+    }
+    drop(disk);
+    if extension != "raw" {
+        eventually("the damage is seen", || {
+            File::open(&shown).is_err_and(|error| error.raw_os_error() == Some(libc::EIO))
+        });
+        let reason = xattr(&shown, "user.instar.error").unwrap();
+        assert!(reason.contains("victim"), "{reason}");
+    }
+    run("cmp", &[rig.originals.raw(), &mount.disk]);
+    below.set_len(0).unwrap();
+    below.write_all_at(&sound, 0).unwrap();
+    eventually("the image is sound again", || {
+        File::open(&shown).is_ok_and(|disk| {
+            let mut seen = vec![0; 64 << 10];
+            disk.read_exact_at(&mut seen, 0).is_ok()
+        })
+    });
+    mount.unmount();
+    rig.check();
+    rig.compare(rig.originals.raw());
+}
+
+fn a_backing_file_that_disappears(rig: &Rig) {
+    overlay(rig, Path::new(rig.variant.file));
+    let other = format!("other.{}", rig.variant.file);
+    fs::copy(&rig.image, rig.source().join(&other)).unwrap();
+    let mount = rig.mount();
+    let shown = mount.at.join("overlay.qcow2");
+    let disk = File::open(&shown).unwrap();
+    let away = rig.path("away");
+    fs::rename(&rig.image, &away).unwrap();
+    // Who has it open goes on with it, unless the image was closed meanwhile.
+    let disk_before = fs::read(rig.originals.raw()).unwrap();
+    let mut seen = vec![0; DISK as usize];
+    match disk.read_exact_at(&mut seen, 0) {
+        Ok(()) => assert!(seen == disk_before),
+        error => assert_eq!(errno(error), Errno::EIO),
+    }
+    drop(disk);
+    eventually("it is missed", || {
+        File::open(&shown).is_err_and(|error| error.raw_os_error() == Some(libc::EIO))
+    });
+    let reason = xattr(&shown, "user.instar.error").unwrap();
+    assert!(reason.contains(rig.variant.file), "{reason}");
+    run("cmp", &[rig.originals.raw(), &mount.at.join(&other)]);
+    fs::rename(&away, &rig.image).unwrap();
+    eventually("it is found again", || {
+        fs::read(&shown).is_ok_and(|now| now == disk_before)
+    });
+}
+
 fn a_killed_daemon(rig: &Rig) {
     let expected = rig.expected();
     let model = File::options().write(true).open(&expected).unwrap();
     let mount = rig.mount();
     let disk = File::options().write(true).open(&mount.disk).unwrap();
-    let bytes = crate::tools::noise(3, 200_000);
+    let bytes = noise(3, 200_000);
     disk.write_all_at(&bytes, 10 << 20).unwrap();
     model.write_all_at(&bytes, 10 << 20).unwrap();
     disk.sync_all().unwrap();
     kill(mount.pid, Signal::SIGKILL).unwrap();
-    crate::tools::eventually("the daemon is gone", || !mount.is_running());
+    eventually("the daemon is gone", || !mount.is_running());
     match rig.variant.is_passed_through() {
         // The kernel can write without the daemon, and make nothing durable.
         true => assert_dead(disk.sync_all()),

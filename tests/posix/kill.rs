@@ -6,13 +6,13 @@
 
 use crate::images::DISK;
 use crate::random::Random;
+use crate::record::{Call, Record, SECTOR};
 use crate::rig::{INSTAR, Rig};
-use crate::tools::{eventually, fallocate, noise, run};
+use crate::tools::{eventually, run};
 use crate::{Claim, claim};
 use nix::sys::signal::{Signal, kill};
 use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -28,114 +28,46 @@ pub const CLAIMS: &[Claim] = &[claim(
 .in_one_sandbox()];
 
 /// How often the daemon is killed over one image.
-const KILLS: usize = 2;
+pub const KILLS: usize = 3;
 /// Most milliseconds from the first durable write until then.
 const PATIENCE: usize = 60;
-const SECTOR: u64 = 512;
 /// The most that a disk grows.
 const GROWTH: u64 = 4 << 20;
 
-/// What a disk may hold.
-struct Record {
-    /// What is there for sure, unless it has been overwritten since.
-    durable: Vec<u8>,
-    /// What has been written since, and may be there or not, sector by sector.
-    since: Vec<(u64, Vec<u8>)>,
-    /// A size that has been asked for.
-    growing: Option<u64>,
-}
-
-impl Record {
-    fn write(&mut self, disk: &File, offset: u64, bytes: Vec<u8>) -> io::Result<()> {
-        self.since.push((offset, bytes));
-        let (_, bytes) = self.since.last().expect("just pushed");
-        disk.write_all_at(bytes, offset)
-    }
-
-    fn punch(&mut self, disk: &File, offset: u64, len: u64) -> io::Result<()> {
-        self.since.push((offset, vec![0; len as usize]));
-        let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
-        fallocate(disk, mode, offset, len)
-    }
-
-    fn grow(&mut self, disk: &File, size: u64) -> io::Result<()> {
-        self.growing = Some(size);
-        disk.set_len(size)?;
-        self.growing = None;
-        self.durable.resize(size as usize, 0);
-        Ok(())
-    }
-
-    fn sync(&mut self, disk: &File) -> io::Result<()> {
-        disk.sync_data()?;
-        for (offset, bytes) in self.since.drain(..) {
-            self.durable[offset as usize..][..bytes.len()].copy_from_slice(&bytes);
+/// Writes until that fails, which it does once the daemon is gone.
+fn fill(
+    record: &mut Record,
+    disk: &Path,
+    random: &mut Random,
+    synced: &AtomicBool,
+) -> io::Result<()> {
+    let disk = File::options().write(true).open(disk)?;
+    loop {
+        for _ in 0..=random.below(5) {
+            let size = record.size();
+            let call = match random.below(20) {
+                0 if size < DISK + GROWTH => Call::Grow {
+                    size: size + 64 * SECTOR,
+                },
+                _ => Call::draw(random, size),
+            };
+            record.call(call, &disk)?;
         }
-        Ok(())
+        record.call(Call::Sync, &disk)?;
+        synced.store(true, Ordering::Release);
     }
-
-    /// Writes until that fails, which it does once the daemon is gone.
-    fn fill(&mut self, disk: &Path, random: &mut Random, synced: &AtomicBool) -> io::Result<()> {
-        let disk = File::options().write(true).open(disk)?;
-        loop {
-            for _ in 0..=random.below(5) {
-                let size = self.durable.len() as u64;
-                let len = (1 + random.below(200) as u64) * SECTOR;
-                let offset = random.next() % ((size - len) / SECTOR) * SECTOR;
-                match random.below(20) {
-                    0 => self.punch(&disk, offset, len)?,
-                    1 if size < DISK + GROWTH => self.grow(&disk, size + 64 * SECTOR)?,
-                    _ => self.write(&disk, offset, noise(random.next(), len as usize))?,
-                }
-            }
-            self.sync(&disk)?;
-            synced.store(true, Ordering::Release);
-        }
-    }
-
-    /// Takes what the disk holds for durable; it has to be what it may be.
-    fn judge(&mut self, disk: Vec<u8>, seed: u64) {
-        let sizes = [Some(self.durable.len() as u64), self.growing.take()];
-        let size = disk.len() as u64;
-        assert!(sizes.contains(&Some(size)), "{size} instead of {sizes:?}");
-        self.durable.resize(disk.len(), 0);
-        let sectors = disk
-            .chunks(SECTOR as usize)
-            .zip(self.durable.chunks(SECTOR as usize));
-        for ((found, durable), at) in sectors.zip((0u64..).step_by(SECTOR as usize)) {
-            let later = |write| part(write, at, found.len());
-            let may_be =
-                found == durable || self.since.iter().filter_map(later).any(|now| now == found);
-            assert!(
-                may_be,
-                "seed {seed}: the sector at {at:#x} is neither what was durable nor what came later"
-            );
-        }
-        self.since.clear();
-        self.durable = disk;
-    }
-}
-
-/// What a write has put at an offset.
-fn part((offset, bytes): &(u64, Vec<u8>), at: u64, len: usize) -> Option<&[u8]> {
-    let start = at.checked_sub(*offset)? as usize;
-    bytes.get(start..start + len)
 }
 
 fn nothing_durable_is_lost(rig: &Rig) {
     let seed = u64::from(std::process::id()) << 32;
     let mut random = Random(seed);
-    let mut record = Record {
-        durable: fs::read(rig.originals.raw()).unwrap(),
-        since: Vec::new(),
-        growing: None,
-    };
+    let mut record = Record::new(fs::read(rig.originals.raw()).unwrap());
     for _ in 0..KILLS {
         let mount = rig.mount();
         let synced = AtomicBool::new(false);
         let wait = Duration::from_millis(random.below(PATIENCE) as u64);
         thread::scope(|scope| {
-            let writer = scope.spawn(|| record.fill(&mount.disk, &mut random, &synced));
+            let writer = scope.spawn(|| fill(&mut record, &mount.disk, &mut random, &synced));
             eventually("something is durable", || {
                 synced.load(Ordering::Acquire) || writer.is_finished()
             });
@@ -149,10 +81,14 @@ fn nothing_durable_is_lost(rig: &Rig) {
         });
         eventually("the daemon is gone", || !mount.is_running());
         assert!(synced.load(Ordering::Acquire));
+        // The dead mount is left for the next one to clean.
         drop(mount);
         sound_but_for_leaks(rig);
         let mount = rig.mount();
-        record.judge(fs::read(&mount.disk).unwrap(), seed);
+        let disk = fs::read(&mount.disk).unwrap();
+        let fault = record.fault(&disk);
+        assert_eq!(fault, None, "seed {seed}");
+        record.settle(disk);
         mount.unmount();
     }
     rig.check();
@@ -162,7 +98,7 @@ fn nothing_durable_is_lost(rig: &Rig) {
 }
 
 /// A check finds leaks at most, and a repair of leaks cleans them up.
-fn sound_but_for_leaks(rig: &Rig) {
+pub fn sound_but_for_leaks(rig: &Rig) {
     let check = |arguments: &[&str]| {
         let output = Command::new("timeout")
             .args(["60", INSTAR, "check", "-f", rig.variant.format()])

@@ -8,33 +8,41 @@ mod content;
 mod daemon;
 mod demo;
 mod failures;
+mod faults;
 mod filesystems;
 mod formats;
+mod fsx;
 mod grow;
 mod idle;
 mod images;
+mod injected;
 mod kill;
 mod lock_table;
 mod locks;
 mod model;
 mod names;
 mod namespace;
+mod powerloss;
 mod programs;
+mod record;
 mod rig;
 mod shrink;
 mod space;
 mod tools;
+mod user;
 mod ways;
 mod zero;
 
+#[expect(dead_code, reason = "the crash explorer's own program uses all of it")]
+#[path = "../../guest/tests/crash/explorer.rs"]
+mod explorer;
 #[allow(dead_code)] // Shared: not every test binary needs all of it.
 #[path = "../support/machine.rs"]
 mod machine;
-#[path = "../support/random.rs"]
-mod random;
 #[path = "../support/xattr.rs"]
 mod xattr;
 
+use explorer::random;
 use images::{Originals, VARIANTS, Variant};
 use libtest_mimic::{Arguments, Trial};
 use machine::{
@@ -77,6 +85,7 @@ fn main() -> ExitCode {
     let arguments = Arguments::from_args();
     let originals = Arc::new(Originals::new());
     let mut trials = Vec::new();
+    let as_user = std::env::var_os(FAMILIES_ONLY).is_some();
     // The first that there is has all trials, others those of usual images.
     let one = sandboxes()
         .into_iter()
@@ -87,56 +96,73 @@ fn main() -> ExitCode {
             .or_else(missing_for_mounts)
             .or_else(|| missing_program(PROGRAMS));
         let whole = one.is_none_or(|one| one == sandbox);
-        let mut add = |variant: &'static Variant, claim: &'static Claim| {
+        for (variant, claim) in proofs(as_user) {
             let usual = variant.plain || variant.is_usual();
             if whole || (usual && !claim.one_sandbox) {
                 trials.push(make(sandbox, variant, claim, &missing, &originals));
             }
-        };
-        for variant in VARIANTS {
-            for claim in EVERY.iter().copied().flatten() {
-                add(variant, claim);
-            }
         }
-        // The plainest image of each format.
-        for variant in VARIANTS.iter().filter(|variant| variant.plain) {
-            for claim in PLAIN.iter().copied().flatten() {
-                add(variant, claim);
-            }
-        }
-        for variant in images::OTHERS {
-            for claim in RESIZED.iter().copied().flatten() {
-                add(variant, claim);
-            }
-        }
-        for variant in images::OTHERS.iter().filter(|variant| variant.is_usual()) {
-            for claim in [namespace::WRITTEN, filesystems::USUAL]
-                .into_iter()
-                .flatten()
-            {
-                add(variant, claim);
-            }
-        }
-        for variant in images::WAYS {
-            for claim in WAYS.iter().copied().flatten() {
-                add(variant, claim);
-            }
-        }
-        for claim in ways::PASSED {
-            add(&VARIANTS[1], claim);
-        }
-        for claim in ways::GATHERED.iter().chain(filesystems::CLAIMS) {
-            add(&images::WAYS[2], claim);
-        }
-        for claim in formats::READ_ONLY {
-            add(&images::STREAM, claim);
-        }
-        for claim in ONCE.iter().copied().flatten() {
-            add(&VARIANTS[0], claim);
-        }
+    }
+    if !as_user {
+        trials.extend(user::trials());
     }
     libtest_mimic::run(&arguments, trials).exit_code()
 }
+
+/// Images, and what is proven of them: all there is, or what an ordinary user has
+/// to be shown.
+fn proofs(as_user: bool) -> Vec<(&'static Variant, &'static Claim)> {
+    let mut proofs = Vec::new();
+    let mut add = |variant, claims: &[&'static [Claim]]| {
+        proofs.extend(
+            claims
+                .iter()
+                .copied()
+                .flatten()
+                .map(|claim| (variant, claim)),
+        );
+    };
+    let others = images::OTHERS;
+    if as_user {
+        let plain = |variant: &&Variant| variant.plain || variant.is_usual();
+        VARIANTS
+            .iter()
+            .filter(plain)
+            .for_each(|variant| add(variant, &[content::CLAIMS, grow::CLAIMS]));
+        let all = VARIANTS.iter().chain(others);
+        all.filter(plain).for_each(|variant| add(variant, FAMILIES));
+        return proofs;
+    }
+    VARIANTS.iter().for_each(|variant| add(variant, EVERY));
+    others.iter().for_each(|variant| add(variant, RESIZED));
+    // The plainest image of each format.
+    for variant in VARIANTS.iter().filter(|variant| variant.plain) {
+        add(variant, PLAIN);
+        add(variant, USUAL);
+    }
+    for variant in others.iter().filter(|variant| variant.is_usual()) {
+        add(variant, USUAL);
+    }
+    images::WAYS.iter().for_each(|variant| add(variant, WAYS));
+    add(&VARIANTS[1], &[ways::PASSED]);
+    add(&images::WAYS[2], &[ways::GATHERED, filesystems::CLAIMS]);
+    add(&images::STREAM, &[formats::READ_ONLY]);
+    add(&VARIANTS[0], ONCE);
+    proofs
+}
+
+/// Set where only the call families are to be proven, for one image of each
+/// format.
+pub const FAMILIES_ONLY: &str = "INSTAR_POSIX_FAMILIES";
+
+/// What an ordinary user does with his images.
+const FAMILIES: &[&[Claim]] = &[
+    content::TIMES,
+    grow::SIZES,
+    grow::SPACE,
+    namespace::CLAIMS,
+    namespace::WRITTEN,
+];
 
 /// What concerns the mount as a whole.
 const ONCE: &[&[Claim]] = &[
@@ -194,13 +220,25 @@ const WAYS: &[&[Claim]] = &[
 /// What concerns the mount more than the image.
 const PLAIN: &[&[Claim]] = &[
     filesystems::CLAIMS,
-    filesystems::USUAL,
     locks::CLAIMS,
     failures::CLAIMS,
-    namespace::WRITTEN,
     programs::CLAIMS,
+];
+
+/// For one image of each format.
+const USUAL: &[&[Claim]] = &[
+    failures::USUAL,
+    filesystems::USUAL,
+    fsx::CLAIMS,
+    injected::CLAIMS,
+    namespace::WRITTEN,
+    powerloss::CLAIMS,
+    programs::USUAL,
     space::CLAIMS,
 ];
+
+/// One run kills the daemon at least fifty times.
+const _: () = assert!(kill::KILLS * (VARIANTS.len() + images::OTHERS.len()) >= 50);
 
 /// Needed where the answer of qemu-img itself is the expectation.
 pub const QEMU_IMG_10: &str = "qemu-img 10";

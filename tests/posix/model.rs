@@ -6,7 +6,7 @@
 use crate::images::DISK;
 use crate::random::Random;
 use crate::rig::{Mount, Rig};
-use crate::tools::{fallocate, mapped, noise, run};
+use crate::tools::{copy_range, fallocate, mapped, noise, run, seek};
 use crate::{Claim, claim};
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt as _;
@@ -21,7 +21,7 @@ pub const CLAIMS: &[Claim] = &[claim(
 .in_one_sandbox()];
 
 /// Calls of one sequence.
-const CALLS: usize = 1_000;
+const CALLS: usize = 2_000;
 /// How far a disk grows past its size, and how much smaller it may get.
 const MARGIN: u64 = 8 << 20;
 /// The most bytes of one write or read.
@@ -51,10 +51,20 @@ enum Call {
         offset: u64,
         len: u64,
     },
+    Copy {
+        from: u64,
+        to: u64,
+        len: u64,
+    },
+    /// Where the disk has data and where it has holes.
+    Seek {
+        offset: u64,
+    },
     Truncate {
         size: u64,
     },
     Sync,
+    /// One of the handles is closed and opened again.
     Reopen,
 }
 
@@ -72,6 +82,9 @@ fn any_sequence_of_calls(rig: &Rig) {
     let mut random = Random(seed);
     let mut done = Vec::new();
     for _ in 0..calls {
+        if random.below(4) == 0 {
+            pair.turn();
+        }
         let call = draw(&mut random, pair.size(), rig.variant.size_unit);
         done.push(call);
         if let Err(why) = pair.call(call, random.next(), &mount, &expected) {
@@ -112,9 +125,19 @@ fn draw(random: &mut Random, size: u64, unit: u64) -> Call {
     match random.below(100) {
         0..40 => Call::Write { offset, len },
         40..65 => Call::Read { offset, len },
-        65..70 => Call::MapWrite { offset, len },
-        70..75 => Call::MapRead { offset, len },
-        75..91 => {
+        65..69 => Call::MapWrite { offset, len },
+        69..73 => Call::MapRead { offset, len },
+        73..76 => Call::Seek { offset },
+        76..79 => {
+            let to = random.next() % (size - len + 1);
+            let apart = to + len <= offset || offset + len <= to;
+            let from = offset;
+            match apart {
+                true => Call::Copy { from, to, len },
+                false => Call::Read { offset, len },
+            }
+        }
+        79..91 => {
             let mode = [
                 0,
                 keep,
@@ -135,10 +158,12 @@ fn draw(random: &mut Random, size: u64, unit: u64) -> Call {
     }
 }
 
-/// The disk, and the file that does the same.
+/// The disk, and the file that does the same; both are used through two handles
+/// by turns.
 struct Pair {
     disk: File,
     model: File,
+    others: [File; 2],
 }
 
 impl Pair {
@@ -150,7 +175,15 @@ impl Pair {
         Self {
             disk: open(&mount.disk),
             model: open(expected),
+            others: [&mount.disk, expected].map(open),
         }
+    }
+
+    /// The handles change their parts.
+    fn turn(&mut self) {
+        let [disk, model] = &mut self.others;
+        std::mem::swap(&mut self.disk, disk);
+        std::mem::swap(&mut self.model, model);
     }
 
     fn size(&self) -> u64 {
@@ -206,8 +239,41 @@ impl Pair {
             Call::Sync => {
                 self.disk.sync_data().unwrap();
             }
-            Call::Reopen => *self = Self::open(mount, expected),
+            Call::Seek { offset } => self.look_for_data(offset)?,
+            Call::Copy { from, to, len } => {
+                both.iter()
+                    .for_each(|file| copy_range(file, from, to, len).unwrap());
+            }
+            Call::Reopen => {
+                let new = Self::open(mount, expected);
+                (self.disk, self.model) = (new.disk, new.model);
+            }
         }
         Ok(())
+    }
+
+    /// What the disk says about data and holes agrees with itself and with what
+    /// there is: nothing but zeroes in a hole.
+    fn look_for_data(&self, offset: u64) -> Result<(), String> {
+        let size = self.size();
+        let data = match seek(&self.disk, offset, libc::SEEK_DATA) {
+            Ok(at) => at,
+            Err(error) if error.raw_os_error() == Some(libc::ENXIO) => size,
+            Err(error) => return Err(format!("SEEK_DATA from {offset}: {error}")),
+        };
+        let hole = seek(&self.disk, offset, libc::SEEK_HOLE).map_err(|error| error.to_string())?;
+        let in_data = data == offset;
+        if !(offset..=size).contains(&data)
+            || !(offset..=size).contains(&hole)
+            || in_data == (hole == offset)
+        {
+            return Err(format!("from {offset}: data at {data}, a hole at {hole}"));
+        }
+        let mut wanted = vec![0; (data - offset).min(MOST) as usize];
+        self.model.read_exact_at(&mut wanted, offset).unwrap();
+        match wanted.iter().all(|&byte| byte == 0) {
+            true => Ok(()),
+            false => Err(format!("from {offset} to {data} is no hole")),
+        }
     }
 }

@@ -17,7 +17,13 @@ pub use crate::xattr::xattr;
 /// Runs a program and answers what it printed; it must succeed.
 #[track_caller]
 pub fn run<A: AsRef<OsStr>>(program: &str, arguments: &[A]) -> String {
-    let output = output(program, arguments);
+    run_for(PATIENCE, program, arguments)
+}
+
+/// The same for a program that may take so long.
+#[track_caller]
+pub fn run_for<A: AsRef<OsStr>>(patience: Duration, program: &str, arguments: &[A]) -> String {
+    let output = output_within(patience, program, arguments);
     let text = text_of(&output);
     assert!(
         output.status.success(),
@@ -42,9 +48,16 @@ pub fn fails<A: AsRef<OsStr>>(code: i32, program: &str, arguments: &[A]) -> Stri
     text
 }
 
+/// How long a program may take.
+const PATIENCE: Duration = Duration::from_secs(60);
+
 fn output<A: AsRef<OsStr>>(program: &str, arguments: &[A]) -> Output {
+    output_within(PATIENCE, program, arguments)
+}
+
+fn output_within<A: AsRef<OsStr>>(patience: Duration, program: &str, arguments: &[A]) -> Output {
     Command::new("timeout")
-        .args(["60", program])
+        .args([&patience.as_secs().to_string(), program])
         .args(arguments)
         .env("LC_ALL", "C")
         .env_remove("INSTAR_LOG")
@@ -112,6 +125,24 @@ pub fn fallocate(file: &File, mode: libc::c_int, offset: u64, len: u64) -> io::R
     // SAFETY: the call takes numbers only.
     let result = unsafe { libc::fallocate(file.as_raw_fd(), mode, offset, len) };
     Ok(Errno::result(result).map(drop)?)
+}
+
+/// `copy_file_range` inside one file, whole.
+pub fn copy_range(file: &File, from: u64, to: u64, len: u64) -> io::Result<()> {
+    let mut done = 0;
+    while done < len {
+        let mut from = libc::off_t::try_from(from + done).unwrap();
+        let mut to = libc::off_t::try_from(to + done).unwrap();
+        let rest = usize::try_from(len - done).unwrap();
+        let fd = file.as_raw_fd();
+        // SAFETY: both offsets live longer than the call.
+        let copied = unsafe { libc::copy_file_range(fd, &mut from, fd, &mut to, rest, 0) };
+        match Errno::result(copied)? {
+            0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+            copied => done += copied as u64,
+        }
+    }
+    Ok(())
 }
 
 /// Lets a range of a file be used through a shared mapping, and makes the file

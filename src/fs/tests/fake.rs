@@ -46,6 +46,8 @@ pub struct Shelf {
     /// The size in bytes to which a disk shrinks just before it is written.
     pub shrinks_to: Option<usize>,
     pub fail_describe: Option<Errno>,
+    /// Whether that is the fault of a disk below.
+    pub fails_below: bool,
     /// What keeps an image from being opened or locked.
     pub fail_open: Option<Errno>,
     pub opens_as_raw: bool,
@@ -122,7 +124,11 @@ impl Library for FakeLibrary {
         let mut shelf = lock(&self.0);
         shelf.events.push("describe");
         if let Some(errno) = shelf.fail_describe {
-            return Err(errno.into());
+            let below = shelf.fails_below;
+            return Err(Error {
+                below,
+                ..errno.into()
+            });
         }
         let portrait = parse(file)?;
         if at.format.is_some_and(|format| format != portrait.format) {

@@ -232,6 +232,20 @@ fn a_look_that_fails_for_want_of_memory_is_no_verdict() {
 }
 
 #[test]
+fn an_image_is_looked_at_again_after_the_disk_below_has_failed() {
+    for below in [true, false] {
+        let stage = Stage::new(&[("a.qcow2", "size=512")]);
+        lock(&stage.shelf).fail_describe = Some(Errno::EIO);
+        lock(&stage.shelf).fails_below = below;
+        std::thread::sleep(std::time::Duration::from_millis(30));
+        assert_eq!(stage.lookup("a.qcow2").unwrap().size, 0);
+        lock(&stage.shelf).fail_describe = None;
+        let size = stage.lookup("a.qcow2").unwrap().size;
+        assert_eq!(size, if below { 512 } else { 0 });
+    }
+}
+
+#[test]
 fn the_size_of_an_open_image_is_its_own_whatever_its_file_looks_like() {
     let stage = Stage::new(&[("a.qcow2", "size=512")]);
     let id = stage.lookup("a.qcow2").unwrap().id;
