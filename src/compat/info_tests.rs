@@ -101,7 +101,7 @@ fn an_image_of_several_files_lists_them_with_their_sizes() {
     });
     let layer = Layer::new("sub/d.vmdk".to_owned(), &facts, &on_disk);
     assert_eq!(
-        human(&[layer]),
+        human(&[layer], QemuVersion::CURRENT),
         "image: sub/d.vmdk\n\
          file format: vmdk\n\
          virtual size: 1 MiB (1048576 bytes)\n\

@@ -234,7 +234,7 @@ impl Names {
                     return Err(Fault::os(format_args!("Could not open '{shown}'"), error));
                 }
             };
-            super::open::check_regular(&file)?;
+            super::open::check_regular(&file, Path::new(name))?;
             if avoid.contains(&id_of(&file)?) {
                 return Err(both(name));
             }
@@ -397,7 +397,7 @@ fn left_over(image: &Place, wanted: &[&str], lock: Option<LockSet>) -> Result<Ve
         let flags = OFlag::O_RDWR | OFlag::O_NONBLOCK | OFlag::O_NOCTTY;
         let file = open_at(&place.dir, &place.name, flags, Mode::empty())
             .map_err(|error| Fault::os(format_args!("Could not open '{shown}'"), error))?;
-        super::open::check_regular(&file)?;
+        super::open::check_regular(&file, Path::new(name))?;
         place.check(&file)?;
         if let Some(lock) = lock {
             lock.take(&file, Path::new(name))?;
