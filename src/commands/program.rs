@@ -60,7 +60,7 @@ pub fn hint(command: Option<&str>, followed: QemuVersion) -> String {
     let name = name();
     let command = command.filter(|_| followed.explains_commands());
     let command = command.map(|command| format!("{command} "));
-    let more = if followed.says_info() {
+    let more = if followed.has_words_of_10() {
         "info"
     } else {
         "information"

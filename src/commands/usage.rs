@@ -250,12 +250,17 @@ impl<'a> Mistake<'a> {
     fn bad_value(&self) -> Option<String> {
         let value = self.value();
         let new = self.followed.explains_commands();
+        let comma = if self.followed.has_words_of_10() {
+            ""
+        } else {
+            ","
+        };
         Some(match self.option() {
-            "--output" if new => format!("--output expects 'human' or 'json' not '{value}'"),
+            "--output" if new => format!("--output expects 'human' or 'json'{comma} not '{value}'"),
             "--output" => "--output must be used with human or json as argument.".to_owned(),
             "--preallocation" => format!("Invalid preallocation mode '{value}'"),
             "--repair" if new => {
-                format!("--repair (-r) expects 'leaks' or 'all' not '{value}'")
+                format!("--repair (-r) expects 'leaks' or 'all'{comma} not '{value}'")
             }
             "--repair" => {
                 format!("Unknown option value for -r (expecting 'leaks' or 'all'): {value}")

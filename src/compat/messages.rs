@@ -66,7 +66,8 @@ pub fn bad_number(
 ) -> String {
     match error {
         SizeError::Grammar if version.explains_commands() => {
-            format!("Invalid {what} specified: '{text}'.")
+            let stop = if version.has_words_of_10() { "." } else { "" };
+            format!("Invalid {what} specified: '{text}'{stop}")
         }
         SizeError::Grammar => format!(
             "Invalid {what} specified. You may use k, M, G, T, P or E suffixes for

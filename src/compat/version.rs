@@ -48,8 +48,8 @@ impl QemuVersion {
         self >= Self::new(9, 0)
     }
 
-    /// Whether the help is named in the shorter words.
-    pub fn says_info(self) -> bool {
+    /// Whether mistakes are told in the words that only 10.x has.
+    pub fn has_words_of_10(self) -> bool {
         self.major == 10
     }
 
