@@ -9,6 +9,7 @@
 //! cancels out. Nothing here passes or fails.
 
 mod formats;
+mod listing;
 mod null;
 mod through;
 
@@ -39,6 +40,8 @@ fn main() -> io::Result<()> {
     }
     println!();
     formats::rows(dir.path())?;
+    println!();
+    listing::rows(dir.path())?;
     println!();
     through::rows(dir.path())
 }

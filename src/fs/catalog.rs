@@ -1,12 +1,13 @@
 //! What every file of the tree is, remembered for as long as it does not
 //! change.
 
+use super::crew::together;
 use super::disk::{At, Library, Portrait};
 use super::error::{Error, Result};
 use super::moves::{self, Move};
 use super::names::{FormatRules, is_replacement, may_be_a_part};
-use super::namings::Namings;
-use super::source::{FileId, Kind, Source, Stat, Time};
+use super::namings::{Namings, parent};
+use super::source::{FileId, Kind, Name, Source, Stat, Time};
 use super::sync::lock;
 use crate::image::NameRule;
 use instar_guest::proto::Format;
@@ -55,6 +56,8 @@ struct Survey {
     done: OnceLock<()>,
 }
 
+type Surveys = HashMap<(PathBuf, FileId), Arc<Survey>>;
+
 /// See the module.
 pub struct Catalog {
     formats: FormatRules,
@@ -62,7 +65,7 @@ pub struct Catalog {
     faces: Mutex<HashMap<Look, (Stamp, Face)>>,
     namings: Namings,
     /// Directories whose images have been asked for the names they hold.
-    surveys: Mutex<HashMap<(PathBuf, FileId), Arc<Survey>>>,
+    surveys: Mutex<Surveys>,
 }
 
 impl Catalog {
@@ -97,8 +100,9 @@ impl Catalog {
             return Face::Hidden;
         }
         let rule = self.formats.rule_for(path);
-        if may_be_a_part(rule) {
-            self.survey_siblings(source, path);
+        let directory = source.stat(parent(path)).ok();
+        if let Some(directory) = directory.filter(|_| may_be_a_part(rule)) {
+            self.survey_once(source, parent(path), &directory);
         }
         let face = match rule {
             NameRule::Raw => Face::Image(Arc::new(raw_portrait(stat))),
@@ -109,15 +113,14 @@ impl Catalog {
             NameRule::Must(format) => self.described(source, path, stat, Some(format)),
             NameRule::Probe => self.described(source, path, stat, None),
         };
-        if face != Face::Hidden && self.is_part(source, path, stat.id, None) {
-            return Face::Hidden;
+        let is_part = |directory: &Stat| {
+            let namings = &self.namings;
+            namings.is_part(source, path, stat.id, directory, None)
+        };
+        match face != Face::Hidden && directory.as_ref().is_some_and(is_part) {
+            true => Face::Hidden,
+            false => face,
         }
-        face
-    }
-
-    fn is_part(&self, source: &Source, path: &Path, id: FileId, except: Option<FileId>) -> bool {
-        let directory = source.stat(path.parent().unwrap_or(Path::new("")));
-        directory.is_ok_and(|directory| self.namings.is_part(source, path, id, &directory, except))
     }
 
     /// What the name of a file says about its format.
@@ -134,7 +137,11 @@ impl Catalog {
     /// which it is a part, as far as they are known: to be asked after
     /// [`survey_all`](Self::survey_all).
     pub fn is_used_besides(&self, source: &Source, path: &Path, id: FileId, image: FileId) -> bool {
-        self.is_part(source, path, id, Some(image)) || self.namings.is_backing(source, id)
+        let is_part = |directory: &Stat| {
+            let namings = &self.namings;
+            namings.is_part(source, path, id, directory, Some(image))
+        };
+        source.stat(parent(path)).as_ref().is_ok_and(is_part) || self.namings.is_backing(source, id)
     }
 
     /// An image of the tree that would not find a file any more that it names.
@@ -181,59 +188,65 @@ impl Catalog {
     pub fn survey_all(&self, source: &Source) {
         let mut directories = vec![PathBuf::new()];
         while let Some(directory) = directories.pop() {
+            let before = source.stat(&directory);
             directories.extend(self.survey(source, &directory));
+            if let Ok(before) = before {
+                let survey = Arc::new(Survey::of(&before));
+                survey.done.get_or_init(|| ());
+                remember(&mut lock(&self.surveys), (directory, before.id), survey);
+            }
         }
     }
 
     /// Looks at every image of a directory that may name other files, and
     /// answers its subdirectories.
     fn survey(&self, source: &Source, directory: &Path) -> Vec<PathBuf> {
-        let mut subdirectories = Vec::new();
-        for entry in source.list(directory).unwrap_or_default() {
-            let path = directory.join(&entry.name);
-            if is_replacement(&path) {
-                continue;
-            }
-            let format = match (entry.kind, self.formats.rule_for(&path)) {
-                (Kind::Directory, _) => {
-                    subdirectories.push(path);
-                    continue;
-                }
-                (Kind::File, NameRule::Must(format)) => Some(format),
-                (Kind::File, NameRule::Probe) => None,
-                (Kind::File, NameRule::Raw) => continue,
-            };
+        let entries = source.list(directory).unwrap_or_default();
+        let (files, directories): (Vec<_>, Vec<_>) = entries
+            .into_iter()
+            .partition(|entry| entry.kind == Kind::File);
+        let files: Vec<Name> = files
+            .into_iter()
+            .filter(|file| self.may_name_files(&directory.join(&file.name)))
+            .collect();
+        let stats = source.stat_in(directory, &files).unwrap_or_default();
+        let found: Vec<(Name, Option<Stat>)> = files.into_iter().zip(stats).collect();
+        together(&found, |(file, stat)| {
             // An empty file is none yet.
-            let stat = source.stat(&path).ok().filter(|stat| stat.size > 0);
-            if let Some(stat) = stat {
-                self.described(source, &path, &stat, format);
+            if let Some(stat) = stat.filter(|stat| stat.kind == Kind::File && stat.size > 0) {
+                let path = directory.join(&file.name);
+                self.described(source, &path, &stat, self.format_for(&path));
             }
-        }
-        subdirectories
+        });
+        let paths = directories
+            .into_iter()
+            .map(|name| directory.join(name.name));
+        paths.filter(|path| !is_replacement(path)).collect()
+    }
+
+    /// Whether it may be an image that names others: what is raw says nothing.
+    fn may_name_files(&self, path: &Path) -> bool {
+        !is_replacement(path) && self.formats.rule_for(path) != NameRule::Raw
     }
 
     /// Before a file is shown that may be a part of an image, its neighbours are
     /// asked whether it is: once, until something in the directory changes.
     pub fn survey_siblings(&self, source: &Source, path: &Path) {
-        let directory = path.parent().unwrap_or(Path::new(""));
-        let Ok(stat) = source.stat(directory) else {
-            return;
-        };
+        let directory = parent(path);
+        if let Ok(stat) = source.stat(directory) {
+            self.survey_once(source, directory, &stat);
+        }
+    }
+
+    fn survey_once(&self, source: &Source, directory: &Path, stat: &Stat) {
         let key = (directory.to_path_buf(), stat.id);
         let survey = {
             let mut surveys = lock(&self.surveys);
-            if surveys.len() >= REMEMBERED {
-                surveys.clear();
-            }
             match surveys.get(&key) {
-                Some(survey) if survey.of == Stamp::of(&stat) && survey.lasts => Arc::clone(survey),
+                Some(survey) if survey.of == Stamp::of(stat) && survey.lasts => Arc::clone(survey),
                 _ => {
-                    let survey = Arc::new(Survey {
-                        of: Stamp::of(&stat),
-                        lasts: settled(&stat),
-                        done: OnceLock::new(),
-                    });
-                    surveys.insert(key, Arc::clone(&survey));
+                    let survey = Arc::new(Survey::of(stat));
+                    remember(&mut surveys, key, Arc::clone(&survey));
                     survey
                 }
             }
@@ -296,6 +309,17 @@ impl Catalog {
     }
 }
 
+impl Survey {
+    /// A look that is to be taken at a directory with these attributes.
+    fn of(directory: &Stat) -> Self {
+        Self {
+            of: Stamp::of(directory),
+            lasts: settled(directory),
+            done: OnceLock::new(),
+        }
+    }
+}
+
 impl Stamp {
     /// The version of which these are the attributes.
     pub(super) fn of(stat: &Stat) -> Self {
@@ -305,6 +329,13 @@ impl Stamp {
             ctime: stat.ctime,
         }
     }
+}
+
+fn remember(surveys: &mut Surveys, key: (PathBuf, FileId), survey: Arc<Survey>) {
+    if surveys.len() >= REMEMBERED {
+        surveys.clear();
+    }
+    surveys.insert(key, survey);
 }
 
 fn raw_portrait(stat: &Stat) -> Portrait {

@@ -122,11 +122,15 @@ impl Filesystem {
         handle.file.settle(self.context())
     }
 
-    /// Makes every image durable that waits for it; to be called every second.
-    /// An image that fails is reported the first time and tried again; one that
-    /// somebody is opening or closing is left to the next time.
+    /// Makes every image durable that waits for it, and has idle ones give their
+    /// sandboxes back; to be called every second. An image that fails is
+    /// reported the first time and tried again; one that somebody is opening or
+    /// closing is left to the next time.
     pub fn tick(&self, failing: &mut Vec<Arc<OpenFile>>) {
         self.settle_all(failing, OpenFile::tick);
+        for file in self.open_files() {
+            file.rest(self.options.idle);
+        }
     }
 
     /// Makes every image durable; whether that worked for all of them.

@@ -9,6 +9,7 @@ use instar_guest::proto::{Format, Preallocation};
 use std::fs::File;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// An image file to look at.
 #[derive(Clone, Copy)]
@@ -114,6 +115,10 @@ pub trait Disk: Send + Sync {
 
     /// Whether anything waits for a flush.
     fn is_dirty(&self) -> bool;
+
+    /// Gives up what only requests need, where there was none for `after` and
+    /// nothing waits for a flush; the next one brings it back. Does not wait.
+    fn rest(&self, _after: Duration) {}
 
     /// Gives up the locks and stays open; nothing may be waiting for a flush.
     fn unlock(&self) -> Result<()>;

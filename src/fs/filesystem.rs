@@ -4,6 +4,7 @@
 
 use super::attributes::Attributes;
 use super::catalog::{Catalog, Face};
+use super::crew::together;
 use super::disk::{Disk, Library};
 use super::error::{Error, Result};
 use super::memory::{Invalidate, Memory};
@@ -11,7 +12,7 @@ use super::names::FormatRules;
 use super::nodes::{Node, NodeId, Nodes};
 use super::open::{Context, Handle, OpenFile};
 use super::reached::Reached;
-use super::source::{FileId, Kind, Source, Stat};
+use super::source::{FileId, Kind, Name, Source, Stat};
 use super::sync::{lock, read, write};
 use instar_guest::proto::Preallocation;
 use nix::errno::Errno;
@@ -20,6 +21,7 @@ use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, RwLock};
+use std::time::Duration;
 
 /// How the mounted filesystem behaves.
 #[derive(Clone, Debug)]
@@ -36,6 +38,17 @@ pub struct Options {
     pub preallocation: Preallocation,
     /// `format=GLOB:FMT`.
     pub formats: FormatRules,
+    /// How long nothing may be asked of an open image's sandbox before it is
+    /// given back.
+    pub idle: Duration,
+}
+
+impl Options {
+    /// The usual [`idle`](Self::idle). To start a sandbox again costs a
+    /// millisecond, the memory of one that waits is up to 64 MiB: long enough
+    /// that a program at work does not notice, short enough that thousands of
+    /// disks that are merely open cost little.
+    pub const IDLE: Duration = Duration::from_secs(10);
 }
 
 /// One line of a listing.
@@ -158,27 +171,27 @@ impl Filesystem {
     /// Lists a directory: what is in it now.
     pub fn opendir(&self, id: NodeId) -> Result<u64> {
         let node = self.nodes.get(id)?;
-        let mut listing = Vec::new();
         let directory = node.path();
         let entries = match node.orphan() {
             Some(_) => Vec::new(),
             None => self.source.list(&directory)?,
         };
-        for entry in entries {
-            let path = directory.join(&entry.name);
-            let Ok(stat) = self.source.stat(&path) else {
-                continue;
-            };
-            if self.face_if_file(&path, &stat) == Some(Face::Hidden) {
-                continue;
-            }
-            listing.push(Listed {
+        let stats = match entries.is_empty() {
+            true => Vec::new(),
+            false => self.source.stat_in(&directory, &entries)?,
+        };
+        let entries: Vec<(Name, Option<Stat>)> = entries.into_iter().zip(stats).collect();
+        let listed = together(&entries, |(entry, stat)| {
+            let (stat, path) = ((*stat)?, directory.join(&entry.name));
+            let hidden = self.face_if_file(&path, &stat) == Some(Face::Hidden);
+            (!hidden).then(|| Listed {
                 id: self.nodes.id_of(&path, stat.id),
                 kind: stat.kind,
-                name: entry.name,
+                name: entry.name.clone(),
                 path,
-            });
-        }
+            })
+        });
+        let listing: Vec<Listed> = listed.into_iter().flatten().collect();
         let handle = self.next.fetch_add(1, Ordering::Relaxed);
         write(&self.listings).insert(handle, Arc::new(listing));
         Ok(handle)

@@ -10,6 +10,7 @@
 mod attributes;
 mod catalog;
 mod content;
+mod crew;
 pub mod device;
 mod disk;
 mod entries;

@@ -144,9 +144,13 @@ impl Filesystem {
     /// it are looked at. All of that may have changed by the time of the change,
     /// which finds it out itself.
     fn calm(&self, parent: NodeId, name: &OsStr) {
-        let Ok(spot) = self.named(parent, name) else {
-            return;
-        };
+        if let Some(spot) = self.calm_names(parent, name) {
+            self.catalog.survey_siblings(&self.source, &spot.path);
+        }
+    }
+
+    fn calm_names(&self, parent: NodeId, name: &OsStr) -> Option<Spot> {
+        let spot = self.named(parent, name).ok()?;
         for node in self.nodes.below(&spot.path) {
             drop(node.moving());
             if let Some(file) = self.file_if_open(node.id) {
@@ -154,14 +158,13 @@ impl Filesystem {
                 self.leave(&file);
             }
         }
-        self.catalog.survey_siblings(&self.source, &spot.path);
+        Some(spot)
     }
 
     /// The same for a name that something else may lose or follow: every image of
     /// the tree is looked at.
     fn calm_tree(&self, parent: NodeId, name: &OsStr) {
-        self.calm(parent, name);
-        if self.writable().is_ok() && self.source.is_directory() {
+        if self.calm_names(parent, name).is_some() {
             self.catalog.survey_all(&self.source);
         }
     }

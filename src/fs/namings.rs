@@ -291,6 +291,7 @@ fn may_name(owner: u32, file: &Stat, perm: u16) -> bool {
     owner == 0 || owner == file.uid || file.perm & perm == perm
 }
 
-fn parent(path: &Path) -> &Path {
+/// The directory that a path below SOURCE is in.
+pub(super) fn parent(path: &Path) -> &Path {
     path.parent().unwrap_or(Path::new(""))
 }

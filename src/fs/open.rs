@@ -20,6 +20,7 @@ use crate::image::Access;
 use nix::errno::Errno;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, RwLock, RwLockWriteGuard};
+use std::time::Duration;
 
 /// See the module.
 pub struct OpenFile {
@@ -238,6 +239,17 @@ impl OpenFile {
         match try_write(&self.state) {
             Some(state) => self.let_go(context, state),
             None => Ok(()),
+        }
+    }
+
+    /// Lets the image do without a sandbox, if nothing was asked of that for
+    /// `after`.
+    pub fn rest(&self, after: Duration) {
+        if let Some(State {
+            open: Some(open), ..
+        }) = try_read(&self.state).as_deref()
+        {
+            open.disk.rest(after);
         }
     }
 

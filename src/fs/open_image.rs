@@ -12,6 +12,7 @@ use nix::errno::Errno;
 use std::fs::File;
 use std::os::unix::fs::MetadataExt as _;
 use std::sync::RwLock;
+use std::time::Duration;
 
 /// Runs that one call answers at most: an image that changes between data and
 /// holes all the time has millions of them, and they take memory.
@@ -155,6 +156,12 @@ impl Disk for OpenImage {
 
     fn is_dirty(&self) -> bool {
         self.with(|disk| disk.is_dirty())
+    }
+
+    fn rest(&self, after: Duration) {
+        if let Some(Form::Image(image)) = try_read(&self.form).as_deref() {
+            image.rest(after);
+        }
     }
 
     fn unlock(&self) -> Result<()> {

@@ -10,8 +10,8 @@ use super::error::Result;
 use super::reached::Reached;
 use nix::dir::Dir;
 use nix::errno::Errno;
-use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
-use nix::sys::stat::{FileStat, Mode, SFlag, fstat};
+use nix::fcntl::{AtFlags, OFlag, OpenHow, ResolveFlag, openat2};
+use nix::sys::stat::{FileStat, Mode, SFlag, fstat, fstatat};
 use nix::sys::statvfs::{Statvfs, fstatvfs};
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
@@ -215,6 +215,17 @@ impl Source {
             }
         }
         Ok(names)
+    }
+
+    /// Attributes of names of one directory, at one call each; `None` where
+    /// there is neither a file nor a directory any more.
+    pub fn stat_in(&self, directory: &Path, names: &[Name]) -> Result<Vec<Option<Stat>>> {
+        let fd = self.openat(directory, OFlag::O_PATH | OFlag::O_DIRECTORY)?;
+        let stat = |name: &Name| {
+            let raw = fstatat(&fd, name.name.as_os_str(), AtFlags::AT_SYMLINK_NOFOLLOW);
+            raw.ok().and_then(|raw| Stat::of(&raw))
+        };
+        Ok(names.iter().map(stat).collect())
     }
 
     /// The file of this tree that an image at `relative` names, if it names one

@@ -18,6 +18,7 @@ use nix::errno::Errno;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
 
 /// Bytes gathered at most.
 const MOST: usize = 4 << 20;
@@ -226,6 +227,12 @@ impl Disk for Tailed {
 
     fn is_dirty(&self) -> bool {
         self.end.load(Ordering::Acquire) != 0 || self.disk.is_dirty()
+    }
+
+    fn rest(&self, after: Duration) {
+        if self.end.load(Ordering::Acquire) == 0 {
+            self.disk.rest(after);
+        }
     }
 
     fn unlock(&self) -> Result<()> {

@@ -12,6 +12,7 @@ use super::name::{NameRule, format_of_name};
 use super::open::{BackingPolicy, Guests, OpenOptions, fresh};
 use super::reach::{Reach, cycle, refused_name};
 use super::read::unexpected;
+use super::rest::Seat;
 use instar_guest::facts::Backing;
 use instar_guest::{Facts, FileNo, Format, Reply, Request};
 use std::fs::File;
@@ -36,7 +37,7 @@ const MIN_CLUSTER: u64 = 512;
 /// One image of a chain while it is being opened.
 pub(super) struct Opening<'a> {
     pub options: &'a OpenOptions,
-    pub guests: Guests<'a>,
+    pub guests: Guests,
     pub format: Option<Format>,
     pub path: PathBuf,
     pub reach: Reach,
@@ -85,7 +86,7 @@ impl Opening<'_> {
             inflated: Mutex::default(),
             flushing: Mutex::default(),
             session: Mutex::new(Link {
-                guest,
+                seat: Seat::new(guest, self.guests),
                 reach: self.reach,
                 placed: 0,
                 made_room: false,
@@ -133,7 +134,7 @@ impl Opening<'_> {
         let owner = metadata.uid();
         let next = Opening {
             options: self.options,
-            guests: self.guests,
+            guests: Arc::clone(&self.guests),
             format,
             path: self.path.parent().unwrap_or(Path::new("")).join(name),
             reach: Reach {

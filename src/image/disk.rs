@@ -20,11 +20,11 @@ use super::effects::WrapEffects;
 use super::error::{Error, ErrorKind, Fault, Operation};
 use super::extents::ExtentCache;
 use super::files::FileTable;
-use super::guest::Guest;
 use super::home::Home;
 use super::inflated::Inflated;
 use super::lock::{self, LockSet};
 use super::reach::Reach;
+use super::rest::Seat;
 use super::{Access, Counters};
 use instar_guest::{Facts, FileNo, Plan};
 use std::fmt;
@@ -58,7 +58,7 @@ pub struct Image {
 
 /// The guest, and what has been asked of it since the last flush.
 pub(super) struct Link {
-    pub guest: Box<dyn Guest>,
+    pub seat: Seat,
     pub reach: Reach,
     /// Bytes for which places were given.
     pub placed: u64,
@@ -134,7 +134,7 @@ impl Image {
     pub fn counters(&self) -> Counters {
         let tally = &self.files.tally;
         Counters {
-            exits: hold(&self.session).guest.exits(),
+            exits: hold(&self.session).seat.exits(),
             reads: tally.reads.load(Ordering::Relaxed),
             writes: tally.writes.load(Ordering::Relaxed),
             fdatasyncs: tally.fdatasyncs.load(Ordering::Relaxed),
@@ -203,10 +203,7 @@ impl Image {
             self.identity().is_ok_and(|now| now == *identity) && self.have_their_names()?;
         match unchanged {
             true => Ok(()),
-            false => Err(Fault::new(
-                ErrorKind::Stale,
-                "The file was changed or replaced by another program",
-            )),
+            false => Err(changed()),
         }
     }
 
@@ -275,6 +272,14 @@ impl Image {
             )),
         }
     }
+}
+
+/// A file that is not what it was.
+pub(super) fn changed() -> Fault {
+    Fault::new(
+        ErrorKind::Stale,
+        "The file was changed or replaced by another program",
+    )
 }
 
 impl fmt::Debug for Image {

@@ -35,6 +35,7 @@ mod reach;
 mod read;
 mod reopen;
 mod resize;
+mod rest;
 mod segments;
 mod settle;
 mod volatile;

@@ -70,11 +70,13 @@ pub struct Location {
     pub inside: PathBuf,
 }
 
-/// Where the guests of a chain's images come from: a pool, or a test.
-pub(super) type Guests<'a> = &'a dyn Fn() -> Result<Box<dyn Guest>, Fault>;
+/// Where the guests of a chain's images come from, when it is opened and later:
+/// a pool, or a test.
+pub(super) type Guests = Arc<dyn Fn() -> Result<Box<dyn Guest>, Fault> + Send + Sync>;
 
-fn guests_of(pool: &Arc<Pool>) -> impl Fn() -> Result<Box<dyn Guest>, Fault> {
-    || Ok(Box::new(pool.session()?))
+fn guests_of(pool: &Arc<Pool>) -> Guests {
+    let pool = Arc::clone(pool);
+    Arc::new(move || Ok(Box::new(pool.session()?)))
 }
 
 impl OpenOptions {
@@ -98,7 +100,7 @@ impl OpenOptions {
             .map_err(|fault| fault.at(Operation::Open, path))
     }
 
-    pub(super) fn open_path(&self, guests: Guests<'_>, path: &Path) -> Result<Image, Fault> {
+    pub(super) fn open_path(&self, guests: &Guests, path: &Path) -> Result<Image, Fault> {
         self.check_sharing()?;
         let home = Home::Path(path.to_path_buf());
         for _ in 0..MAX_REPLACED {
@@ -119,7 +121,7 @@ impl OpenOptions {
             .map_err(|fault| fault.at(Operation::Open, &path))
     }
 
-    fn open_located(&self, guests: Guests<'_>, file: File, at: Location) -> Result<Image, Fault> {
+    fn open_located(&self, guests: &Guests, file: File, at: Location) -> Result<Image, Fault> {
         self.check_sharing()?;
         check_regular(&file, &at.path)?;
         let home = Home::Below(Arc::clone(&at.tree), at.inside.clone());
@@ -148,17 +150,11 @@ impl OpenOptions {
     }
 
     /// Opens the first image of a chain.
-    fn start(
-        &self,
-        guests: Guests<'_>,
-        file: File,
-        path: &Path,
-        home: Home,
-    ) -> Result<Image, Fault> {
+    fn start(&self, guests: &Guests, file: File, path: &Path, home: Home) -> Result<Image, Fault> {
         let metadata = file.metadata()?;
         let opening = Opening {
             options: self,
-            guests,
+            guests: Arc::clone(guests),
             format: self.format,
             path: path.to_path_buf(),
             reach: Reach {

@@ -302,10 +302,8 @@ impl Image {
         serving: &mut Serving<'_>,
     ) -> Result<Reply, Fault> {
         self.alive()?;
-        if link.stale {
-            self.reopen(link)?;
-        }
-        link.guest.call(request, serving).map_err(|error| {
+        self.make_ready(link)?;
+        link.seat.guest()?.call(request, serving).map_err(|error| {
             if matches!(error, CallError::Sandbox(_)) && self.unflushed.load(Ordering::Acquire) {
                 self.lose();
             }

@@ -3,7 +3,7 @@
 
 use super::Access;
 use super::chain::{attached, opened};
-use super::disk::{Image, Link, exclusive};
+use super::disk::{Image, Link, changed, exclusive};
 use super::error::Fault;
 use super::handles::{Handle, id_of};
 use super::open::{fresh, replaced};
@@ -65,13 +65,52 @@ impl Image {
         opened(self.ask(link, &request)?, "Open")
     }
 
-    /// Completes the facts and takes them over.
-    fn take_over(&self, link: &mut Link, mut facts: Facts) -> Result<(), Fault> {
-        if !facts.files.is_empty() {
+    /// Has a new session read the image that the last one left, and find it as
+    /// it was: what is known of the mapping stays. Where that fails nothing is
+    /// known of it any more, and the session goes.
+    pub(super) fn recognise(&self, link: &mut Link) -> Result<(), Fault> {
+        let found = self.ask_open(link);
+        let recognised = found
+            .and_then(|facts| self.complete(link, facts))
+            .and_then(|facts| match self.is_known(facts) {
+                true => Ok(()),
+                false => Err(changed()),
+            });
+        recognised.inspect_err(|_| {
+            self.forget_mapping();
+            link.seat.leave();
+        })
+    }
+
+    /// Whether these are the facts of the image. What an image records of its
+    /// own content changes where that is written, without a word from the guest.
+    fn is_known(&self, found: Facts) -> bool {
+        let known = self.facts();
+        let found = match self.files.is_changed() {
+            false => found,
+            true => Facts {
+                identity: known.identity.clone(),
+                dirty: known.dirty,
+                specific: known.specific.clone(),
+                ..found
+            },
+        };
+        *known == found
+    }
+
+    /// The facts with those of the image's other files.
+    fn complete(&self, link: &mut Link, mut facts: Facts) -> Result<Facts, Fault> {
+        if link.reach.wants_files(&facts)? {
             let attach = |lens| self.ask(link, &Request::Attach { lens });
             facts = attached(&facts, attach, &self.files)?;
         }
         facts.probed = self.facts().probed;
+        Ok(facts)
+    }
+
+    /// Completes the facts and takes them over.
+    fn take_over(&self, link: &mut Link, facts: Facts) -> Result<(), Fault> {
+        let facts = self.complete(link, facts)?;
         self.forget_mapping();
         self.size.store(facts.virtual_size, Ordering::Release);
         *exclusive(&self.facts) = Arc::new(facts);

@@ -137,7 +137,7 @@ impl Image {
         let borrowed = self.borrowed_unit(&mut link, size)?;
         let mut reply = match self.judge(&mut link, size, how, borrowed.is_some()) {
             Err(fault) if fault.kind == ErrorKind::SettleFirst => {
-                return self.plan_settling(&mut link, "a change of it was interrupted");
+                return self.plan_settling(&mut link, &fault.message);
             }
             reply => reply?,
         };

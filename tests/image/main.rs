@@ -10,6 +10,7 @@ mod locks;
 mod machine;
 mod named;
 mod resize;
+mod resting;
 mod several;
 mod write;
 
@@ -28,7 +29,7 @@ fn main() -> ExitCode {
     for (sandbox, missing) in sandboxes() {
         let missing = missing.or_else(|| tools.clone());
         for variant in VARIANTS {
-            for (name, body) in lab::PER_VARIANT {
+            for (name, body) in lab::PER_VARIANT.iter().chain(resting::PER_VARIANT) {
                 let name = format!("{sandbox}/{name}/{}", variant.name);
                 let body = move || body(&pool(sandbox)?, variant);
                 trials.push(trial(name, missing.clone(), body));
@@ -39,6 +40,7 @@ fn main() -> ExitCode {
             named::CASES,
             create::CASES,
             resize::CASES,
+            resting::CASES,
             several::CASES,
             write::CASES,
         ];

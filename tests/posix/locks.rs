@@ -91,14 +91,14 @@ impl Drop for Holder {
 /// `dd` in the middle of writing a disk. A process of its own: whoever starts
 /// another one closes copies of its descriptors, which for the kernel is a
 /// close, and the tests all start processes.
-struct Writer {
+pub struct Writer {
     process: Child,
     input: ChildStdin,
 }
 
 impl Writer {
     /// Writes one block of ones at the start, and waits for more.
-    fn hold(disk: &Path) -> Self {
+    pub fn hold(disk: &Path) -> Self {
         let mut process = Command::new("dd")
             .arg(format!("of={}", disk.display()))
             .args(["bs=4096", "conv=notrunc", "iflag=fullblock", "status=none"])

@@ -11,8 +11,10 @@ mod failures;
 mod filesystems;
 mod formats;
 mod grow;
+mod idle;
 mod images;
 mod kill;
+mod lock_table;
 mod locks;
 mod model;
 mod names;
@@ -117,15 +119,22 @@ fn main() -> ExitCode {
         for claim in formats::READ_ONLY {
             add(&images::STREAM, claim);
         }
-        for claim in [names::CLAIMS, namespace::ONCE, daemon::CLAIMS, demo::CLAIMS]
-            .into_iter()
-            .flatten()
-        {
+        for claim in ONCE.iter().copied().flatten() {
             add(&VARIANTS[0], claim);
         }
     }
     libtest_mimic::run(&arguments, trials).exit_code()
 }
+
+/// What concerns the mount as a whole.
+const ONCE: &[&[Claim]] = &[
+    names::CLAIMS,
+    namespace::ONCE,
+    daemon::CLAIMS,
+    demo::CLAIMS,
+    idle::CLAIMS,
+    lock_table::CLAIMS,
+];
 
 /// For every variant of qcow2 and raw.
 const EVERY: &[&[Claim]] = &[

@@ -47,6 +47,7 @@ fn mount(source: &Path, at: &Path, isolation: Isolation) -> Result<Mount, String
         rw_backing: false,
         preallocation: Preallocation::Off,
         formats: FormatRules::default(),
+        idle: Options::IDLE,
     };
     let opened = Source::open(source).map_err(told)?;
     let filesystem = Filesystem::new(opened, Box::new(images), options);

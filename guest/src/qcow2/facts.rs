@@ -148,21 +148,24 @@ impl Qcow2 {
 
     /// Why the content may not be written, if so.
     pub fn no_write(&self) -> Option<Failure> {
-        self.no_change().or_else(|| {
-            if self.header.encryption.is_some() {
-                return Some(encrypted("written"));
-            }
-            let tracking = self.bitmaps.iter().find(|b| b.auto() && !b.in_use())?;
-            Some(Failure::new(
-                FailureKind::Unsupported,
-                format!(
-                    "the persistent bitmap '{name}' is enabled and would have to record every \
-                     write, which is not supported; disable it with `qemu-img bitmap --disable` \
-                     (and start a new backup chain), or remove it",
-                    name = tracking.name
-                ),
-            ))
-        })
+        self.no_change().or_else(|| self.no_write_in_order())
+    }
+
+    /// The same once the image is in order.
+    fn no_write_in_order(&self) -> Option<Failure> {
+        if self.header.encryption.is_some() {
+            return Some(encrypted("written"));
+        }
+        let tracking = self.bitmaps.iter().find(|b| b.auto() && !b.in_use())?;
+        Some(Failure::new(
+            FailureKind::Unsupported,
+            format!(
+                "the persistent bitmap '{name}' is enabled and would have to record every \
+                 write, which is not supported; disable it with `qemu-img bitmap --disable` \
+                 (and start a new backup chain), or remove it",
+                name = tracking.name
+            ),
+        ))
     }
 
     /// Why the image may not be resized, if so.
@@ -188,13 +191,19 @@ impl Qcow2 {
     }
 
     fn no_change(&self) -> Option<Failure> {
-        self.header.is_corrupt().then(|| {
-            Failure::new(
-                FailureKind::Damaged,
-                "Image is corrupt; cannot be opened read/write (the corrupt bit is set); repair \
-                 a copy with `qemu-img check -r all`",
-            )
-        })
+        self.header.is_corrupt().then(corrupt)
+    }
+
+    /// The facts for a writer of an image that is marked as corrupt and is sound:
+    /// it can be put in order, and then the resize is judged.
+    pub fn let_settle(&self, facts: &mut Facts) {
+        facts.unsettled = Some(
+            "the image is marked as corrupt and nothing in it is: a shrink was interrupted before \
+             its data file was cut"
+                .into(),
+        );
+        facts.no_write = self.no_write_in_order();
+        facts.no_resize = None;
     }
 
     /// Why the image must be put in order first, if so.
@@ -221,6 +230,15 @@ fn add_bitmap(tree: &mut Tree, bitmap: &super::bitmaps::Bitmap) -> Result<(), Fa
     let granularity = 1u64 << bitmap.granularity_bits;
     tree.add("granularity", FactValue::Number(granularity));
     Ok(())
+}
+
+/// The refusal of an image that is marked as corrupt.
+pub fn corrupt() -> Failure {
+    Failure::new(
+        FailureKind::Damaged,
+        "Image is corrupt; cannot be opened read/write (the corrupt bit is set); repair a copy \
+         with `qemu-img check -r all`",
+    )
 }
 
 /// The refusal of what needs a key.

@@ -7,6 +7,11 @@
 //! where the file was changed last and ends with the first hit, so that it costs
 //! little where all is in order. What is counted and not used elsewhere is
 //! nothing that a resize leaves, and stays to be found by a check.
+//!
+//! A file that goes on behind the last cluster that is counted has room there
+//! that a change added and did not come to count. It is cut off, once the whole
+//! search has shown that nothing refers to it: where something does, the counts
+//! are wrong, and nothing is left as far as anybody can tell.
 
 use super::Qcow2;
 use super::check::leftovers::or_damaged;
@@ -40,7 +45,8 @@ const MAX_BEYOND: usize = 256 << 10;
 struct Leftover {
     /// Zeroes the entries beyond the end of the disk that lead there.
     entries: Vec<Step>,
-    /// Behind everything that is referred to, up to the last that is counted.
+    /// Behind everything that is referred to, up to the last that is counted;
+    /// empty where there is only room that is not counted.
     clusters: Run,
 }
 
@@ -55,7 +61,8 @@ impl Qcow2 {
             None => Ok(()),
             Some(_) => Err(Failure::new(
                 FailureKind::SettleFirst,
-                "a change was interrupted, and what it left counted has to be given back first",
+                "the file holds room that nothing uses, as an interrupted change leaves it, which \
+                 has to be given back first",
             )),
         }
     }
@@ -107,9 +114,11 @@ impl Qcow2 {
         }
         let present = refcounts.present_from(host, 0)?;
         let counted = refcounts.behind_counted(host, 0, &present)?;
-        let search = Search::new(self, self.header.size, counted);
+        // Only what refers to room behind that shows that it is in use.
+        let has_room = self.header.geometry.clusters(self.file_len) > counted;
+        let search = Search::new(self, self.header.size, counted + u64::from(has_room));
         let search = search.run_all(host, refcounts, &present)?;
-        Ok(search.leftover())
+        Ok(search.leftover(counted))
     }
 
     /// The cluster behind the last of the file that anything would refer to if
@@ -405,9 +414,10 @@ impl<'a> Search<'a> {
         Ok(())
     }
 
-    /// What was found. Entries beyond the end that lead to what something else
-    /// refers to are older than what is left.
-    fn leftover(self) -> Option<Leftover> {
+    /// What was found, where the clusters before `counted` are counted. Entries
+    /// beyond the end that lead to what something else refers to are older than
+    /// what is left.
+    fn leftover(self, counted: u64) -> Option<Leftover> {
         if self.is_over() {
             return None;
         }
@@ -423,6 +433,9 @@ impl<'a> Search<'a> {
                 true => entry::LEN,
                 false => geometry.l2_entry_len(),
             };
+            if held.end() > counted {
+                return None;
+            }
             match held.first >= self.end {
                 true => zeroes([(place, len)].into_iter(), &mut entries),
                 false if leads_on || held.end() > self.end => return None,
@@ -433,7 +446,7 @@ impl<'a> Search<'a> {
             entries,
             clusters: Run {
                 first: self.end,
-                count: self.behind - self.end,
+                count: counted.saturating_sub(self.end),
             },
         })
     }

@@ -333,13 +333,17 @@ impl Disk for Qcow2 {
 
     fn attach(
         &mut self,
-        _host: &mut dyn Host,
+        host: &mut dyn Host,
         lens: &[u64],
-        _facts: &mut Facts,
+        facts: &mut Facts,
     ) -> Result<(), Failure> {
         match *lens {
             [data_len] if self.header.has_data_file() => {
                 self.data_len = Some(data_len);
+                // A reader need not know.
+                if facts.no_resize.is_some() && self.is_flagged_and_sound(host)? {
+                    self.let_settle(facts);
+                }
                 Ok(())
             }
             _ => Err(self.refuse("does not have that many other files")),

@@ -44,6 +44,8 @@ pub struct Case {
     pub snapshots: &'static [&'static str],
     /// Whether there are bitmaps that have to stay as they are.
     pub bitmaps: bool,
+    /// Names of files that an earlier change left, which this one has to remove.
+    pub left: &'static [&'static str],
     /// Who judges the states.
     pub judges: &'static Judges,
     /// What can go without a bad state, and why it stays.
@@ -63,6 +65,7 @@ pub const BASIC: Case = Case {
     tamper: None,
     snapshots: &[],
     bitmaps: false,
+    left: &[],
     judges: &Judges::NONE,
     harmless: &[],
     ask: Ask::Grow(4 * M, Preallocation::Off),
@@ -100,6 +103,19 @@ pub type Beyond = fn(&Files, image: &str) -> Result<(), String>;
 /// name by its identifiers could not know.
 pub type Announced = fn(before: &Files, now: &Files, image: &str) -> Result<(), String>;
 
+/// The names of the files that an image of that name consists of besides itself.
+/// Uses nothing of the engine.
+pub type Parts = fn(&Files, image: &str) -> Result<Vec<String>, String>;
+
+/// What an image can say so that no other program changes it until it is put in
+/// order.
+pub struct Flag {
+    /// Whether the image of that name says so.
+    pub is_set: fn(&Files, image: &str) -> Result<bool, String>,
+    /// How qemu-img refuses to write to it then.
+    pub refusal: &'static str,
+}
+
 /// Who judges the states of a format, besides the engine itself.
 pub struct Judges {
     /// Whether `qemu-img check` does.
@@ -109,12 +125,19 @@ pub struct Judges {
     /// Whether `qemu-img resize` can grow the image: nothing stale may appear
     /// then.
     pub foreign_grow: bool,
+    /// What it is asked for besides the size.
+    pub grow_with: &'static [&'static str],
+    /// What an image can say so that no other program grows it for the moment.
+    pub flag: Option<Flag>,
     /// Finds what is left behind the end of the disk once a change is finished,
     /// where no reader of the disk would see it.
     pub beyond: Option<Beyond>,
     /// Whether space behind the end of the image's file can be counted as used,
     /// which a check finds once the file is longer.
     pub counts: bool,
+    /// Whether the same request after a crash leaves the image's file no longer
+    /// than without one.
+    pub length: bool,
     /// Whether qemu-img may refuse a state until it has replayed a log.
     pub replay: bool,
     /// Readers of other copies, each with what it is called.
@@ -125,6 +148,8 @@ pub struct Judges {
     /// What the identifiers of an image have to say about a change of its files,
     /// which is from the first to the second.
     pub announced: Option<Announced>,
+    /// The files that an image consists of, where that may be several.
+    pub parts: Option<Parts>,
     /// The disk that a program finds which grows a finished image by writing a
     /// larger size and touches nothing else: zeroes behind the old end. The size
     /// is in bytes.
@@ -137,12 +162,16 @@ impl Judges {
         check: false,
         convert: false,
         foreign_grow: false,
+        grow_with: &[],
+        flag: None,
         beyond: None,
         counts: false,
+        length: false,
         replay: false,
         readers: &[],
         may_differ: false,
         announced: None,
+        parts: None,
         naive_grow: None,
     };
 }

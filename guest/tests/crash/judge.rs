@@ -6,16 +6,17 @@
 //! is not judged again: repairs turn many states into the same one.
 
 use super::bytes::Bytes;
-use super::case::Case;
+use super::case::{Case, M};
 use super::disk::Files;
 use super::engine::{Change, Session};
 use super::setup::{Setup, wants_replay};
 use super::tools::qemu_img;
 use instar_guest::Format;
 use instar_guest::findings::{Finding, Repair, Severity};
+use instar_guest::plan::SECTOR;
 use instar_guest::proto::Preallocation;
 use std::cell::{Cell, RefCell};
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::path::Path;
 
 /// Plans that put an image in order, one after the other, before it counts as
@@ -114,6 +115,8 @@ pub struct Judge<'a> {
     finished: RefCell<HashMap<(u64, Shown), Vec<String>>>,
     /// Whether a grow by qemu-img of the untouched image shows what is not zero.
     shows_already: Cell<Option<bool>>,
+    /// How long the image's file may be after the change.
+    most_len: Cell<Option<u64>>,
 }
 
 impl<'a> Judge<'a> {
@@ -131,6 +134,7 @@ impl<'a> Judge<'a> {
             reruns: RefCell::default(),
             finished: RefCell::default(),
             shows_already: Cell::default(),
+            most_len: Cell::default(),
         })
     }
 
@@ -165,6 +169,7 @@ impl<'a> Judge<'a> {
         if self.counts_behind_the_end(files)? {
             faults.push("space behind the end of the file counts as used".to_owned());
         }
+        faults.extend(self.strays(files));
         faults.extend(self.stale(files)?);
         Ok(faults)
     }
@@ -191,8 +196,13 @@ impl<'a> Judge<'a> {
         leaks: bool,
     ) -> Result<Vec<String>, String> {
         let mut faults = self.rerun(files)?;
-        if leaks {
+        let has_parts = !parts(self.case, &self.setup.files)?.is_empty();
+        // Which files are left over no check of a reader counts.
+        if leaks || has_parts {
             faults.extend(self.repair(files)?);
+        }
+        if has_parts {
+            faults.extend(self.ask_otherwise(files, content));
         }
         if let Some(content) = content
             && self.is_to_be_grown(files, content)?
@@ -480,10 +490,107 @@ impl<'a> Judge<'a> {
         if seen.content != Some(Content::New) {
             faults.push(format!("ends in {:?}", seen.content));
         }
+        faults.extend(self.strays(&finished));
+        faults.extend(self.keeps_room(&finished)?);
         if faults.is_empty() {
             faults.extend(self.stale(&finished)?);
         }
         Ok(faults)
+    }
+
+    /// What is wrong with the names of finished files: besides what lay there from
+    /// the beginning, they are those that the image consists of.
+    fn strays(&self, files: &Files) -> Option<String> {
+        let image = self.setup.image_name();
+        let wanted = parts(self.case, files).and_then(|parts| {
+            let before = self::parts(self.case, &self.setup.files)?;
+            let is_besides = |name: &&str| {
+                let own = before.iter().any(|part| part == name);
+                !own && !self.case.left.contains(name)
+            };
+            let besides = self.setup.files.names().filter(is_besides);
+            let mut wanted: BTreeSet<String> = besides.map(str::to_owned).collect();
+            wanted.insert(image.to_owned());
+            wanted.extend(parts);
+            Ok(wanted)
+        });
+        let found: BTreeSet<String> = files.names().map(str::to_owned).collect();
+        match wanted {
+            Ok(wanted) if wanted == found => None,
+            Ok(wanted) => Some(format!("the files are {found:?} instead of {wanted:?}")),
+            Err(text) => Some(text),
+        }
+    }
+
+    /// Another request than the one that was interrupted leaves nothing behind
+    /// either, and the disk has the size asked for.
+    fn ask_otherwise(&self, files: &Files, content: Option<Content>) -> Vec<String> {
+        let disk = match content {
+            Some(Content::Old) => &self.setup.old_disk,
+            Some(Content::New) => &self.setup.new_disk,
+            _ => return Vec::new(),
+        };
+        let (old, new) = (self.setup.old_disk.len(), self.setup.new_disk.len());
+        let mut faults = Vec::new();
+        for size in [old.max(new) + M, old.min(new) / 2] {
+            let size = size.next_multiple_of(SECTOR);
+            let change = Change::Resize {
+                size,
+                preallocation: Preallocation::Off,
+                backing_size: None,
+            };
+            let mut wanted = disk.clone();
+            wanted.set_len(size);
+            let image = self.setup.image_name();
+            let fault = self.changed(files, &change).map_or_else(Some, |changed| {
+                let disk = Session::open(&changed, image, self.case.format)
+                    .and_then(|mut session| session.disk(None));
+                match disk.as_ref() == Ok(&wanted) {
+                    true => self.strays(&changed),
+                    false => Some(self.describe("instar", &disk)),
+                }
+            });
+            faults.extend(fault.map(|fault| format!("{size} bytes instead: {fault}")));
+        }
+        faults
+    }
+
+    /// The file is longer than the resize makes it without a crash.
+    fn keeps_room(&self, finished: &Files) -> Result<Option<String>, String> {
+        if !self.case.judges.length || !matches!(self.setup.change, Change::Resize { .. }) {
+            return Ok(None);
+        }
+        let most = match self.most_len.get() {
+            Some(most) => most,
+            None => {
+                let most = self.len_without_crash()?;
+                self.most_len.set(Some(most));
+                most
+            }
+        };
+        let len = finished.get(self.setup.image_name())?.len();
+        Ok((len > most).then(|| format!("the file has {len} bytes instead of {most}")))
+    }
+
+    /// Length of the image's file after the change; of a shrink the greatest on the
+    /// way: what it has put behind everything else stays there, in use, where
+    /// it is cut off between its commits.
+    fn len_without_crash(&self) -> Result<u64, String> {
+        let (start, image) = (&self.setup.files, self.setup.image_name());
+        let mut session = Session::open(start, image, self.case.format)?;
+        let planned = session.plan(&self.setup.change, &self.setup.old_disk)?;
+        let mut files = start.clone();
+        let mut lens = Vec::new();
+        for epoch in &planned.epochs {
+            files.apply_all(std::slice::from_ref(epoch));
+            lens.push(files.get(image)?.len());
+        }
+        let shrinks = self.setup.new_disk.len() < self.setup.old_disk.len();
+        let len = match shrinks {
+            true => lens.into_iter().max(),
+            false => lens.pop(),
+        };
+        len.ok_or_else(|| "an empty plan".to_owned())
     }
 
     /// The engine's own check finds nothing wrong but leaks.
@@ -543,7 +650,9 @@ impl<'a> Judge<'a> {
     /// What shows up behind the end of finished files when they grow: nothing,
     /// whether the engine grows them or a program that only writes a larger size.
     fn stale(&self, files: &Files) -> Result<Vec<String>, String> {
-        let (Change::Resize { .. } | Change::Repair(Repair::Leaks)) = self.setup.change else {
+        let (Change::Resize { .. } | Change::Repair(Repair::Leaks) | Change::Settle) =
+            self.setup.change
+        else {
             return Ok(Vec::new());
         };
         let (old, new) = (&self.setup.old_disk, &self.setup.new_disk);
@@ -583,7 +692,7 @@ impl<'a> Judge<'a> {
     }
 
     /// qemu-img grows the state to a larger disk: nothing stale lies beyond its
-    /// end.
+    /// end. It may refuse one that says so.
     fn grow_by_qemu(&self, files: &Files, content: Content) -> Result<Option<String>, String> {
         let (old, new) = (&self.setup.old_disk, &self.setup.new_disk);
         let mut wanted = if content == Content::New { new } else { old }.clone();
@@ -592,8 +701,17 @@ impl<'a> Judge<'a> {
         let (dir, image) = (self.dir.path(), self.setup.image_name());
         self.setup.store(files, dir)?;
         let format = self.case.format.name();
-        let arguments = ["resize", "-q", "-f", format, image, &size.to_string()];
-        let resized = qemu_img(dir, &arguments)?;
+        let size = size.to_string();
+        let arguments = ["resize", "-q", "-f", format];
+        let arguments = [&arguments, self.case.judges.grow_with, &[image, &size]];
+        let resized = qemu_img(dir, &arguments.concat())?;
+        if let Some(flag) = &self.case.judges.flag
+            && (flag.is_set)(files, image)?
+            && resized.code != 0
+            && resized.text.contains(flag.refusal)
+        {
+            return Ok(None);
+        }
         if resized.code != 0 {
             return Ok(Some(format!("qemu-img resize: {}", resized.brief())));
         }
@@ -617,4 +735,11 @@ fn on_size(change: &Change, virtual_size: u64) -> Change {
         *preallocation = Preallocation::Off;
     }
     change
+}
+
+/// The files that the image of a case consists of besides itself.
+fn parts(case: &Case, files: &Files) -> Result<Vec<String>, String> {
+    let image = super::setup::image_name(case.format);
+    let parts = case.judges.parts.map(|parts| parts(files, image));
+    parts.unwrap_or_else(|| Ok(Vec::new()))
 }

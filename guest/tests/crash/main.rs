@@ -18,6 +18,7 @@ mod explorer;
 mod known_bad;
 mod orders;
 mod reading;
+mod room;
 
 use explorer::case::Case;
 use explorer::judge::{Depth, Judge};
@@ -78,6 +79,7 @@ fn with_oracle(name: String, body: impl FnOnce() -> Result<(), String> + Send + 
 fn every_state_is_old_or_new(case: &'static Case, seed: u64, table: &Table) -> Result<(), String> {
     let setup = Setup::build(case)?;
     let planned = orders::plan(case, &setup)?;
+    room::does_not_add_up(case, &setup)?;
     let judge = Judge::new(case, &setup)?;
     let row = Exploration {
         judge: &judge,

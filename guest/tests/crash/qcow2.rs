@@ -13,6 +13,7 @@ pub const JUDGES: Judges = Judges {
     foreign_grow: true,
     beyond: Some(nothing_beyond),
     counts: true,
+    length: true,
     ..Judges::NONE
 };
 

@@ -1,7 +1,7 @@
 //! The repairs of qcow2 images that are explored, and what puts one in order
 //! that was not closed in order.
 
-use super::case::{Ask, BASIC, Case, Harmless, Judges, M};
+use super::case::{Ask, BASIC, Case, Harmless, Judges, K, M};
 use super::disk::Files;
 use instar_guest::Format;
 use instar_guest::findings::Repair;
@@ -23,6 +23,17 @@ const QCOW2: Case = Case {
     ask: Ask::Repair(Repair::All),
     ..BASIC
 };
+
+/// An image as a shrink leaves it that is cut off before it has cut the data file.
+const DATA_FILE_TO_CUT: Case = Case {
+    options: "cluster_size=4096,data_file=data.raw",
+    size: CUT_AT,
+    prepare: &["io write -P 5 0 501k"],
+    tamper: Some(keep_cut_data),
+    judges: &super::qcow2_shrink::FLAGGED,
+    ..QCOW2
+};
+const CUT_AT: u64 = 501 * K;
 
 /// Why counts go up first.
 const RAISED: &str = "a repair can be repeated; in between, whoever writes to a cluster that is \
@@ -130,6 +141,23 @@ pub const CASES: &[Case] = &[
         ..QCOW2
     },
     Case {
+        name: "settle/room that is not counted",
+        tamper: Some(add_room),
+        judges: &super::qcow2::JUDGES,
+        ask: Ask::Settle,
+        ..QCOW2
+    },
+    Case {
+        name: "settle/data file that is not cut yet",
+        ask: Ask::Settle,
+        ..DATA_FILE_TO_CUT
+    },
+    Case {
+        name: "repair/data file that is not cut yet",
+        ask: Ask::Repair(Repair::Leaks),
+        ..DATA_FILE_TO_CUT
+    },
+    Case {
         name: "settle/leaks",
         options: "cluster_size=512,lazy_refcounts=on",
         prepare: &["io write -P 1 0 64k"],
@@ -224,6 +252,21 @@ fn leak(files: &mut Files) -> Result<(), String> {
     [0, 1, 2, 8]
         .into_iter()
         .try_for_each(|at| image.set_count(end + at, 1))
+}
+
+/// The file goes on behind the last cluster, with garbage, into the middle of one.
+fn add_room(files: &mut Files) -> Result<(), String> {
+    let inode = Image::new(files).inode()?;
+    let bytes = files.bytes_mut(inode);
+    bytes.write(bytes.len().next_multiple_of(512), &[0xa5; 5000]);
+    Ok(())
+}
+
+/// The data file goes on behind the end of the disk, and the corrupt bit is set.
+fn keep_cut_data(files: &mut Files) -> Result<(), String> {
+    let data = files.find("data.raw").ok_or("no data file")?;
+    files.bytes_mut(data).write(CUT_AT, &[0xa5; 20 << 10]);
+    Image::new(files).flip(72, 2)
 }
 
 /// Every other data cluster may seemingly be shared.

@@ -1,6 +1,6 @@
 //! The changes of qcow2 images that make them smaller or sound.
 
-use super::case::{Ask, Case, Judges, K, M};
+use super::case::{Ask, Case, Flag, Judges, K, M};
 use super::disk::Files;
 use super::qcow2::{JUDGES, QCOW2};
 use instar_guest::findings::Repair;
@@ -12,6 +12,30 @@ const TABLE: u64 = 48;
 const L1: u64 = 40;
 /// The bits of a table's entry that are an offset.
 const OFFSET: u64 = 0x00ff_ffff_ffff_fe00;
+
+/// The header's incompatible features, and the bit that says that the image is
+/// corrupt.
+const INCOMPATIBLE: u64 = 72;
+const CORRUPT: u64 = 2;
+
+/// The rest of the last cluster in a data file lies right behind what is kept of
+/// it, at a fixed place of another file, and no step changes two files at once: it
+/// goes after the commit, as it belongs to the old disk until then. In between
+/// the image says that it is corrupt, so that nobody grows it.
+pub const FLAGGED: Judges = Judges {
+    flag: Some(Flag {
+        is_set: |files, image| Ok(files.get(image)?.big::<8>(INCOMPATIBLE) & CORRUPT != 0),
+        refusal: "Image is corrupt; cannot be opened read/write",
+    }),
+    ..JUDGES
+};
+
+/// Such a grow maps what it adds, as qemu always does in a raw data file, so that
+/// the data file's bytes would show.
+const GROWN_WITH_METADATA: Judges = Judges {
+    grow_with: &["--preallocation=metadata"],
+    ..FLAGGED
+};
 
 /// A full disk.
 const FULL: Case = Case {
@@ -114,20 +138,42 @@ pub const SHRINKS: &[Case] = &[
         name: "shrink/data file",
         options: "cluster_size=4096,data_file=data.raw",
         ask: Ask::Shrink(500 * K + 1536),
-        // The rest of the last cluster lies right behind what is kept of it, at a
-        // fixed place of another file, and no step changes two files at once: it
-        // goes after the commit, as it belongs to the old disk until then. In
-        // between a program that grows the disk without a look at it shows it.
-        judges: &Judges {
-            foreign_grow: false,
-            ..JUDGES
-        },
+        judges: &FLAGGED,
         ..FULL
     },
     Case {
         name: "shrink/data file, whole clusters",
         options: "cluster_size=4096,data_file=data.raw",
         ask: Ask::Shrink(500 * K),
+        judges: &FLAGGED,
+        ..FULL
+    },
+    Case {
+        name: "shrink/data file, whole tables",
+        options: "cluster_size=512,data_file=data.raw",
+        ask: Ask::Shrink(512 * K),
+        judges: &GROWN_WITH_METADATA,
+        ..FULL
+    },
+    Case {
+        name: "shrink/data file, grown with metadata",
+        options: "cluster_size=4096,data_file=data.raw",
+        ask: Ask::Shrink(500 * K),
+        judges: &GROWN_WITH_METADATA,
+        ..FULL
+    },
+    Case {
+        name: "shrink/data file, inside a cluster, grown with metadata",
+        options: "cluster_size=4096,data_file=data.raw,preallocation=metadata",
+        ask: Ask::Shrink(500 * K + 1536),
+        judges: &GROWN_WITH_METADATA,
+        ..FULL
+    },
+    Case {
+        name: "shrink/raw data file",
+        options: "cluster_size=4096,data_file=data.raw,data_file_raw=on",
+        ask: Ask::Shrink(500 * K + 1536),
+        judges: &FLAGGED,
         ..FULL
     },
     Case {

@@ -4,7 +4,7 @@
 use super::bytes::Bytes;
 use super::case::{Ask, Case, Judges};
 use super::disk::Files;
-use super::engine::Change;
+use super::engine::{Change, Session};
 use super::tools::{must, qemu_img};
 use instar_guest::Format;
 use instar_guest::proto::Preallocation;
@@ -75,7 +75,22 @@ impl Setup {
         // Reading may have replayed a log.
         setup.files.store(setup.dir.path(), setup.besides())?;
         setup.new_disk = changed(&setup.old_disk, &setup.change);
+        setup.give_back_room()?;
         Ok(setup)
+    }
+
+    /// Takes away what the tools have left at the end of the image's file, which
+    /// a resize wants gone first. That is a change with cases of its own.
+    fn give_back_room(&mut self) -> Result<(), String> {
+        let open = || Session::open(&self.files, image_name(self.format), self.format);
+        let mut session = open()?;
+        let planned = session.plan(&self.change, &self.old_disk);
+        if planned.is_ok() || !session.settles_first {
+            return Ok(());
+        }
+        let epochs = open()?.plan(&Change::Settle, &self.old_disk)?.epochs;
+        self.files.apply_all(&epochs);
+        Ok(())
     }
 
     /// The image's file name in any directory that it is stored to.
@@ -181,7 +196,7 @@ pub fn wants_replay(text: &str) -> bool {
 }
 
 /// What the image of a format is called.
-fn image_name(format: Format) -> &'static str {
+pub fn image_name(format: Format) -> &'static str {
     match format {
         Format::Raw => "image.raw",
         Format::Qcow2 => "image.qcow2",

@@ -8,6 +8,7 @@ mod disk;
 mod flipping;
 mod grow_cases;
 mod growing;
+mod interrupted;
 mod lab;
 mod large;
 mod placing;
@@ -44,6 +45,7 @@ fn main() {
         .chain(creating::trials())
         .chain(growing::trials())
         .chain(shrinking::trials())
+        .chain(interrupted::trials())
         .chain(large::trials())
         .chain(writing::trials())
         .chain(placing::trials())

@@ -161,6 +161,10 @@ fn finish_each_interruption(lab: &Lab, case: &Case, before: &Session, plan: &Pla
         session.host.apply(&Plan { stages });
         let facts = session.open(None).expect("an interrupted shrink opens");
         let cluster = facts.cluster_size.unwrap_or(1) as usize;
+        if facts.unsettled.is_some() {
+            assert!(done > first, "marked before the commit");
+            settle(&mut session);
+        }
         let rest = match resize(&mut session, case, case.new) {
             Err(failure) if failure.kind == FailureKind::SettleFirst => {
                 assert!(done <= first, "settles behind the commit");

@@ -45,6 +45,7 @@ impl Settings {
                 rw_backing: args.rw_backing,
                 preallocation: Preallocation::Off,
                 formats: FormatRules::default(),
+                idle: Options::IDLE,
             },
             kernel: KernelOptions {
                 allow_other: args.allow_other,

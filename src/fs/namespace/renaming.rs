@@ -33,7 +33,7 @@ impl Filesystem {
         new_name: &OsStr,
         replace: bool,
     ) -> Result<()> {
-        self.calm(parent, name);
+        self.calm_names(parent, name);
         self.calm_tree(new_parent, new_name);
         let _naming = lock(&self.naming);
         let from = self.named(parent, name)?;

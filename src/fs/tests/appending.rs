@@ -42,6 +42,21 @@ impl Stage {
 }
 
 #[test]
+fn what_waits_for_space_keeps_the_image_from_resting() {
+    let (stage, handle) = stage();
+    stage.fs.tick(&mut Vec::new());
+    assert_eq!(lock(&stage.shelf).rested, Some(Options::IDLE));
+    lock(&stage.shelf).rested = None;
+    stage.append(handle, 1..2);
+    lock(&stage.shelf).full = true;
+    stage.fs.tick(&mut Vec::new());
+    assert_eq!(lock(&stage.shelf).rested, None);
+    lock(&stage.shelf).full = false;
+    stage.fs.tick(&mut Vec::new());
+    assert_eq!(lock(&stage.shelf).rested, Some(Options::IDLE));
+}
+
+#[test]
 fn many_writes_share_one_growth() {
     let (stage, handle) = stage();
     stage.append(handle, 1..5);

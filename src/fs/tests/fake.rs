@@ -15,6 +15,7 @@ use std::fs::File;
 use std::io::Read as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 /// Where the data of every fake disk ends and its hole begins.
 pub const MIB: u64 = 1 << 20;
@@ -31,6 +32,8 @@ pub struct Shelf {
     pub locked_by_others: bool,
     pub changed_by_others: bool,
     pub fail_flush: bool,
+    /// After how long without a request the image was last told to rest.
+    pub rested: Option<Duration>,
     pub full: bool,
     /// The next resize fails after the new size is on disk.
     pub resizes_halfway: bool,
@@ -212,6 +215,10 @@ impl Disk for FakeDisk {
             *lock(&self.dirty) = true;
             Ok(())
         })
+    }
+
+    fn rest(&self, after: Duration) {
+        lock(&self.shelf).rested = Some(after);
     }
 
     fn preallocate(&self, offset: u64, len: u64) -> Result<()> {

@@ -35,6 +35,7 @@ fn options() -> Options {
         grow: true,
         shrink: false,
         rw_backing: false,
+        idle: Options::IDLE,
         preallocation: Preallocation::Off,
         formats: FormatRules::default(),
     }

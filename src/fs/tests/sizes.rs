@@ -218,6 +218,30 @@ fn a_listing_asks_for_each_part_a_few_times_however_many_there_are() {
     }
 }
 
+/// How often the kernel is asked to follow a path while one of so many images is
+/// removed and another renamed, all of them known.
+fn asked_by_changes_of_names(images: usize) -> usize {
+    let stage = crowd(images, 0);
+    stage.listing();
+    lock(&stage.shelf).events.clear();
+    stage.fs.source.asked.store(0, Ordering::Relaxed);
+    let name = OsStr::new;
+    stage.fs.unlink(NodeId::ROOT, name("i0.qcow2")).unwrap();
+    let (root, new) = (NodeId::ROOT, name("j1.qcow2"));
+    let renamed = stage.fs.rename(root, name("i1.qcow2"), root, new, false);
+    renamed.unwrap();
+    assert!(!lock(&stage.shelf).events.contains(&"describe"));
+    stage.fs.source.asked.load(Ordering::Relaxed)
+}
+
+#[test]
+fn a_change_of_names_looks_into_no_other_image_and_follows_no_path_to_it() {
+    for images in [20, 200] {
+        let asked = asked_by_changes_of_names(images);
+        assert!(asked < 40, "{asked} for {images}");
+    }
+}
+
 #[test]
 fn a_name_that_leads_out_of_the_directory_is_followed_again_after_a_while() {
     let stage = Stage::new(&[

@@ -12,6 +12,7 @@ mod named;
 mod plan_names;
 mod plans;
 mod renaming;
+mod resting;
 mod settling;
 mod toy;
 mod writing;
@@ -19,11 +20,13 @@ mod writing;
 use super::error::Fault;
 use super::guest::Guest;
 use super::lock::LockSet;
+use super::open::Guests;
 use super::{Access, Error, ErrorKind, Image, OpenOptions, Operation};
 use crate::sandbox::{CallError, Files};
 use instar_guest::{Facts, Format, Reply, Request};
 use std::fs::File;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
 
 /// A file in a directory of its own.
 struct Fixture {
@@ -53,9 +56,12 @@ impl Fixture {
         options: &OpenOptions,
         guest: impl Guest + Clone + 'static,
     ) -> Result<Image, Error> {
-        let guests = || -> Result<Box<dyn Guest>, Fault> { Ok(Box::new(guest.clone())) };
+        let guest = Mutex::new(guest);
+        let guests = move || -> Result<Box<dyn Guest>, Fault> {
+            Ok(Box::new(guest.lock().unwrap().clone()))
+        };
         options
-            .open_path(&guests, &self.path)
+            .open_path(&(Arc::new(guests) as Guests), &self.path)
             .map_err(|fault| fault.at(Operation::Open, &self.path))
     }
 }

@@ -290,8 +290,8 @@ fn a_dry_run_shows_how_that_is_given_back() {
     assert_eq!(
         reply.warnings,
         [
-            "The image has to be put in order first (a change of it was interrupted): this is \
-             the plan for that, the resize is planned afterwards"
+            "The image has to be put in order first (interrupted): this is the plan for that, the \
+             resize is planned afterwards"
         ]
     );
     assert_eq!(fixture.content(), OLD);

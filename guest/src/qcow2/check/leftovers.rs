@@ -51,8 +51,9 @@ impl Qcow2 {
     /// The plan that finishes an interrupted change to the present size; empty
     /// where there is nothing left to do. What is damaged otherwise is left to a
     /// check, and what features that nobody here knows may refer to is left
-    /// alone. A data file is cut to the size of the disk only where it may
-    /// `shrink`: it may have been longer from the beginning.
+    /// alone. Room at the end of the file that is not counted goes. A data file
+    /// is cut to the size of the disk only where it may `shrink`: it may have been
+    /// longer from the beginning.
     pub(in super::super) fn finish(
         &mut self,
         host: &mut dyn Host,
@@ -60,7 +61,7 @@ impl Qcow2 {
     ) -> Result<PlanReply, Failure> {
         let mut reply = PlanReply::default();
         let mut steps = Vec::new();
-        if let Some(leftovers) = or_damaged(self.leftovers(host, shrink))?.flatten() {
+        if let Some(leftovers) = or_damaged(self.leftovers(host))?.flatten() {
             steps = leftovers.steps;
             let len = self.header.size;
             if shrink && self.data_len.is_some_and(|present| present > len) {
@@ -81,11 +82,7 @@ impl Qcow2 {
         Ok(reply)
     }
 
-    fn leftovers(
-        &mut self,
-        host: &mut dyn Host,
-        shrink: bool,
-    ) -> Result<Option<Leftovers>, Failure> {
+    fn leftovers(&mut self, host: &mut dyn Host) -> Result<Option<Leftovers>, Failure> {
         if self.has_unknown_features() {
             return Ok(None);
         }
@@ -93,7 +90,7 @@ impl Qcow2 {
         self.tables = Tables::new(self.tables.slice_len(), self.file_len);
         let counted = self.counted(host)?;
         let check = Check::new(self, host, Some(Repair::Leaks), Tell::silent(), COUNTERS)?;
-        check.leftovers(counted, shrink)
+        check.leftovers(counted)
     }
 
     /// The cluster behind the last that is counted, wherever the file ends.
@@ -130,7 +127,7 @@ struct Leftovers {
 impl Check<'_> {
     /// What nothing refers to up to the last cluster that is counted; `None`
     /// where anything else is wrong.
-    fn leftovers(mut self, counted: u64, shrink: bool) -> Result<Option<Leftovers>, Failure> {
+    fn leftovers(mut self, counted: u64) -> Result<Option<Leftovers>, Failure> {
         self.clusters = self.clusters.max(counted);
         self.read_refcount_table()?;
         self.check_snapshot_table()?;
@@ -145,8 +142,7 @@ impl Check<'_> {
         self.each_pass_again(|check| check.compare(Some(Repair::Leaks), false))?;
         let more = !self.lowered.has_room();
         let mut steps = self.lowered.take();
-        let may_cut = !more && (shrink || !self.freed.runs.is_empty());
-        steps.extend(self.give_back(may_cut));
+        steps.extend(self.give_back(!more));
         Ok(Some(Leftovers { steps, more }))
     }
 

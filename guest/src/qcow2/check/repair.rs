@@ -135,6 +135,11 @@ impl Check<'_> {
         let old = &self.image.first_sector;
         let switched = self.header_after(sound && entries.is_empty(), rebuilt)?;
         let last = self.header_after(sound, rebuilt)?;
+        if sound && let Some(step) = self.image.flagged_cut() {
+            let steps = vec![step];
+            let purpose = Purpose::Release;
+            stages.push(Stage { purpose, steps });
+        }
         stages.extend(commit(old, &switched)?);
         let purpose = Purpose::Release;
         let steps = entries;

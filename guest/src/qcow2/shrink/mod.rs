@@ -8,6 +8,11 @@
 //! they were while nobody saw them; then the file can be cut. Counts are lowered
 //! last: a crash leaves at worst clusters that are counted and not used.
 //!
+//! In an external data file a guest offset has one place only, so nothing can be
+//! copied away. There the first commit also marks the image as corrupt, until the
+//! data file has been cut: everybody reads the image meanwhile, and nobody grows
+//! it. `check/settle` finishes that where it was cut off.
+//!
 //! `check` refuses, `survey` reads what lies around the new end, `bitmaps` what
 //! persistent bitmaps need, `staging` makes the copies, `dropped` walks through
 //! what nothing refers to any more, `release` and `blocks` lower its counts,

@@ -1,6 +1,7 @@
 //! The steps of a shrink, stage by stage.
 
 use super::super::Qcow2;
+use super::super::format::{header as fields, incompatible};
 use super::super::grow::commit::{NewHeader, change};
 use super::super::layout::Run;
 use super::super::refcount::Refcounts;
@@ -10,6 +11,7 @@ use super::bitmaps::Cuts;
 use super::release::{Emptied, Release, Released};
 use super::staging::{Homes, Staging};
 use super::survey::Survey;
+use crate::bytes;
 use crate::engine::Host;
 use crate::error::Failure;
 use crate::plan::{Plan, Purpose, Stage, Step};
@@ -46,10 +48,15 @@ pub struct Shrink<'a> {
     pub staging: &'a Staging,
 }
 
-/// The first sector before, between and after the commits.
+/// The first sector as the first commit writes it, and at last.
 struct Sectors {
+    /// Where a data file has to be cut, with the corrupt bit: what is cut off
+    /// lies where a larger disk would show it, and whoever sees the bit does not
+    /// grow the disk before.
     staged: Vec<u8>,
     last: Vec<u8>,
+    /// Whether that bit is all that they differ in.
+    same_places: bool,
 }
 
 /// Whether the place of the bitmap directory can change with the commit.
@@ -127,7 +134,7 @@ impl Shrink<'_> {
         }
         let sectors = self.sectors(image, directory, stays)?;
         let commit = change(&image.first_sector, &sectors.staged)?;
-        let back = match sectors.last == sectors.staged {
+        let mut back = match sectors.last == sectors.staged {
             true => Vec::new(),
             false => vec![change(&sectors.staged, &sectors.last)?],
         };
@@ -139,13 +146,12 @@ impl Shrink<'_> {
             end = end.max(geometry.host_offset(reach).min(image.file_len));
         }
         let cut = self.cut(image, &released, end);
-        // What needs no second commit to rely on goes together with the rest.
-        let together = back.is_empty() && settled.is_empty();
         let mut lowered = released.counts;
         lowered.extend(unmarked);
-        match together {
-            true => lowered.extend(self.cut_data_file(image)),
-            false => settled.extend(self.cut_data_file(image)),
+        settled.extend(self.cut_data_file(image));
+        if sectors.same_places {
+            // Nothing relies on the bit being gone.
+            lowered.append(&mut back);
         }
         let mut stages = vec![
             (Purpose::Prepare, prepare.finish()),
@@ -262,10 +268,18 @@ impl Shrink<'_> {
             bitmap_directory: directory,
             ..header(size, l1, table)
         };
-        let staged = staged.first_sector(image)?.0;
+        let unflagged = staged.first_sector(image)?.0;
+        let mut staged = unflagged.clone();
+        if self.cut_data_file(image).is_some() {
+            let flags = image.header.incompatible | incompatible::CORRUPT;
+            bytes::put_be64(&mut staged, fields::INCOMPATIBLE, flags)?;
+        }
         if stays {
-            let last = staged.clone();
-            return Ok(Sectors { staged, last });
+            return Ok(Sectors {
+                staged,
+                last: unflagged,
+                same_places: true,
+            });
         }
         let own = match (directory, image.header.extensions.bitmaps()?) {
             (Some(_), Some(place)) => Some(place.directory.0),
@@ -276,7 +290,11 @@ impl Shrink<'_> {
             ..header(size, own_l1, present_table(image))
         };
         let last = last.first_sector(image)?.0;
-        Ok(Sectors { staged, last })
+        Ok(Sectors {
+            staged,
+            same_places: last == unflagged,
+            last,
+        })
     }
 
     /// The length of the file in the end.
@@ -317,7 +335,7 @@ impl Shrink<'_> {
         steps
     }
 
-    /// The same in the data file.
+    /// The same in the data file, where it is longer than the new disk.
     fn cut_data_file(&self, image: &Qcow2) -> Option<Step> {
         let len = self.survey.size;
         let longer = image.data_len.is_some_and(|present| present > len);
