@@ -18,7 +18,7 @@ fn main() -> ExitCode {
         Ok(code) => code.into(),
         Err(error) => {
             if !error.is_closed_pipe() {
-                eprintln!("instar: {error}");
+                eprintln!("{}: {error}", commands::program::name());
             }
             error.exit_code().into()
         }

@@ -62,7 +62,7 @@ fn an_empty_l1_table_of_a_large_disk_is_read_in_pieces() {
     session.open(None).unwrap();
     let extents = session.map(0, blank.size).unwrap();
     assert_eq!(extents.len(), 1);
-    assert_eq!(extents[0].kind, ExtentKind::Unallocated);
+    assert_eq!(extents[0].kind, ExtentKind::Unallocated { at: None });
     assert_eq!(session.host.reads, 1 + (4 << 20) / (64 << 10));
 }
 

@@ -47,8 +47,9 @@ pub fn continues(last: &Extent, kind: ExtentKind) -> bool {
                 in_place: next_in_place,
             },
         ) => file == next_file && in_place == next_in_place && at + last.len == next_at,
-        (ExtentKind::Zero { at: Some(at) }, ExtentKind::Zero { at: Some(next) }) => {
-            at + last.len == next
+        (ExtentKind::Zero { at: Some(at) }, ExtentKind::Zero { at: Some(next) })
+        | (ExtentKind::Unallocated { at: Some(at) }, ExtentKind::Unallocated { at: Some(next) }) => {
+            at.checked_add(last.len) == Some(next)
         }
         (last, next) => last == next,
     }

@@ -46,11 +46,14 @@ pub fn number(key: &str, value: &str) -> Result<u64, Failure> {
 /// a power of 1024; or a hexadecimal number without suffix.
 pub fn size(key: &str, value: &str) -> Result<u64, Failure> {
     parse_size(value).ok_or_else(|| {
-        invalid(format!(
-            "Parameter '{key}' expects a non-negative number below 2^64\n\
-             Optional suffix k, M, G, T, P or E means kilo-, mega-, giga-, tera-, peta-\n\
-             and exabytes, respectively."
-        ))
+        invalid(match is_out_of_range(value) {
+            true => format!("Value '{value}' is out of range for parameter '{key}'"),
+            false => format!(
+                "Parameter '{key}' expects a non-negative number below 2^64\n\
+                 Optional suffix k, M, G, T, P or E means kilo-, mega-, giga-, tera-, peta-\n\
+                 and exabytes, respectively."
+            ),
+        })
     })
 }
 
@@ -96,6 +99,17 @@ fn parse_size(value: &str) -> Option<u64> {
     whole
         .checked_mul(unit)?
         .checked_add(fraction_of(fraction, unit)?)
+}
+
+/// Whether a size that is none is a plain number, too small or too large.
+fn is_out_of_range(value: &str) -> bool {
+    let digits = match value.strip_prefix('-') {
+        Some(digits) => digits,
+        None => value.trim_end_matches(|c: char| unit_bits(c.encode_utf8(&mut [0; 4])).is_some()),
+    };
+    !digits.is_empty()
+        && value.len() - digits.len() < 2
+        && digits.bytes().all(|b| b.is_ascii_digit())
 }
 
 fn unit_bits(suffix: &str) -> Option<u32> {
@@ -157,6 +171,24 @@ mod tests {
         ];
         for (text, expected) in cases {
             assert_eq!(size("cluster_size", text).ok(), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_plain_number_that_does_not_fit_is_told_as_such() {
+        for (text, expected) in [
+            ("-1", true),
+            ("16E", true),
+            ("18446744073709551616", true),
+            ("1e3", false),
+            ("4kk", false),
+            ("-1k", false),
+            ("-", false),
+            ("k", false),
+            ("1é", false),
+        ] {
+            let told = size("cluster_size", text).unwrap_err().message;
+            assert_eq!(told.contains("out of range"), expected, "{text}: {told}");
         }
     }
 

@@ -292,7 +292,11 @@ pub enum ExtentKind {
         at: Option<u64>,
     },
     /// Not in this image: the backing image's bytes, zeroes without one.
-    Unallocated,
+    Unallocated {
+        /// Host offset in a unit that the image has for a part of which this is
+        /// not one, if that is so.
+        at: Option<u64>,
+    },
     /// Compressed clusters: ask for them with [`Request::Inflate`].
     Compressed,
 }

@@ -124,14 +124,35 @@ impl Disk for Raw {
 pub fn create(create: &Create) -> Result<PlanReply, Failure> {
     let mut preallocation = Preallocation::Off;
     let mut options = vec![("size".to_string(), create.size.to_string())];
-    for (key, value) in &create.options {
-        if key != "preallocation" {
-            return Err(options::unknown(key));
-        }
-        preallocation = options::preallocation(value)
-            .ok_or_else(|| options::invalid(format!("invalid parameter value: {value}")))?;
-        options.retain(|(key, _)| key != "preallocation");
-        options.push((key.clone(), value.clone()));
+    let keys = ["nocow", "preallocation", "extent_size_hint"];
+    if let Some((key, _)) = create
+        .options
+        .iter()
+        .find(|(key, _)| !keys.contains(&key.as_str()))
+    {
+        return Err(options::unknown(key));
+    }
+    for key in keys {
+        let mut given = create.options.iter().filter(|(name, _)| name == key);
+        let Some((_, value)) = given.next_back() else {
+            continue;
+        };
+        let shown = match key {
+            // Hints to filesystems, which change nothing in the image.
+            "nocow" => if options::switch(key, value)? {
+                "on"
+            } else {
+                "off"
+            }
+            .to_string(),
+            "extent_size_hint" => options::size(key, value)?.to_string(),
+            _ => {
+                preallocation = options::preallocation(value)
+                    .ok_or_else(|| options::invalid(format!("invalid parameter value: {value}")))?;
+                value.clone()
+            }
+        };
+        options.push((key.to_string(), shown));
     }
     if create.backing.is_some() {
         return Err(options::invalid(

@@ -1,7 +1,7 @@
 //! `instar check`.
 
 use super::look::Look;
-use super::{Error, Global, Output, say, warn};
+use super::{Error, Global, Output, program, say, warn};
 use clap::ValueEnum;
 use instar::compat::check::{self, Warnings};
 use instar::compat::messages;
@@ -26,9 +26,22 @@ pub struct Args {
     /// Exit with code 2 also where there are only warnings
     #[arg(long)]
     strict: bool,
+    /// Read for qemu-img's sake: how the image is cached changes nothing here
+    #[arg(short = 'T', long, hide = true, value_name = "CACHE")]
+    cache: Option<String>,
     #[command(flatten)]
     look: Look,
 }
+
+/// Values of `--cache`.
+const CACHE_MODES: [&str; 6] = [
+    "directsync",
+    "none",
+    "off",
+    "unsafe",
+    "writeback",
+    "writethrough",
+];
 
 /// Values of `--repair`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -50,6 +63,12 @@ impl From<What> for Repair {
 
 /// Runs `check`; answers the exit code.
 pub fn run(args: &Args, global: &Global) -> Result<u8, Error> {
+    let modes = args.cache.as_deref();
+    if let Some(mode) = modes.filter(|mode| !CACHE_MODES.contains(mode)) {
+        return Err(Error::Refused(format!(
+            "Invalid source cache option: {mode}"
+        )));
+    }
     let access = match args.repair {
         Some(_) => Access::Write,
         None => Access::Read,
@@ -114,11 +133,12 @@ impl Hearing {
         match event {
             CheckEvent::Settled(why) => {
                 self.settled = true;
-                let _ = writeln!(self.told, "instar: the image is in order now: {why}");
+                let name = program::name();
+                let _ = writeln!(self.told, "{name}: the image is in order now: {why}");
             }
             CheckEvent::Finding(finding) => {
                 self.warnings.note(finding);
-                let line = check::finding_line(self.format, finding);
+                let line = check::finding_line(program::name(), self.format, finding);
                 let _ = self.told.write_all(line.as_bytes());
             }
             CheckEvent::Repaired(report) => {

@@ -1,8 +1,8 @@
 //! `instar create`.
 
-use super::{Elsewhere, Error, FormatError, Global, format_named, say, warn};
+use super::{Elsewhere, Error, FormatError, Global, format_named, program, say, warn};
 use instar::compat::{messages, names, options, size};
-use instar::image::{self, Access};
+use instar::image::{self, Access, ErrorKind};
 use instar::sandbox::Pool;
 use instar_guest::Format;
 use instar_guest::facts::NamedFile;
@@ -46,25 +46,24 @@ pub struct Args {
     size: Option<String>,
 }
 
-/// What is said where FILE is missing.
-const NO_FILE: &str = "Expecting image file name\nTry 'instar create --help' for more info";
-
 /// Runs `create`.
 pub fn run(args: &Args, global: &Global) -> Result<(), Error> {
     args.elsewhere.refuse()?;
-    let given: Vec<(String, String)> = args
-        .options
-        .iter()
-        .flat_map(|text| options::parse(text))
-        .collect();
-    if options::wants_help(&given) {
+    if let Some(bad) = args.options.iter().find(|text| !options::is_list(text)) {
+        return Err(Error::Refused(format!("Invalid option list: {bad}")));
+    }
+    let given = args.options.iter().flat_map(|text| options::parse(text));
+    let given: Vec<(String, String)> = given.collect();
+    if args.options.iter().any(|text| options::wants_help(text)) {
         let format = new_format(&args.format).map_err(Error::Refused)?;
         return say(&options::help(format));
     }
     let Some(path) = &args.file else {
-        return Err(Error::refused(NO_FILE));
+        let hint = program::hint(Some("create"), global.qemu_version);
+        return Err(Error::Refused(format!("Expecting image file name\n{hint}")));
     };
-    let size = args.size.as_deref().map(image_size).transpose()?;
+    let size = args.size.as_deref().map(|text| image_size(text, global));
+    let size = size.transpose()?;
     let file = path.to_string_lossy();
     // Every refusal from here on begins with the file's name.
     let refuse = |text: String| Error::Refused(format!("{file}: {text}"));
@@ -75,7 +74,7 @@ pub fn run(args: &Args, global: &Global) -> Result<(), Error> {
         global,
     };
     let below = match (&wanted.backing, args.backing_unsafe) {
-        (Some(named), false) => backing.look(named, &wanted, &file).map_err(refuse)?,
+        (Some(named), false) => backing.look(named, &file).map_err(refuse)?,
         _ => Below::default(),
     };
     let size = wanted
@@ -90,7 +89,8 @@ pub fn run(args: &Args, global: &Global) -> Result<(), Error> {
         backing_size: below.size,
         backing_identity: below.identity,
     };
-    let created = image::create(&pool, path, &request)?;
+    let created = image::create(&pool, path, &request)
+        .map_err(|error| too_large(error, &file, wanted.format))?;
     created.warnings.iter().for_each(|warning| warn(warning));
     match args.quiet {
         true => Ok(()),
@@ -99,6 +99,17 @@ pub fn run(args: &Args, global: &Global) -> Result<(), Error> {
             wanted.format.name(),
             &with_size(created.options, size),
         )),
+    }
+}
+
+/// What is said where the filesystem has no files of that size.
+fn too_large(error: image::Error, file: &str, format: Format) -> Error {
+    match error.kind() {
+        ErrorKind::Os(libc::EFBIG) => Error::Refused(format!(
+            "{file}: The image size is too large for file format '{}'",
+            format.name()
+        )),
+        _ => error.into(),
     }
 }
 
@@ -112,8 +123,8 @@ fn with_size(mut options: Vec<(String, String)>, size: u64) -> Vec<(String, Stri
 }
 
 /// The SIZE argument.
-fn image_size(text: &str) -> Result<u64, Error> {
-    let refuse = |error| Error::Refused(messages::bad_number("image size", text, error));
+fn image_size(text: &str, global: &Global) -> Result<u64, Error> {
+    let refuse = |error| global.bad_number("image size", text, error);
     let bytes = size::parse(text).map_err(refuse)?;
     match i64::try_from(bytes) {
         Ok(_) => Ok(bytes),
@@ -182,10 +193,16 @@ fn backing(
 ) -> Result<Option<NamedFile>, String> {
     match (name, backing_format) {
         (None, None) => Ok(None),
-        (Some(_), _) | (_, Some(_)) if !has_backing(format) => Err(format!(
-            "Backing file not supported for file format '{}'",
+        (name, _) if !has_backing(format) => Err(format!(
+            "Backing file{} not supported for file format '{}'",
+            if name.is_some() { "" } else { " format" },
             format.name()
         )),
+        // VMDK images do not store it.
+        (None, Some(named)) if format == Format::Vmdk => match named == format.name() {
+            true => Ok(None),
+            false => Err("backing_file must be a vmdk image".to_owned()),
+        },
         (None, Some(_)) => Err("Backing format cannot be used without backing file".to_owned()),
         (Some(name), _) if name.is_empty() => {
             Err("Expected backing file name, got empty string".to_owned())
@@ -218,9 +235,8 @@ struct Backing<'a> {
 }
 
 impl Backing<'_> {
-    /// The backing image. With a size given, one that cannot be opened is worth
-    /// a warning only.
-    fn look(&self, named: &NamedFile, wanted: &Wanted, file: &str) -> Result<Below, String> {
+    /// The backing image.
+    fn look(&self, named: &NamedFile, file: &str) -> Result<Below, String> {
         let path = names::combine(file, &named.name);
         if Path::new(&path) == Path::new(file) {
             return Err(
@@ -230,7 +246,7 @@ impl Backing<'_> {
         }
         let format = match &named.format {
             Some(name) => Some(format_named(name).map_err(|error| match error {
-                FormatError::Unknown => format!("Unknown backing file format '{name}'"),
+                FormatError::Unknown => format!("Unknown driver '{name}'\n{BACKING_FAILED}"),
                 FormatError::Unsupported => {
                     format!("The backing file format '{name}' is not supported")
                 }
@@ -241,23 +257,28 @@ impl Backing<'_> {
             .global
             .opening(Access::Info, format)
             .open(self.pool, Path::new(&path));
-        match (opened, wanted.size) {
-            (Ok(image), _) if format.is_none() => Err(format!(
+        match opened {
+            Ok(image) if format.is_none() => Err(format!(
                 "Backing file specified without backing format\nDetected format of {}.",
                 image.facts().format.name()
             )),
-            (Ok(image), _) => Ok(Below {
+            Ok(image) => Ok(Below {
                 size: image.virtual_size().checked_next_multiple_of(SECTOR),
                 identity: image.facts().identity.clone(),
             }),
-            (Err(error), Some(_)) => {
-                warn(&format!(
-                    "Could not verify backing image. This may become an error in future \
-                     versions.\n{error}"
-                ));
-                Ok(Below::default())
-            }
-            (Err(error), None) => Err(format!("{error}\nCould not open backing image.")),
+            Err(error) => Err(format!("{}\n{BACKING_FAILED}", unopened(&error, &path))),
         }
+    }
+}
+
+/// What is said behind the reason why a backing image cannot be used.
+const BACKING_FAILED: &str = "Could not open backing image.";
+
+/// Why the backing image cannot be opened. Only where the system refuses it,
+/// qemu-img names it first.
+fn unopened(error: &image::Error, path: &str) -> String {
+    match error.kind() {
+        ErrorKind::Os(_) => error.to_string(),
+        _ => format!("{} (in '{path}')", error.message()),
     }
 }

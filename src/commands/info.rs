@@ -3,6 +3,7 @@
 use super::look::Look;
 use super::{Error, Global, Output, on_disk, say};
 use instar::compat::info::{self, Layer};
+use instar::compat::version::QemuVersion;
 use instar::image::{Access, BackingPolicy, Image, OpenOptions};
 use instar_guest::Facts;
 use std::sync::Arc;
@@ -28,12 +29,12 @@ pub fn run(args: &Args, global: &Global) -> Result<(), Error> {
             },
             ..options
         })?;
-    let text = show(&image, &args.look.file(), args)?;
+    let text = show(&image, &args.look.file(), args, global.qemu_version)?;
     say(&text)
 }
 
 /// The text for an image and, as far as it was opened, its backing chain.
-fn show(image: &Image, file: &str, args: &Args) -> Result<String, Error> {
+fn show(image: &Image, file: &str, args: &Args, version: QemuVersion) -> Result<String, Error> {
     let chain: Vec<(&Image, Arc<Facts>)> =
         std::iter::successors(Some(image), |image| image.backing())
             .map(|image| (image, image.facts()))
@@ -47,8 +48,8 @@ fn show(image: &Image, file: &str, args: &Args) -> Result<String, Error> {
         layers.push(Layer::new(file, facts, &on_disk(image)?));
     }
     Ok(match (args.look.output, layers.as_slice()) {
-        (Output::Human, layers) => info::human(layers),
-        (Output::Json, [layer]) if !args.backing_chain => info::to_json(layer),
-        (Output::Json, layers) => info::chain_to_json(layers),
+        (Output::Human, layers) => info::human(layers, version),
+        (Output::Json, [layer]) if !args.backing_chain => info::to_json(layer, version),
+        (Output::Json, layers) => info::chain_to_json(layers, version),
     })
 }

@@ -3,6 +3,7 @@
 use super::look::Look;
 use super::{Error, Global, Output, on_disk};
 use instar::compat::map::{self, Entry, Joiner};
+use instar::compat::version::QemuVersion;
 use instar::compat::{messages, names, size};
 use instar::image::{Access, Image, Segment, SegmentKind};
 use instar_guest::{Facts, FileNo, Format};
@@ -31,16 +32,23 @@ pub struct Args {
 
 /// Runs `map`.
 pub fn run(args: &Args, global: &Global) -> Result<(), Error> {
-    let start = number("start offset", &args.start_offset)?;
+    let start = number("start offset", &args.start_offset, global)?;
     let max_length = match &args.max_length {
-        Some(text) => number("max length", text)?,
+        Some(text) => number("max length", text, global)?,
         None => u64::MAX,
     };
     let image = args.look.open(Access::Read, global, |options| options)?;
+    if image.facts().encrypted {
+        return Err(Error::Refused(format!(
+            "Could not open '{}': {}",
+            args.look.file(),
+            messages::ENCRYPTED
+        )));
+    }
     let size = image.virtual_size();
     let end = whole_sectors(size).min(start.saturating_add(max_length));
     let layers = Layers::of(&image, &args.look.file())?;
-    let mut out = Out::new(args.look.output, &layers, start)?;
+    let mut out = Out::new(args.look.output, &layers, start, global.qemu_version)?;
     show(&image, &layers, start, end, &mut out)?;
     out.end()
 }
@@ -49,6 +57,7 @@ pub fn run(args: &Args, global: &Global) -> Result<(), Error> {
 struct Out<'a> {
     form: Form<'a>,
     start: u64,
+    version: QemuVersion,
     to: BufWriter<StdoutLock<'static>>,
 }
 
@@ -58,14 +67,20 @@ enum Form<'a> {
 }
 
 impl<'a> Out<'a> {
-    fn new(output: Output, layers: &'a Layers, start: u64) -> Result<Self, Error> {
+    fn new(
+        output: Output,
+        layers: &'a Layers,
+        start: u64,
+        version: QemuVersion,
+    ) -> Result<Self, Error> {
         let form = match output {
-            Output::Json => Form::Json(map::Json::default()),
+            Output::Json => Form::Json(map::Json::new(version)),
             Output::Human => Form::Table { layers },
         };
         let mut out = Self {
             form,
             start,
+            version,
             to: BufWriter::new(std::io::stdout().lock()),
         };
         if output == Output::Human {
@@ -104,13 +119,13 @@ impl<'a> Out<'a> {
 }
 
 /// A number below 2^63.
-fn number(what: &str, text: &str) -> Result<u64, Error> {
+fn number(what: &str, text: &str, global: &Global) -> Result<u64, Error> {
     size::parse(text)
         .and_then(|number| match i64::try_from(number) {
             Ok(_) => Ok(number),
             Err(_) => Err(size::SizeError::Range),
         })
-        .map_err(|error| Error::Refused(messages::bad_number(what, text, error)))
+        .map_err(|error| global.bad_number(what, text, error))
 }
 
 /// What `map` has to know of a layer of the backing chain.
@@ -249,7 +264,7 @@ fn show(
     end: u64,
     out: &mut Out<'_>,
 ) -> Result<(), Error> {
-    let mut joiner = Joiner::default();
+    let mut joiner = Joiner::new(out.version);
     let mut entries = Vec::new();
     let mut at = start;
     let disk_end = end.min(image.virtual_size());
@@ -278,6 +293,7 @@ fn push(entries: &mut Vec<Entry>, mut segment: Segment, layers: &Layers) {
         let depth = usize::try_from(segment.depth).unwrap_or(usize::MAX);
         let absent = layers.absent(segment.offset, depth);
         let left = absent.until.saturating_sub(segment.offset);
+        let here = segment.at.filter(|_| absent.depth == depth);
         let length = match left {
             0 => segment.len,
             left => left.min(segment.len),
@@ -286,12 +302,13 @@ fn push(entries: &mut Vec<Entry>, mut segment: Segment, layers: &Layers) {
             true => rest_of_sector(segment.offset, length, absent.depth),
             false => Entry {
                 present: false,
-                at: None,
+                at: here,
                 ..rest_of_sector(segment.offset, length, absent.depth)
             },
         });
         segment.offset += length;
         segment.len -= length;
+        segment.at = segment.at.map(|(file, at)| (file, at + length));
     }
     if segment.len > 0 {
         entries.push(entry(&segment, layers));

@@ -12,6 +12,7 @@ pub mod info;
 pub mod map;
 pub mod mount;
 pub mod plan;
+pub mod program;
 pub mod resize;
 pub mod umount;
 
@@ -25,6 +26,9 @@ pub use usage::{parse, report};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use instar::compat::info::OnDisk;
+use instar::compat::messages;
+use instar::compat::size::SizeError;
+use instar::compat::version::QemuVersion;
 use instar::image::{Access, Image, OpenOptions};
 use instar::sandbox::{ChosenIsolation, Config, Isolation, Pool};
 use instar_guest::Format;
@@ -34,7 +38,7 @@ use std::sync::Arc;
 
 /// Resizes virtual-machine disk images, with their parser in a sandbox.
 #[derive(Debug, Parser)]
-#[command(name = "instar", version, propagate_version = true)]
+#[command(name = "instar", version)]
 #[command(infer_long_args = true, args_override_self = true)]
 #[command(
     after_help = "'instar COMMAND --help' explains a command. The options, the output and \
@@ -62,6 +66,10 @@ pub struct Global {
     /// directory
     #[arg(long = "allow-path", global = true, value_name = "DIR")]
     pub allow_paths: Vec<PathBuf>,
+    /// Follow this version of qemu-img in what versions of it show differently
+    #[arg(long, global = true, env = program::VERSION_VARIABLE, default_value_t)]
+    #[arg(value_name = "X.Y", hide_env_values = true, help_heading = "Output")]
+    pub qemu_version: QemuVersion,
 }
 
 /// The subcommands.
@@ -153,6 +161,18 @@ impl Elsewhere {
 }
 
 impl Global {
+    /// The refusal of a number argument.
+    pub fn bad_number(&self, what: &str, text: &str, error: SizeError) -> Error {
+        let name = program::name();
+        Error::Refused(messages::bad_number(
+            what,
+            text,
+            error,
+            self.qemu_version,
+            name,
+        ))
+    }
+
     /// A sandbox as the options ask for it.
     pub fn pool(&self) -> Result<Arc<Pool>, Error> {
         Ok(Pool::new(Config {
@@ -246,5 +266,5 @@ pub fn say(text: &str) -> Result<(), Error> {
 
 /// Writes a warning to the standard error.
 pub fn warn(text: &str) {
-    eprintln!("instar: warning: {text}");
+    eprintln!("{}: warning: {text}", program::name());
 }

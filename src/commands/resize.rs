@@ -1,7 +1,7 @@
 //! `instar resize`.
 
 use super::preallocation::Mode;
-use super::{Elsewhere, Error, Global, Output, format_to_open, plan, say, warn};
+use super::{Elsewhere, Error, Global, Output, format_to_open, plan, program, say, warn};
 use instar::compat::messages;
 use instar::compat::size::NewSize;
 use instar::image::{Access, Image, ResizeOptions};
@@ -51,8 +51,10 @@ pub struct Args {
 /// Runs `resize`.
 pub fn run(args: &Args, global: &Global) -> Result<(), Error> {
     args.elsewhere.refuse()?;
-    let wanted = NewSize::parse(&args.size)
-        .map_err(|error| Error::Refused(messages::bad_new_size(&args.size, error)))?;
+    let wanted = NewSize::parse(&args.size).map_err(|error| {
+        let text = args.size.strip_prefix(['+', '-']).unwrap_or(&args.size);
+        Error::Refused(messages::bad_new_size(text, error))
+    })?;
     let file = args.file.to_string_lossy();
     let format = format_to_open(args.format.as_deref(), &file)?;
     let image = global
@@ -86,12 +88,16 @@ fn new_size(wanted: NewSize, image: &Image, how: &ResizeOptions) -> Result<u64, 
     }
     if size < current && !how.shrink {
         return Err(Error::Refused(format!(
-            "{}\ninstar: warning: {}",
+            "{}\n{}: warning: {}",
             messages::USE_SHRINK,
+            program::name(),
             messages::SHRINK_WARNING
         )));
     }
-    Ok(size)
+    match size {
+        ..=messages::MAX_SIZE => Ok(size),
+        _ => Err(Error::Refused(messages::size_too_large(size))),
+    }
 }
 
 fn show_plan(args: &Args, image: &Image, size: u64, how: &ResizeOptions) -> Result<(), Error> {

@@ -1,8 +1,9 @@
 //! Reading the command line, and saying what is wrong with it.
 
-use super::Cli;
+use super::{Cli, program, say};
 use clap::Parser;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
+use instar::compat::version::QemuVersion;
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
 
@@ -14,11 +15,10 @@ pub fn parse() -> Result<Cli, clap::Error> {
 /// Moves an argument such as `-32M` behind `--`: no option is a digit, so it is
 /// a size, which is the last argument anyway.
 fn sizes_last(mut args: Vec<OsString>) -> Vec<OsString> {
-    let is_resize = args.get(1..).is_some_and(|args| {
-        args.iter()
-            .find(|arg| !arg.as_bytes().starts_with(b"-"))
-            .is_some_and(|arg| arg == "resize")
-    });
+    let known = <Cli as clap::CommandFactory>::command();
+    let is_command = |arg: &&OsString| known.find_subcommand(arg).is_some();
+    let is_resize = args.iter().skip(1).find(is_command);
+    let is_resize = is_resize.is_some_and(|arg| arg == "resize");
     let only_arguments = args.iter().position(|arg| arg == "--");
     let options = ..only_arguments.unwrap_or(args.len());
     if let Some(size) = args[options].iter().position(|arg| is_negative(arg))
@@ -38,122 +38,243 @@ fn is_negative(arg: &OsStr) -> bool {
 
 /// Prints the help that was asked for, or what is wrong; answers the exit code.
 pub fn report(error: &clap::Error) -> u8 {
+    let mistake = Mistake::read(error);
     match error.kind() {
-        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
-            // Nobody is left to tell where this cannot be printed.
+        // Nobody is left to tell where this cannot be printed.
+        ErrorKind::DisplayHelp => {
             let _ = error.print();
             0
         }
-        ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand | ErrorKind::MissingSubcommand => {
-            eprintln!("instar: Not enough arguments\nTry 'instar --help' for more info");
-            1
+        ErrorKind::DisplayVersion => {
+            let version = program::version(mistake.followed);
+            let _ = say(&format!("{} {version}\n", program::name()));
+            0
         }
         _ => {
-            let command = command();
-            match in_qemus_words(error, command.as_deref()) {
-                Some(text) => eprintln!("{text}"),
-                None => eprintln!("instar: {}", own_words(error)),
-            }
-            if hints_at_help(error) {
-                let command = command.map(|name| name + " ").unwrap_or_default();
-                eprintln!("Try 'instar {command}--help' for more info");
-            }
+            eprintln!("{}", mistake.text());
             1
         }
     }
 }
 
-/// The subcommand on this process's command line.
-fn command() -> Option<String> {
-    let known = <Cli as clap::CommandFactory>::command();
-    std::env::args()
-        .skip(1)
-        .find(|arg| known.find_subcommand(arg).is_some())
+/// What is wrong with the command line.
+struct Mistake<'a> {
+    error: &'a clap::Error,
+    /// The arguments of this process, without the program.
+    args: Vec<String>,
+    /// The subcommand among them.
+    command: Option<String>,
+    /// The version of qemu-img whose words are used.
+    followed: QemuVersion,
 }
 
-/// A bad preallocation mode is the one mistake after which qemu-img names no
-/// help.
-fn hints_at_help(error: &clap::Error) -> bool {
-    let value = text(error, ContextKind::InvalidValue).unwrap_or_default();
-    let is_mode = argument(error).is_some_and(|argument| argument.starts_with("--preallocation"));
-    !is_mode || value.is_empty()
-}
-
-fn argument(error: &clap::Error) -> Option<&str> {
-    text(error, ContextKind::InvalidArg)
-}
-
-fn text(error: &clap::Error, kind: ContextKind) -> Option<&str> {
-    match error.get(kind) {
-        Some(ContextValue::String(text)) => Some(text),
-        Some(ContextValue::Strings(texts)) => texts.first().map(String::as_str),
-        _ => None,
+impl<'a> Mistake<'a> {
+    fn read(error: &'a clap::Error) -> Self {
+        let args = std::env::args_os().skip(1);
+        let args: Vec<String> = args.map(|arg| arg.to_string_lossy().into_owned()).collect();
+        let known = <Cli as clap::CommandFactory>::command();
+        let command = args.iter().find(|arg| known.find_subcommand(arg).is_some());
+        Self {
+            error,
+            command: command.cloned(),
+            followed: program::followed(&args),
+            args,
+        }
     }
-}
 
-/// What qemu-img says to the same mistake.
-fn in_qemus_words(error: &clap::Error, command: Option<&str>) -> Option<String> {
-    let value = text(error, ContextKind::InvalidValue).unwrap_or_default();
-    match (error.kind(), argument(error)) {
-        (ErrorKind::InvalidValue, Some(argument))
-            if value.is_empty() && argument.starts_with(['<', '[']) =>
-        {
-            Some("instar: The file name is empty".to_owned())
+    /// The argument that is wrong, as the parser names it.
+    fn argument(&self) -> &str {
+        self.context(ContextKind::InvalidArg).unwrap_or_default()
+    }
+
+    /// The value that is wrong, empty where there is none.
+    fn value(&self) -> &str {
+        self.context(ContextKind::InvalidValue).unwrap_or_default()
+    }
+
+    fn context(&self, kind: ContextKind) -> Option<&str> {
+        match self.error.get(kind) {
+            Some(ContextValue::String(text)) => Some(text),
+            Some(ContextValue::Strings(texts)) => texts.first().map(String::as_str),
+            _ => None,
         }
-        (ErrorKind::InvalidValue, Some(argument)) if value.is_empty() => {
-            Some(format!("instar {}: {}", command?, needs_argument(argument)))
+    }
+
+    /// The name of the option that is wrong.
+    fn option(&self) -> &str {
+        let name = self.argument().split([' ', '=']).next();
+        name.unwrap_or_default()
+    }
+
+    /// Everything that is printed.
+    fn text(&self) -> String {
+        let name = program::name();
+        let text = match self.in_qemus_words() {
+            Some(text) => text,
+            None => format!("{name}: {}", own_words(self.error)),
+        };
+        match self.hints_at_help() {
+            true => {
+                let hint = program::hint(self.command.as_deref(), self.followed);
+                format!("{text}\n{hint}")
+            }
+            false => text,
         }
-        (ErrorKind::MissingRequiredArgument, _) => {
-            let missing = match command? {
-                "resize" => "Expecting image file name and size",
-                "info" | "map" | "check" => "Expecting one image file name",
-                _ => return None,
-            };
-            Some(format!("instar: {missing}"))
-        }
-        (ErrorKind::InvalidSubcommand, _) => Some(format!(
-            "instar: Command not found: {}",
-            text(error, ContextKind::InvalidSubcommand)?
-        )),
-        (ErrorKind::UnknownArgument, Some(unknown)) if unknown.starts_with("--") => Some(format!(
-            "instar {}: unrecognized option '{unknown}'",
-            command?
-        )),
-        (ErrorKind::UnknownArgument, Some(unknown)) if unknown.starts_with('-') => Some(format!(
-            "instar {}: invalid option -- '{}'",
-            command?,
-            unknown.chars().nth(1)?
-        )),
-        (ErrorKind::UnknownArgument, Some(unknown)) => Some(match command? {
-            "resize" => "instar: Extra argument(s) in command line".to_owned(),
-            "create" => format!("instar: Unexpected argument: {unknown}"),
-            "info" | "map" | "check" => "instar: Expecting one image file name".to_owned(),
+    }
+
+    /// Some mistakes are told without naming the help.
+    fn hints_at_help(&self) -> bool {
+        let wrong_value = self.error.kind() == ErrorKind::InvalidValue && !self.lacks_value();
+        let is_told_alone = match self.option() {
+            "--preallocation" => true,
+            "--output" => !self.followed.explains_commands(),
+            argument => argument.starts_with(['<', '[']),
+        };
+        let is_elsewhere = self.error.kind() == ErrorKind::InvalidSubcommand
+            && program::not_provided(self.unknown_command()).is_some();
+        !(wrong_value && is_told_alone || is_elsewhere)
+    }
+
+    /// Whether an option stands there without the value that it wants.
+    fn lacks_value(&self) -> bool {
+        let option = self.option();
+        let is_empty = |pair: &[String]| pair[0] == option && pair[1].is_empty();
+        self.value().is_empty()
+            && option.starts_with('-')
+            && !self.args.contains(&format!("{option}="))
+            && !self.args.windows(2).any(is_empty)
+    }
+
+    fn unknown_command(&self) -> &str {
+        self.context(ContextKind::InvalidSubcommand)
+            .unwrap_or_default()
+    }
+
+    /// What qemu-img says to the same mistake.
+    fn in_qemus_words(&self) -> Option<String> {
+        let name = program::name();
+        let text = match self.error.kind() {
+            ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand | ErrorKind::MissingSubcommand => {
+                "Not enough arguments".to_owned()
+            }
+            ErrorKind::InvalidSubcommand => {
+                let command = self.unknown_command();
+                program::not_provided(command)
+                    .unwrap_or_else(|| format!("Command not found: {command}"))
+            }
+            ErrorKind::UnknownArgument if self.argument().starts_with('-') => {
+                return Some(self.unknown_option());
+            }
+            ErrorKind::UnknownArgument => self.surplus()?,
+            ErrorKind::MissingRequiredArgument => self.missing()?,
+            ErrorKind::InvalidValue if self.lacks_value() => return Some(self.no_value()),
+            ErrorKind::InvalidValue => self.bad_value()?,
             _ => return None,
-        }),
-        (ErrorKind::InvalidValue, Some(argument)) if argument.starts_with("--output") => Some(
-            format!("instar: --output expects 'human' or 'json' not '{value}'"),
-        ),
-        (ErrorKind::InvalidValue, Some(argument)) if argument.starts_with("--preallocation") => {
-            Some(format!("instar: Invalid preallocation mode '{value}'"))
-        }
-        (ErrorKind::InvalidValue, Some(argument)) if argument.starts_with("--repair") => Some(
-            format!("instar: --repair (-r) expects 'leaks' or 'all' not '{value}'"),
-        ),
-        _ => None,
+        };
+        Some(format!("{name}: {text}"))
     }
-}
 
-/// The last argument on the command line is an option that wants one more.
-fn needs_argument(argument: &str) -> String {
-    let last = std::env::args().next_back().unwrap_or_default();
-    match last.strip_prefix('-') {
-        Some(letter) if letter.len() == 1 => {
-            format!("option requires an argument -- '{letter}'")
+    /// `NAME COMMAND: `, or what older versions have there.
+    fn prefix(&self) -> String {
+        match &self.command {
+            Some(command) if self.followed.explains_commands() => {
+                format!("{} {command}: ", program::name())
+            }
+            _ => format!("{}: ", program::name()),
         }
-        _ => {
-            let option = argument.split([' ', '=']).next().unwrap_or(argument);
-            format!("option '{option}' requires an argument")
+    }
+
+    fn unknown_option(&self) -> String {
+        let unknown = self.argument();
+        let is_it = |arg: &&String| arg.split('=').next() == Some(unknown);
+        let shown = self.args.iter().find(is_it).map_or(unknown, String::as_str);
+        let prefix = self.prefix();
+        match unknown.strip_prefix("--") {
+            Some(_) => match self.candidates(unknown) {
+                Some(candidates) => {
+                    format!("{prefix}option '{unknown}' is ambiguous; possibilities:{candidates}")
+                }
+                None => format!("{prefix}unrecognized option '{shown}'"),
+            },
+            None if self.followed.explains_commands() => {
+                let letter = unknown.chars().nth(1).unwrap_or_default();
+                format!("{prefix}invalid option -- '{letter}'")
+            }
+            None => format!("{prefix}unrecognized option '{unknown}'"),
         }
+    }
+
+    /// The options that an abbreviation may stand for, where there are several.
+    fn candidates(&self, beginning: &str) -> Option<String> {
+        let beginning = beginning.strip_prefix("--")?;
+        let known = <Cli as clap::CommandFactory>::command();
+        let command = known.find_subcommand(self.command.as_deref()?)?;
+        let names = command.get_arguments().filter_map(clap::Arg::get_long);
+        let names: Vec<&str> = names.filter(|name| name.starts_with(beginning)).collect();
+        let list = |names: Vec<&str>| names.iter().map(|name| format!(" '--{name}'")).collect();
+        (names.len() > 1 && self.followed.explains_commands()).then(|| list(names))
+    }
+
+    fn missing(&self) -> Option<String> {
+        let text = match self.command.as_deref()? {
+            "resize" if !self.followed.explains_commands() => "Not enough arguments",
+            "resize" => "Expecting image file name and size",
+            "info" | "map" | "check" => "Expecting one image file name",
+            _ => return None,
+        };
+        Some(text.to_owned())
+    }
+
+    fn surplus(&self) -> Option<String> {
+        let text = match self.command.as_deref()? {
+            "resize" if !self.followed.explains_commands() => "Expecting image file name and size",
+            "resize" => "Extra argument(s) in command line",
+            "create" => return Some(format!("Unexpected argument: {}", self.argument())),
+            "info" | "map" | "check" => "Expecting one image file name",
+            _ => return None,
+        };
+        Some(text.to_owned())
+    }
+
+    fn no_value(&self) -> String {
+        let last = self.args.last().map(String::as_str).unwrap_or_default();
+        let letter = last.strip_prefix('-').filter(|letter| letter.len() == 1);
+        let prefix = self.prefix();
+        match (letter, self.followed.explains_commands()) {
+            (_, false) => format!("{prefix}missing argument for option '{last}'"),
+            (Some(letter), true) => format!("{prefix}option requires an argument -- '{letter}'"),
+            (None, true) => format!("{prefix}option '{}' requires an argument", self.option()),
+        }
+    }
+
+    fn bad_value(&self) -> Option<String> {
+        let value = self.value();
+        let new = self.followed.explains_commands();
+        let comma = if self.followed.has_words_of_10() {
+            ""
+        } else {
+            ","
+        };
+        Some(match self.option() {
+            "--output" if new => format!("--output expects 'human' or 'json'{comma} not '{value}'"),
+            "--output" => "--output must be used with human or json as argument.".to_owned(),
+            "--preallocation" => format!("Invalid preallocation mode '{value}'"),
+            "--repair" if new => {
+                format!("--repair (-r) expects 'leaks' or 'all'{comma} not '{value}'")
+            }
+            "--repair" => {
+                format!("Unknown option value for -r (expecting 'leaks' or 'all'): {value}")
+            }
+            argument if argument.starts_with(['<', '[']) && value.is_empty() => {
+                match self.command.as_deref()? {
+                    "create" => ": Could not create '': No such file or directory".to_owned(),
+                    _ => {
+                        "Could not open '': The 'file' block driver requires a file name".to_owned()
+                    }
+                }
+            }
+            _ => return None,
+        })
     }
 }
 
@@ -184,6 +305,10 @@ mod tests {
         assert_eq!(
             reordered(&["instar", "resize", "a", "--", "-1"]),
             ["instar", "resize", "a", "--", "-1"]
+        );
+        assert_eq!(
+            reordered(&["instar", "--qemu-version", "7.2", "resize", "a", "-1"]),
+            ["instar", "--qemu-version", "7.2", "resize", "a", "--", "-1"]
         );
         assert_eq!(
             reordered(&["instar", "info", "-1"]),

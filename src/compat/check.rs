@@ -55,13 +55,13 @@ impl Warnings {
 }
 
 /// The line of the standard error for a finding whose text is fit for a
-/// terminal. qemu-img puts its own name before what it finds in a VHDX image, and
-/// only there.
-pub fn finding_line(format: Format, finding: &Finding) -> String {
+/// terminal. qemu-img puts its own name, `program`, before what it finds in a
+/// VHDX image, and only there.
+pub fn finding_line(program: &str, format: Format, finding: &Finding) -> String {
     let text = &finding.text;
     match (finding.severity, format) {
-        (Severity::Warning, _) => format!("instar: warning: {text}\n"),
-        (_, Format::Vhdx) => format!("instar: {text}\n"),
+        (Severity::Warning, _) => format!("{program}: warning: {text}\n"),
+        (_, Format::Vhdx) => format!("{program}: {text}\n"),
         _ => format!("{text}\n"),
     }
 }
@@ -330,7 +330,7 @@ mod tests {
 
     #[test]
     fn findings_carry_the_name_that_qemu_img_gives_them() {
-        let line = |format, severity| finding_line(format, &finding(severity, "text"));
+        let line = |format, severity| finding_line("instar", format, &finding(severity, "text"));
         assert_eq!(line(Format::Qcow2, Severity::Leak), "text\n");
         assert_eq!(line(Format::Vhdx, Severity::Corruption), "instar: text\n");
         assert_eq!(

@@ -1,6 +1,7 @@
 //! What `info` prints, for people and as JSON.
 
 use super::size::Human;
+use super::version::QemuVersion;
 use super::{json, localtime, names};
 use crate::image::printable_name;
 use instar_guest::facts::{Fact, FactValue, Facts, Snapshot};
@@ -91,8 +92,12 @@ impl<'a> Layer<'a> {
 
     /// The format's own facts. An image names its files as seen from its own
     /// place, and itself not at all.
-    fn specific(&self) -> Map<String, Value> {
+    fn specific(&self, version: QemuVersion) -> Map<String, Value> {
         let mut specific = members(&mut self.facts.specific.iter().peekable(), 0);
+        let encryption = specific.get_mut("encrypt").and_then(Value::as_object_mut);
+        if !version.shows_detached_header() {
+            encryption.and_then(|luks| luks.shift_remove("detached-header"));
+        }
         let extents = specific.get_mut("extents").and_then(Value::as_array_mut);
         for extent in extents.into_iter().flatten() {
             if let Some(Value::String(name)) = extent.get_mut("filename") {
@@ -112,20 +117,21 @@ fn whole_sectors(bytes: u64) -> u64 {
 }
 
 /// JSON of one image.
-pub fn to_json(layer: &Layer<'_>) -> String {
-    json::pretty(&layer_json(layer)) + "\n"
+pub fn to_json(layer: &Layer<'_>, version: QemuVersion) -> String {
+    json::pretty(&layer_json(layer, version)) + "\n"
 }
 
 /// JSON of a backing chain: a list, the image first.
-pub fn chain_to_json(layers: &[Layer<'_>]) -> String {
-    json::pretty(&Value::Array(layers.iter().map(layer_json).collect())) + "\n"
+pub fn chain_to_json(layers: &[Layer<'_>], version: QemuVersion) -> String {
+    let layers = layers.iter().map(|layer| layer_json(layer, version));
+    json::pretty(&Value::Array(layers.collect())) + "\n"
 }
 
 /// The members in qemu's order, which is that of a hash table.
-fn layer_json(layer: &Layer<'_>) -> Value {
+fn layer_json(layer: &Layer<'_>, version: QemuVersion) -> Value {
     let facts = layer.facts;
     let backing = facts.backing.as_ref();
-    let specific = layer.specific();
+    let specific = layer.specific(version);
     let snapshots: Vec<Value> = facts.snapshots.iter().map(snapshot_json).collect();
     let mut all = Map::new();
     let mut put = |key: &str, value: Option<Value>| {
@@ -133,7 +139,8 @@ fn layer_json(layer: &Layer<'_>) -> Value {
             all.insert(key.to_owned(), value);
         }
     };
-    put("children", Some(layer.nodes().map(node_json).collect()));
+    let children = || layer.nodes().map(node_json).collect();
+    put("children", version.shows_children().then(children));
     put(
         "backing-filename-format",
         backing.and_then(|backing| backing.format.clone().map(Value::from)),
@@ -238,19 +245,20 @@ fn fact_json(line: &Fact, lines: &mut Lines<'_>) -> Value {
 }
 
 /// The text for people, of one image or of a chain.
-pub fn human(layers: &[Layer<'_>]) -> String {
-    let texts: Vec<String> = layers.iter().map(layer_human).collect();
+pub fn human(layers: &[Layer<'_>], version: QemuVersion) -> String {
+    let texts = layers.iter().map(|layer| layer_human(layer, version));
+    let texts: Vec<String> = texts.collect();
     texts.join("\n")
 }
 
-fn layer_human(layer: &Layer<'_>) -> String {
+fn layer_human(layer: &Layer<'_>, version: QemuVersion) -> String {
     let mut out = String::new();
     // Writing to a string cannot fail.
-    let _ = write_layer(&mut out, layer);
+    let _ = write_layer(&mut out, layer, version);
     out
 }
 
-fn write_layer(out: &mut String, layer: &Layer<'_>) -> fmt::Result {
+fn write_layer(out: &mut String, layer: &Layer<'_>, version: QemuVersion) -> fmt::Result {
     let facts = layer.facts;
     let size = layer.virtual_size();
     writeln!(out, "image: {}", layer.file)?;
@@ -268,14 +276,17 @@ fn write_layer(out: &mut String, layer: &Layer<'_>) -> fmt::Result {
     }
     write_backing(out, layer)?;
     if !facts.snapshots.is_empty() {
-        write_snapshots(out, &facts.snapshots)?;
+        write_snapshots(out, &facts.snapshots, version)?;
     }
-    let specific = layer.specific();
+    let specific = layer.specific(version);
     if !specific.is_empty() {
         writeln!(out, "Format specific information:")?;
         write_members(out, &specific, 1)?;
     }
-    layer.nodes().try_for_each(|node| write_node(out, node))
+    match version.shows_children() {
+        true => layer.nodes().try_for_each(|node| write_node(out, node)),
+        false => Ok(()),
+    }
 }
 
 fn write_backing(out: &mut String, layer: &Layer<'_>) -> fmt::Result {
@@ -304,26 +315,41 @@ fn write_node(out: &mut String, (node, file, on_disk): (String, &str, OnDisk)) -
     writeln!(out, "    disk size: {}", Human(on_disk.allocated))
 }
 
-fn write_snapshots(out: &mut String, snapshots: &[Snapshot]) -> fmt::Result {
+fn write_snapshots(out: &mut String, snapshots: &[Snapshot], version: QemuVersion) -> fmt::Result {
+    let wide = version.widens_snapshots();
+    let none = if wide { "--" } else { "" };
     writeln!(out, "Snapshot list:")?;
-    writeln!(
-        out,
-        "{:<7} {:<16} {:>8} {:>19} {:>15} {:>10}",
-        "ID", "TAG", "VM_SIZE", "DATE", "VM_CLOCK", "ICOUNT"
-    )?;
-    for snapshot in snapshots {
-        writeln!(
+    match wide {
+        true => writeln!(
             out,
-            "{} {} {:>8} {:>19} {:>15} {:>10}",
-            padded(&snapshot.id, 7),
-            padded(&snapshot.name, 16),
-            Human(snapshot.vm_state_size).to_string(),
-            localtime::date(snapshot.date_sec),
-            clock(snapshot.vm_clock_nsec),
-            snapshot
-                .icount
-                .map_or_else(|| "--".to_owned(), |icount| icount.to_string()),
-        )?;
+            "{:<7} {:<16} {:>8} {:>19} {:>15} {:>10}",
+            "ID", "TAG", "VM_SIZE", "DATE", "VM_CLOCK", "ICOUNT"
+        )?,
+        false => writeln!(
+            out,
+            "{:<9} {:<16} {:>8}{:>20}{:>13}{:>11}",
+            "ID", "TAG", "VM SIZE", "DATE", "VM CLOCK", "ICOUNT"
+        )?,
+    }
+    for snapshot in snapshots {
+        let name = padded(&snapshot.name, 16);
+        let size = Human(snapshot.vm_state_size).to_string();
+        let date = localtime::date(snapshot.date_sec);
+        let clock = clock(snapshot.vm_clock_nsec, wide);
+        let icount = snapshot.icount.map(|icount| icount.to_string());
+        let icount = icount.unwrap_or_else(|| none.to_owned());
+        match (wide, &snapshot.id) {
+            (true, id) => writeln!(
+                out,
+                "{} {name} {size:>8} {date:>19} {clock:>15} {icount:>10}",
+                padded(id, 7)
+            )?,
+            (false, id) => writeln!(
+                out,
+                "{} {name} {size:>8}{date:>20}{clock:>13}{icount:>11}",
+                padded(id, 9)
+            )?,
+        }
     }
     Ok(())
 }
@@ -336,12 +362,13 @@ fn padded(text: &str, width: usize) -> String {
     text
 }
 
-/// Running time of a guest as `hhhh:mm:ss.mmm`.
-fn clock(nanoseconds: u64) -> String {
+/// Running time of a guest as `hhhh:mm:ss.mmm`, or with two digits for hours.
+fn clock(nanoseconds: u64, wide: bool) -> String {
     let milliseconds = nanoseconds / 1_000_000;
     let seconds = milliseconds / 1000;
+    let digits = if wide { 4 } else { 2 };
     format!(
-        "{:04}:{:02}:{:02}.{:03}",
+        "{:0digits$}:{:02}:{:02}.{:03}",
         seconds / 3600,
         seconds / 60 % 60,
         seconds % 60,

@@ -1,5 +1,6 @@
 //! What `map` prints.
 
+use super::version::QemuVersion;
 use instar_guest::FileNo;
 
 /// A guest range as `map` reports it. Offsets and lengths are bytes.
@@ -26,14 +27,14 @@ pub struct Entry {
 
 impl Entry {
     /// Whether the two print as one: the next one continues this one.
-    fn continued_by(&self, next: &Self) -> bool {
+    fn continued_by(&self, next: &Self, version: QemuVersion) -> bool {
         let state = |entry: &Self| {
             (
                 entry.depth,
-                entry.present,
+                entry.present && version.shows_present(),
                 entry.zero,
                 entry.data,
-                entry.compressed,
+                entry.compressed && version.shows_compressed(),
             )
         };
         let places_continue = match (self.at, next.at) {
@@ -51,13 +52,22 @@ impl Entry {
 #[derive(Debug, Default)]
 pub struct Joiner {
     last: Option<Entry>,
+    version: QemuVersion,
 }
 
 impl Joiner {
+    /// For what this version prints.
+    pub fn new(version: QemuVersion) -> Self {
+        Self {
+            last: None,
+            version,
+        }
+    }
+
     /// Takes the next entry; answers the one before, if nothing more joins it.
     pub fn push(&mut self, entry: Entry) -> Option<Entry> {
         match &mut self.last {
-            Some(last) if last.continued_by(&entry) => {
+            Some(last) if last.continued_by(&entry, self.version) => {
                 last.length += entry.length;
                 None
             }
@@ -75,14 +85,20 @@ impl Joiner {
 #[derive(Debug, Default)]
 pub struct Json {
     lines: u64,
+    version: QemuVersion,
 }
 
 impl Json {
+    /// As this version prints it.
+    pub fn new(version: QemuVersion) -> Self {
+        Self { lines: 0, version }
+    }
+
     /// The text of the next entry.
     pub fn entry(&mut self, entry: &Entry) -> String {
         self.lines += 1;
         let before = if self.lines == 1 { "[" } else { ",\n" };
-        format!("{before}{}", json_line(entry))
+        format!("{before}{}", json_line(entry, self.version))
     }
 
     /// The text after the last entry. An empty range that begins at `start`
@@ -105,22 +121,24 @@ impl Json {
     }
 }
 
-fn json_line(entry: &Entry) -> String {
-    let offset = match entry.at {
-        Some((_, offset)) => format!(", \"offset\": {offset}"),
-        None => String::new(),
-    };
-    format!(
-        "{{ \"start\": {}, \"length\": {}, \"depth\": {}, \"present\": {}, \"zero\": {}, \
-         \"data\": {}, \"compressed\": {}{offset}}}",
-        entry.start,
-        entry.length,
-        entry.depth,
-        entry.present,
-        entry.zero,
-        entry.data,
-        entry.compressed,
-    )
+fn json_line(entry: &Entry, version: QemuVersion) -> String {
+    let present = version
+        .shows_present()
+        .then_some(("present", entry.present));
+    let compressed = version.shows_compressed();
+    let compressed = compressed.then_some(("compressed", entry.compressed));
+    let members = [("zero", entry.zero), ("data", entry.data)];
+    let mut line = format!(
+        "{{ \"start\": {}, \"length\": {}, \"depth\": {}",
+        entry.start, entry.length, entry.depth
+    );
+    for (key, value) in present.into_iter().chain(members).chain(compressed) {
+        line.push_str(&format!(", \"{key}\": {value}"));
+    }
+    if let Some((_, offset)) = entry.at {
+        line.push_str(&format!(", \"offset\": {offset}"));
+    }
+    line + "}"
 }
 
 /// The first line of the table for people.
@@ -228,7 +246,7 @@ mod tests {
 
     #[test]
     fn json_is_one_entry_per_line() {
-        let mut json = Json::default();
+        let mut json = Json::new(QemuVersion::CURRENT);
         let text = json.entry(&data(0, 512, Some(0))) + &json.entry(&hole(512, 512));
         assert_eq!(
             text + &json.end(0),
@@ -242,7 +260,7 @@ mod tests {
     #[test]
     fn an_empty_range_is_one_empty_entry() {
         assert_eq!(
-            Json::default().end(7),
+            Json::new(QemuVersion::CURRENT).end(7),
             "[{ \"start\": 7, \"length\": 0, \"depth\": 0, \"present\": false, \"zero\": false, \
              \"data\": false, \"compressed\": false}]\n"
         );

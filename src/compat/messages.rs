@@ -2,6 +2,7 @@
 //! the program's name and a colon.
 
 use super::size::SizeError;
+use super::version::QemuVersion;
 
 /// What `resize` prints when it is done.
 pub const RESIZED: &str = "Image resized.\n";
@@ -20,6 +21,10 @@ pub const CHECK_FAILED: &str = "Check failed";
 /// `map` for people met data that has no place in a file.
 pub const UNMAPPABLE: &str = "File contains external, encrypted or compressed clusters.";
 
+/// The mapping of an encrypted image was asked for.
+pub const ENCRYPTED: &str = "Parameter 'encrypt.key-secret' is required for cipher; keys are not \
+     supported: decrypt the image with 'qemu-img convert' first";
+
 /// The three lines that follow a file name when a raw image was probed and is
 /// about to be written.
 pub fn probed_raw(file: &str) -> String {
@@ -30,24 +35,44 @@ pub fn probed_raw(file: &str) -> String {
     )
 }
 
-/// `resize` was given a size that is none.
+/// The greatest size in bytes that qemu gives a disk.
+pub const MAX_SIZE: u64 = 0x7fff_ffff_c000_0000;
+
+/// A size above [`MAX_SIZE`].
+pub fn size_too_large(size: u64) -> String {
+    format!("offset({size}) exceeds maximum({MAX_SIZE})")
+}
+
+/// A size for `resize`, without the sign that makes it relative, or for `-o
+/// size=` that is none.
 pub fn bad_new_size(text: &str, error: SizeError) -> String {
     match error {
         SizeError::Grammar => "Parameter 'size' expects a non-negative number below 2^64
 Optional suffix k, M, G, T, P or E means kilo-, mega-, giga-, tera-, peta-
 and exabytes, respectively."
             .to_owned(),
-        SizeError::Range => format!(
-            "Value '{}' is out of range for parameter 'size'",
-            text.strip_prefix(['+', '-']).unwrap_or(text)
-        ),
+        SizeError::Range => format!("Value '{text}' is out of range for parameter 'size'"),
     }
 }
 
-/// A number argument that is none, or is above 2^63 - 1.
-pub fn bad_number(what: &str, text: &str, error: SizeError) -> String {
+/// A number argument that is none, or is above 2^63 - 1. `program` is the name
+/// before the second line that older versions have.
+pub fn bad_number(
+    what: &str,
+    text: &str,
+    error: SizeError,
+    version: QemuVersion,
+    program: &str,
+) -> String {
     match error {
-        SizeError::Grammar => format!("Invalid {what} specified: '{text}'."),
+        SizeError::Grammar if version.explains_commands() => {
+            let stop = if version.has_words_of_10() { "." } else { "" };
+            format!("Invalid {what} specified: '{text}'{stop}")
+        }
+        SizeError::Grammar => format!(
+            "Invalid {what} specified. You may use k, M, G, T, P or E suffixes for
+{program}: kilobytes, megabytes, gigabytes, terabytes, petabytes and exabytes."
+        ),
         SizeError::Range => format!(
             "Invalid {what} specified. Must be between 0 and {}.",
             i64::MAX

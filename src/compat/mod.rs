@@ -2,7 +2,7 @@
 //! human sizes, the JSON layout, the texts of `info`, `check` and `map`, option lists and
 //! messages.
 //!
-//! Pure functions over plain data, measured against qemu-img 10.0. Nothing here
+//! Pure functions over plain data, measured against qemu-img 10.0 and, where [`version`] says so, older ones. Nothing here
 //! opens a file, and nothing here knows how a format lays out its bytes.
 
 pub mod check;
@@ -14,3 +14,4 @@ pub mod messages;
 pub mod names;
 pub mod options;
 pub mod size;
+pub mod version;

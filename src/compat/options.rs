@@ -3,17 +3,26 @@
 
 use instar_guest::Format;
 
-/// Splits what `-o` gave: elements between commas, `,,` for a comma inside one,
-/// and `on` for a key without a value.
+/// Splits what `-o` gave: elements between commas, and `,,` for a comma inside
+/// one. A key without a value is `on`, or `off` where `no` stands before it.
 pub fn parse(text: &str) -> Vec<(String, String)> {
     elements(text)
         .into_iter()
         .filter(|element| !element.is_empty())
         .map(|element| match element.split_once('=') {
             Some((key, value)) => (key.to_owned(), value.to_owned()),
-            None => (element, "on".to_owned()),
+            None => match element.strip_prefix("no") {
+                Some(key) => (key.to_owned(), "off".to_owned()),
+                None => (element, "on".to_owned()),
+            },
         })
         .collect()
+}
+
+/// Whether `-o` takes this: no element is empty or begins with a comma.
+pub fn is_list(text: &str) -> bool {
+    let is_sound = |element: &String| !element.is_empty() && !element.starts_with(',');
+    text.is_empty() || elements(text).iter().all(is_sound)
 }
 
 fn elements(text: &str) -> Vec<String> {
@@ -38,8 +47,10 @@ pub fn take(options: &mut Vec<(String, String)>, key: &str) -> Option<String> {
 }
 
 /// Whether the list of options is asked for, not an image.
-pub fn wants_help(options: &[(String, String)]) -> bool {
-    options.iter().any(|(key, _)| key == "help" || key == "?")
+pub fn wants_help(text: &str) -> bool {
+    elements(text)
+        .iter()
+        .any(|element| element == "help" || element == "?")
 }
 
 /// An option as the list shows it: its name with the kind of value, and what it
@@ -184,6 +195,31 @@ mod tests {
             ])
         );
         assert_eq!(parse("a=x,,,b=y"), pairs(&[("a", "x,"), ("b", "y")]));
+    }
+
+    #[test]
+    fn a_switch_without_a_value_may_be_negated() {
+        assert_eq!(
+            parse("nolazy_refcounts"),
+            pairs(&[("lazy_refcounts", "off")])
+        );
+        assert_eq!(parse("note=on"), pairs(&[("note", "on")]));
+    }
+
+    #[test]
+    fn a_list_has_no_empty_elements() {
+        for text in ["", "a", "a=1,b", "a=x,,y", "a=x,,", "a,,,b"] {
+            assert!(is_list(text), "{text:?}");
+        }
+        for text in [",", "a,", ",a", ",,a=1", "a=1,,,"] {
+            assert!(!is_list(text), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn only_the_bare_word_asks_for_help() {
+        assert!(wants_help("cluster_size=4k,help") && wants_help("?"));
+        assert!(!wants_help("help=on") && !wants_help("helpless"));
     }
 
     #[test]

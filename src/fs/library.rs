@@ -4,6 +4,7 @@ use super::disk::{At, Disk, Library, Portrait};
 use super::error::{Error, Result};
 use super::open_image::{Form, Maker, OpenImage};
 use crate::compat::info::{self, Layer, OnDisk};
+use crate::compat::version::QemuVersion;
 use crate::image::{self, Access, BackingPolicy, Blank, Image, Location, OpenOptions, Tree};
 use crate::sandbox::{Pool, escape_deceptive};
 use instar_guest::proto::Format;
@@ -98,7 +99,10 @@ impl Library for Images {
         let facts = image.facts();
         let on_disk: Vec<OnDisk> = image.on_disk()?.iter().map(OnDisk::from).collect();
         let file = image.path().to_string_lossy().into_owned();
-        Ok(info::to_json(&Layer::new(file, &facts, &on_disk)))
+        Ok(info::to_json(
+            &Layer::new(file, &facts, &on_disk),
+            QemuVersion::CURRENT,
+        ))
     }
 
     fn open(&self, at: At<'_>, file: File, access: Access) -> Result<Arc<dyn Disk>> {

@@ -115,7 +115,7 @@ impl Blank {
     }
 
     fn take_lock(&self) -> Result<(), Fault> {
-        check_regular(&self.file)?;
+        check_regular(&self.file, &self.at.path)?;
         LockSet::of(self.access).take(&self.file, &self.at.path)?;
         let same = self.home().holds(&self.file)? && self.file.metadata()?.len() == 0;
         match same {

@@ -184,15 +184,21 @@ impl Opening<'_> {
     }
 }
 
+/// How an error begins that happened below the image that was asked for.
+const BACKING_FAILED: &str = "Could not open backing file";
+
 /// What is told of an image that lies below the one that was asked for.
 fn below(mut fault: Fault, name: &str) -> Fault {
     fault.message = match fault.kind {
         // Names the file that is missing, which may lie further down.
-        ErrorKind::Os(_) => format!("Could not open backing file: {}", fault.message),
+        ErrorKind::Os(_) => format!("{BACKING_FAILED}: {}", fault.message),
+        _ if fault.message.starts_with(BACKING_FAILED) => {
+            format!("{BACKING_FAILED}: {}", fault.message)
+        }
         _ => format!(
-            "Could not open backing file '{}': {}",
-            printable_name(name),
-            fault.message
+            "{BACKING_FAILED}: {} (in '{}')",
+            fault.message,
+            printable_name(name)
         ),
     };
     fault
@@ -247,9 +253,9 @@ fn unsupported_backing(named: &Backing, format: &str) -> Fault {
     Fault::new(
         ErrorKind::Unsupported,
         format!(
-            "Could not open backing file '{}': its format '{}' is not supported",
-            printable_name(named.name()),
-            printable_name(format)
+            "{BACKING_FAILED}: Unknown driver '{}' (in '{}')",
+            printable_name(format),
+            printable_name(named.name())
         ),
     )
 }

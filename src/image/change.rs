@@ -17,8 +17,9 @@ use instar_guest::{FileNo, Plan, Reply, Request};
 use std::path::Path;
 
 /// Room for metadata that does not depend on a change's size (tables that are
-/// moved as a whole), in bytes.
-pub(super) const SLACK: u64 = 64 << 20;
+/// moved as a whole), in bytes: QEMU wants 64 MiB of block allocation table even
+/// in an empty VHDX.
+pub(super) const SLACK: u64 = 72 << 20;
 
 /// What a change may do, and what it is.
 pub(super) struct Change<'a> {

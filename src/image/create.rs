@@ -143,7 +143,7 @@ impl<'a> Making<'a> {
     /// Writes the image over a file. Until the last step, which writes its
     /// first sector, it is no image at all.
     fn overwrite(&mut self, file: File) -> Result<PlanReply, Fault> {
-        check_regular(&file)?;
+        check_regular(&file, self.path)?;
         LockSet::CREATE.take(&file, self.path)?;
         if !self.home.holds(&file)? {
             return Err(replaced());

@@ -196,7 +196,7 @@ fn what(step: &Step) -> &'static str {
         Step::Copy { .. } => "Could not copy metadata",
         Step::CopyFrom { .. } => "Could not copy data",
         Step::Reserve { .. } => "Could not reserve disk space",
-        Step::SetLength { .. } => "Could not set the length of the file",
+        Step::SetLength { .. } => "Could not resize file",
         Step::Punch { .. } => "Could not release disk space",
         Step::Create { .. } => "Could not create a file",
         Step::Rename { .. } => "Could not rename a file",

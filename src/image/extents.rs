@@ -85,8 +85,12 @@ pub(crate) fn check_extents(
                 let limit = len_of(file).ok_or(ExtentError::UnknownFile(file))?;
                 check_host(at, extent.len, limit)?;
             }
-            ExtentKind::Zero { at: Some(at) } => check_host(at, extent.len, i64::MAX as u64)?,
-            ExtentKind::Zero { at: None } | ExtentKind::Unallocated | ExtentKind::Compressed => {}
+            ExtentKind::Zero { at: Some(at) } | ExtentKind::Unallocated { at: Some(at) } => {
+                check_host(at, extent.len, i64::MAX as u64)?;
+            }
+            ExtentKind::Zero { at: None }
+            | ExtentKind::Unallocated { at: None }
+            | ExtentKind::Compressed => {}
         }
     }
     match next > offset {
@@ -164,6 +168,9 @@ pub(crate) fn slice(extent: Extent, skip: u64, len: u64) -> Extent {
             in_place,
         },
         ExtentKind::Zero { at } => ExtentKind::Zero {
+            at: at.map(|at| at + skip),
+        },
+        ExtentKind::Unallocated { at } => ExtentKind::Unallocated {
             at: at.map(|at| at + skip),
         },
         other => other,

@@ -109,7 +109,7 @@ impl Place {
         let shown = printable_name(&self.name.to_string_lossy());
         let file = open_at(&self.dir, &self.name, flags, Mode::empty())
             .map_err(|error| Fault::os(format_args!("Could not open '{shown}'"), error))?;
-        super::open::check_regular(&file)?;
+        super::open::check_regular(&file, Path::new(&self.name))?;
         self.check(&file)?;
         self.check_owners(owners, Some(&file))?;
         let metadata = file.metadata()?;
@@ -258,7 +258,7 @@ impl Names {
                     return Err(Fault::os(format_args!("Could not open '{shown}'"), error));
                 }
             };
-            super::open::check_regular(&file)?;
+            super::open::check_regular(&file, Path::new(name))?;
             if avoid.contains(&id_of(&file)?) {
                 return Err(both(name));
             }

@@ -123,7 +123,7 @@ impl OpenOptions {
 
     fn open_located(&self, guests: &Guests, file: File, at: Location) -> Result<Image, Fault> {
         self.check_sharing()?;
-        check_regular(&file)?;
+        check_regular(&file, &at.path)?;
         let home = Home::Below(Arc::clone(&at.tree), at.inside.clone());
         self.take_lock(&file, &at.path)?;
         match home.holds(&file)? {
@@ -178,16 +178,20 @@ fn open_by_name(path: &Path, access: Access) -> Result<File, Fault> {
         .write(access == Access::Write)
         .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY)
         .open(path)?;
-    check_regular(&file)?;
+    check_regular(&file, path)?;
     Ok(file)
 }
 
-pub(super) fn check_regular(file: &File) -> Result<(), Fault> {
+/// `name` is the file as it was named.
+pub(super) fn check_regular(file: &File, name: &Path) -> Result<(), Fault> {
     match file.metadata()?.is_file() {
         true => Ok(()),
         false => Err(Fault::new(
             ErrorKind::NotAFile,
-            "Not a regular file; devices are not supported",
+            format!(
+                "'file' driver requires '{}' to be a regular file; devices are not supported",
+                name.display()
+            ),
         )),
     }
 }

@@ -120,7 +120,7 @@ impl Image {
                     part.fill(0);
                     n
                 }
-                ExtentKind::Unallocated => {
+                ExtentKind::Unallocated { .. } => {
                     self.fill_from_backing(part, at)?;
                     n
                 }

@@ -191,7 +191,7 @@ impl Image {
             return Ok(None);
         }
         let extent = self.look(old - 1, 1, &mut Some(link))?;
-        let borrowed = extent.kind == ExtentKind::Unallocated;
+        let borrowed = matches!(extent.kind, ExtentKind::Unallocated { .. });
         Ok(borrowed.then(|| self.units(old - 1, old)))
     }
 

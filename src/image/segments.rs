@@ -22,6 +22,7 @@ pub struct Segment {
     /// For [`SegmentKind::Absent`] the last layer that was asked.
     pub depth: u32,
     /// File of that layer and host offset of the first byte, if there is one.
+    /// For [`SegmentKind::Absent`] the place where it would be.
     pub at: Option<(FileNo, u64)>,
 }
 
@@ -94,9 +95,12 @@ impl Image {
                     out.push(segment(SegmentKind::Zero, reserved));
                 }
                 ExtentKind::Compressed => out.push(segment(SegmentKind::Compressed, None)),
-                ExtentKind::Unallocated => match self.backing() {
+                ExtentKind::Unallocated { at } => match self.backing() {
                     Some(backing) => backing.collect_below(next, extent.len, depth + 1, out)?,
-                    None => out.push(segment(SegmentKind::Absent, None)),
+                    None => {
+                        let beside = at.and_then(|at| Some((self.data_file()?, at)));
+                        out.push(segment(SegmentKind::Absent, beside));
+                    }
                 },
             }
             next += extent.len;

@@ -177,7 +177,7 @@ impl Image {
             let extent = self.look(next, end - next, &mut Some(&mut *link))?;
             let zero = match extent.kind {
                 ExtentKind::Zero { .. } => true,
-                ExtentKind::Unallocated => {
+                ExtentKind::Unallocated { .. } => {
                     let layer = self.backing.as_deref();
                     layer.is_none_or(|backing| backing.virtual_size() <= next)
                 }

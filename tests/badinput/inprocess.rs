@@ -114,7 +114,7 @@ impl<'a> Session<'a> {
             match extent.kind {
                 ExtentKind::Data { at, .. } => disk.extend(self.bytes(at, extent.len)?),
                 ExtentKind::Compressed => disk.extend(self.inflate(&extent)?),
-                ExtentKind::Zero { .. } | ExtentKind::Unallocated => {
+                ExtentKind::Zero { .. } | ExtentKind::Unallocated { .. } => {
                     disk.resize(disk.len() + extent.len as usize, 0);
                 }
             }

@@ -83,7 +83,10 @@ pub const CASES: &[Case] = &[
     case(
         "info-chain-raw",
         &["on-raw.qcow2", "tail.raw"],
-        &["info -b on-raw.qcow2", "info -b --output json on-raw.qcow2"],
+        &[
+            "info --backing-chain on-raw.qcow2",
+            "info --backing-chain --output json on-raw.qcow2",
+        ],
     ),
     case(
         "info-chain-of-one",
@@ -155,7 +158,7 @@ pub const CASES: &[Case] = &[
     case("check-usage", &["base.qcow2"], CHECK_USAGE),
     case("resize-sizes", &[], RESIZE_SIZES),
     case("resize-usage", &["base.qcow2"], RESIZE_USAGE),
-    case("no-command", &[], &["bogus", ""]),
+    case("no-command", &[], &["bogus", "", "-q", "--bogus", "-z"]),
 ];
 
 const INFO_BASE: &[&str] = &[
@@ -186,6 +189,16 @@ const INFO_USAGE: &[&str] = &[
     "info --bogus base.qcow2",
     "info -Z base.qcow2",
     "info --output",
+    "info ''",
+    "info .",
+    "info --output= base.qcow2",
+    "info --bogus=1 base.qcow2",
+    "info --version",
+    "info -V",
+    "info -xU base.qcow2",
+    "info -- base.qcow2",
+    "info -fqcow2 base.qcow2",
+    "info -f raw -f qcow2 base.qcow2",
 ];
 
 const MAP_BASE: &[&str] = &[
@@ -214,6 +227,11 @@ const MAP_USAGE: &[&str] = &[
     "map -l x base.qcow2",
     "map base.qcow2 base.qcow2",
     "map --output=xml base.qcow2",
+    "map ''",
+    "map --for base.qcow2",
+    "map --output= base.qcow2",
+    "map -l 16E base.qcow2",
+    "map -U -fqcow2 base.qcow2",
 ];
 
 const CREATE_QCOW2: &[&str] = &[
@@ -244,6 +262,12 @@ const CREATE_OPTIONS: &[&str] = &[
     "create -f qcow2 -o lazy_refcounts disk 1M",
     "create -f qcow2 -o lazy_refcounts=yes disk 1M",
     "create -f qcow2 -o preallocation=off disk 1M",
+    "create -f qcow2 -o nolazy_refcounts disk 1M",
+    "create -f qcow2 -o nocow=on,extent_size_hint=1M disk 1M",
+    "create -f qcow2 -o size=1M,size=2M disk",
+    "create -f qcow2 -o lazy_refcounts=on -o lazy_refcounts=off disk 1M",
+    "create -qf qcow2 disk 1M",
+    "create -f qcow2 -- disk 1M",
 ];
 
 const CREATE_REFUSED: &[&str] = &[
@@ -260,6 +284,17 @@ const CREATE_REFUSED: &[&str] = &[
     "create -f qcow2 disk 8E",
     "create -f qcow2 nowhere/disk 1M",
     "create -f qcow2 . 1M",
+    "create -f qcow2 -o cluster_size=16E disk 1M",
+    "create -f qcow2 -o cluster_size=-1 disk 1M",
+    "create -f qcow2 -o , disk 1M",
+    "create -f qcow2 -o cluster_size=4k, disk 1M",
+    "create -f qcow2 -o ,cluster_size=4k disk 1M",
+    "create -f qcow2 -o ,,size=1M disk",
+    "create -f qcow2 -o cluster_size=4k,,x disk 1M",
+    "create -f qcow2 -o size=-1 disk",
+    "create -f qcow2 -o nosize disk",
+    "create -f qcow2 -o help=on",
+    "create -f qcow2 '' 1M",
 ];
 
 const CREATE_RAW: &[&str] = &[
@@ -272,6 +307,11 @@ const CREATE_RAW: &[&str] = &[
     "create -f raw -o preallocation=metadata disk 1M",
     "create -f raw -o cluster_size=4k disk 1M",
     "create -f raw -b base.qcow2 -F qcow2 disk",
+    "create -f raw -o nocow=on,preallocation=off disk 1M",
+    "create -f raw -o extent_size_hint=1M,nonocow disk 1M",
+    "create -f raw -o nocow=maybe disk 1M",
+    "create -f raw -F qcow2 disk 1M",
+    "create -f raw disk 7E",
 ];
 
 const CREATE_OVERLAY: &[&str] = &[
@@ -289,6 +329,11 @@ const CREATE_OVERLAY: &[&str] = &[
     "create -f qcow2 -u -b nowhere top 1M",
     "create -f qcow2 -b top -F qcow2 top",
     "create -f qcow2 -b '' -F qcow2 top",
+    "create -f qcow2 -b nowhere -F qcow2 top 1M",
+    "create -f qcow2 -b tail.raw -F qcow2 top",
+    "create -f qcow2 -b base.qcow2 -F bogus top",
+    "create -f qcow2 -b . -F raw top",
+    "create -f qcow2 -F qcow2 top 1M",
 ];
 
 const CREATE_USAGE: &[&str] = &[
@@ -342,6 +387,7 @@ const CREATE_VMDK_OVERLAY: &[&str] = &[
     "create -f vmdk -b below top",
     "create -f vmdk -b base.qcow2 -F qcow2 top",
     "create -f vmdk -o subformat=monolithicFlat -b below -F vmdk flat",
+    "create -f vmdk -F raw top 1M",
 ];
 
 const CREATE_VPC: &[&str] = &[
@@ -365,6 +411,7 @@ const CREATE_VPC: &[&str] = &[
     "create -f vpc -o subformat=bogus disk 1M",
     "create -f vpc -o bogus=1 disk 1M",
     "create -f vpc -b disk -F vpc top",
+    "create -f vpc -F raw top 1M",
 ];
 
 const CREATE_VHDX: &[&str] = &[
@@ -387,6 +434,7 @@ const CREATE_VHDX: &[&str] = &[
     "create -f vhdx -o subformat=bogus disk 8M",
     "create -f vhdx -o bogus=1 disk 8M",
     "create -f vhdx -b disk -F vhdx top",
+    "create -f vhdx empty 0",
 ];
 
 const CREATE_DATA_FILE: &[&str] = &[
@@ -427,6 +475,9 @@ const CHECK_USAGE: &[&str] = &[
     "check -U -r all base.qcow2",
     "check -p base.qcow2",
     "check --bogus base.qcow2",
+    "check -T none base.qcow2",
+    "check --cache=bogus base.qcow2",
+    "check -q base.qcow2 --",
 ];
 
 const RESIZE_SIZES: &[&str] = &[
@@ -458,6 +509,8 @@ const RESIZE_SIZES: &[&str] = &[
     "resize -f raw --preallocation=falloc --shrink disk 1M",
     "resize disk +1M",
     "info -f raw --output=json disk",
+    "resize -f raw disk 9223372036854775807",
+    "resize -f raw disk 7E",
 ];
 
 const RESIZE_USAGE: &[&str] = &[
@@ -470,4 +523,8 @@ const RESIZE_USAGE: &[&str] = &[
     "resize base.qcow2 --bogus",
     "resize -f bogus base.qcow2 2M",
     "resize nowhere.qcow2 2M",
+    "resize '' 1M",
+    "resize --preallocation= base.qcow2 2M",
+    "resize --bogus=1 base.qcow2 2M",
+    "resize . 2M",
 ];

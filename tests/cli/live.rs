@@ -1,8 +1,8 @@
 //! Images that QEMU makes on the spot, and what qemu-img and instar say about
 //! them. For repairs each has a copy of its own.
 
-use crate::machine::Outcome;
-use crate::transcript::{self, QEMU_IMG, words};
+use crate::machine::{Outcome, qemu_img, qemu_img_version};
+use crate::transcript::{self, words};
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
@@ -201,6 +201,111 @@ pub const CASES: &[Live] = &[
         LOOKS_UNMAPPED,
     ),
     live(
+        "qcow2 of subclusters",
+        &[
+            (IMG, "create -q -f qcow2 -o extended_l2=on disk 1M"),
+            (
+                IO,
+                "-c write~-P~1~0~2k -c write~-P~1~8k~2k -c write~-z~20k~4k -c write~64k~64k -c \
+                 discard~64k~4k -c write~-z~128k~64k disk",
+            ),
+        ],
+        LOOKS,
+    ),
+    live(
+        "qcow2 that is preallocated",
+        &[
+            (
+                IMG,
+                "create -q -f qcow2 -o preallocation=metadata,extended_l2=on disk 1M",
+            ),
+            (IO, "-c write~100k~64k disk"),
+        ],
+        LOOKS,
+    ),
+    live(
+        "qcow2 with snapshots and bitmaps",
+        &[
+            (IMG, "create -q -f qcow2 disk 1M"),
+            (IMG, "bitmap --add disk b0"),
+            (IMG, "bitmap --add --disable -g 1M disk b1"),
+            (IO, "-c write~0~200k disk"),
+            (IMG, "snapshot -c a~name~of~many~letters disk"),
+            (IO, "-c write~64k~200k -c discard~0~64k disk"),
+        ],
+        &LOOKS_CHECKED,
+    ),
+    live(
+        "qcow2 with compressed clusters",
+        &[
+            (IMG, "create -q -f qcow2 -o cluster_size=4k disk 1M"),
+            (
+                IO,
+                "-c write~-c~-P~1~0~4k -c write~-c~4k~4k -c write~8k~4k -c write~-c~512k~4k disk",
+            ),
+        ],
+        LOOKS,
+    ),
+    live(
+        "qcow2 compressed by another method",
+        &[
+            (IMG, "create -q -f qcow2 -o compression_type=zstd disk 1M"),
+            (IO, "-c write~-c~-P~1~0~64k disk"),
+        ],
+        LOOKS,
+    ),
+    live(
+        "qcow2 encrypted with LUKS",
+        &[(
+            IMG,
+            "create -q -f qcow2 --object secret,id=s,data=abc -o \
+             encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10 disk 1M",
+        )],
+        &LOOKS_UNCHECKED,
+    ),
+    live(
+        "qcow2 over two others",
+        &[
+            (IMG, "create -q -f raw base 700k"),
+            (IO, "-f raw -c write~-P~1~0~300k base"),
+            (IMG, "create -q -f qcow2 -b base -F raw mid 1M"),
+            (IO, "-c write~200k~100k -c write~-z~300k~64k mid"),
+            (IMG, "create -q -f qcow2 -b mid -F qcow2 disk 2M"),
+            (IO, "-c write~900k~100k -c write~1900k~10k disk"),
+        ],
+        LOOKS_CHAIN,
+    ),
+    live(
+        "qcow2 over a VHD",
+        &[
+            (IMG, "create -q -f vpc base 1M"),
+            (IMG, "create -q -f qcow2 -b base -F vpc disk"),
+        ],
+        LOOKS_CHAIN,
+    ),
+    live(
+        "qcow2 over what is none",
+        &[
+            (IMG, "create -q -f raw base 1M"),
+            (IMG, "create -q -f qcow2 -u -b base -F qcow2 disk 1M"),
+        ],
+        LOOKS,
+    ),
+    live(
+        "raw with holes",
+        &[
+            ("truncate", "-s 1000001 disk"),
+            (IO, "-f raw -c write~64k~64k -c write~300k~4k disk"),
+        ],
+        &[
+            "info -f raw disk",
+            "info -f raw --output=json disk",
+            "map -f raw disk",
+            "map -f raw --output=json disk",
+            "map -f raw --output=json -s 100 -l 400k disk",
+        ],
+    ),
+    live(
         "qcow2 that is sound",
         &[
             (IMG, "create -q -f qcow2 disk 1M"),
@@ -245,6 +350,18 @@ pub const CASES: &[Live] = &[
 const LOOKS_UNCHECKED: [&str; 4] = [LOOKS[0], LOOKS[1], LOOKS[2], LOOKS[3]];
 const LOOKS_UNMAPPED: &[&str] = &[LOOKS[0], LOOKS[1], LOOKS[4], LOOKS[5]];
 
+/// The date of a snapshot is that of the test.
+const LOOKS_CHECKED: [&str; 4] = [LOOKS[2], LOOKS[3], LOOKS[4], LOOKS[5]];
+const LOOKS_CHAIN: &[&str] = &[
+    LOOKS[0],
+    LOOKS[1],
+    LOOKS[2],
+    LOOKS[3],
+    LOOKS[4],
+    "info --backing-chain disk",
+    "info --backing-chain --output=json disk",
+];
+
 /// A qcow2 image with four clusters of data: reference counts in cluster 2, the
 /// L1 table in 3, an L2 table in 4, data from 5 on.
 const FILLED: &[(&str, &str)] = &[
@@ -278,6 +395,7 @@ const REPAIRS: &[&str] = &[
 
 /// Runs the commands of a case by both programs.
 pub fn as_qemu_img(case: &Live, sandbox: &str) -> Outcome {
+    let version = qemu_img_version()?;
     let theirs = folder()?;
     for (program, line) in case.make {
         must(theirs.path(), program, line)?;
@@ -293,9 +411,11 @@ pub fn as_qemu_img(case: &Live, sandbox: &str) -> Outcome {
     let copy = repairs.then(|| copy(theirs.path())).transpose()?;
     let ours = copy.as_ref().unwrap_or(&theirs);
     for line in case.commands {
-        let expected = transcript::run(theirs.path(), QEMU_IMG, &words(line), &[])?;
-        let got = crate::instar(ours.path(), sandbox, &words(line))?;
-        transcript::same(&expected, &got)?;
+        let expected = transcript::run(theirs.path(), qemu_img(), &words(line), &[])?;
+        let got = crate::instar_now(ours.path(), sandbox, &words(line))?;
+        if !crate::changed::is_known(&version, case.name, line) {
+            transcript::same(&expected, &got)?;
+        }
     }
     Ok(())
 }

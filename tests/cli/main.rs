@@ -4,24 +4,33 @@
 //! What qemu-img 10.0 says is recorded in `tests/data/cli`, so the comparison
 //! needs no qemu-img; where one is installed, it is asked whether it still says
 //! so. `INSTAR_BLESS=1` records anew. Images that are too large to be kept with
-//! the tests are made on the spot, if there is a qemu-img.
+//! the tests are made on the spot, if there is a qemu-img. `INSTAR_QEMU_IMG` names
+//! another qemu-img to ask, of any version: instar then follows that version.
 
+mod called;
 mod cases;
+mod changed;
+mod differential;
+mod draw;
 mod live;
 #[allow(dead_code)] // Shared: not every test binary needs all of it.
 #[path = "../support/machine.rs"]
 mod machine;
 mod own;
+#[path = "../support/random.rs"]
+mod random;
 #[path = "../support/transcript.rs"]
 mod transcript;
 
 use cases::Case;
 use libtest_mimic::{Arguments, Trial};
-use machine::{Outcome, missing_program, missing_qemu_img_10, sandboxes, trial};
+use machine::{
+    Outcome, missing_program, missing_qemu_img_10, qemu_img, qemu_img_version, sandboxes, trial,
+};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use transcript::{QEMU_IMG, Step};
+use transcript::Step;
 
 const INSTAR: &str = env!("CARGO_BIN_EXE_instar");
 
@@ -52,16 +61,61 @@ fn main() -> ExitCode {
             let name = format!("{sandbox}/as qemu-img today/{}", case.name);
             let missing = missing
                 .clone()
-                .or_else(missing_qemu_img_10)
-                .or_else(|| missing_program(&["qemu-io"]));
+                .or_else(|| missing_program(&["qemu-img", "qemu-io"]));
             trials.push(trial(name, missing, || live::as_qemu_img(case, sandbox)));
+        }
+        for (name, body) in called::CASES {
+            let name = format!("{sandbox}/called qemu-img/{name}");
+            trials.push(trial(name, missing.clone(), || body(sandbox)));
         }
         for (name, body) in own::CASES {
             let name = format!("{sandbox}/{name}");
             trials.push(trial(name, missing.clone(), || body(sandbox)));
         }
     }
+    trials.extend(other_versions());
+    trials.extend(differential_runs());
     libtest_mimic::run(&arguments, trials).exit_code()
+}
+
+/// A sandbox that works here, rather the one that starts at once: what does not
+/// depend on it is tried in one.
+fn a_sandbox() -> (&'static str, Option<String>) {
+    let all = sandboxes();
+    let works = all.iter().rfind(|(_, missing)| missing.is_none());
+    works.or(all.first()).cloned().unwrap_or(("process", None))
+}
+
+/// Every recorded command by a qemu-img of another version, where one is named.
+fn other_versions() -> Vec<Trial> {
+    if missing_qemu_img_10().is_none() {
+        return Vec::new();
+    }
+    let (sandbox, missing) = a_sandbox();
+    let missing = missing.or_else(|| missing_program(&["qemu-img"]));
+    let trials = cases::CASES.iter().map(|case| {
+        let name = format!("{sandbox}/as another qemu-img/{}", case.name);
+        trial(name, missing.clone(), || as_another(case, sandbox))
+    });
+    trials.collect()
+}
+
+/// The shares of a differential run; the seed stands in their names.
+fn differential_runs() -> Vec<Trial> {
+    const SHARES: u64 = 4;
+    let (sandbox, missing) = a_sandbox();
+    let missing = missing
+        .or_else(|| missing_program(&["qemu-img", "qemu-io"]))
+        .or_else(missing_qemu_img_10);
+    let seed = differential::seed();
+    let rounds = differential::rounds();
+    let trials = (0..SHARES).map(|share| {
+        let name = format!("{sandbox}/{rounds} random images, seed {seed}/{share}");
+        trial(name, missing.clone(), move || {
+            differential::run(seed, share, SHARES, sandbox)
+        })
+    });
+    trials.collect()
 }
 
 /// A folder with the files of a case.
@@ -79,6 +133,18 @@ pub fn folder(files: &[&str]) -> Result<tempfile::TempDir, String> {
 /// Runs instar in a folder.
 pub fn instar(folder: &Path, sandbox: &str, args: &[String]) -> Result<Step, String> {
     transcript::run(folder, INSTAR, args, &[("INSTAR_ISOLATION", sandbox)])
+}
+
+/// Runs instar as the qemu-img of the version that is asked.
+pub fn instar_now(folder: &Path, sandbox: &str, args: &[String]) -> Result<Step, String> {
+    let version = qemu_img_version()?;
+    let environment = [
+        ("INSTAR_ISOLATION", sandbox),
+        ("INSTAR_QEMU_VERSION", version.as_str()),
+    ];
+    let mut step = transcript::run(folder, INSTAR, args, &environment)?;
+    step.args = args.to_vec();
+    Ok(step)
 }
 
 fn data() -> PathBuf {
@@ -102,9 +168,18 @@ fn recorded(case: &Case) -> Result<Vec<Step>, String> {
 }
 
 fn as_recorded(case: &Case, sandbox: &str) -> Outcome {
+    as_recorded_by(case, INSTAR, sandbox)
+}
+
+/// By instar under the name of `program`.
+pub fn as_recorded_by(case: &Case, program: &str, sandbox: &str) -> Outcome {
     let folder = folder(case.files)?;
     for expected in recorded(case)? {
-        let got = instar(folder.path(), sandbox, &expected.args)?;
+        let environment = [("INSTAR_ISOLATION", sandbox)];
+        let got = transcript::run(folder.path(), program, &expected.args, &environment)?;
+        if program != INSTAR && got.stderr.contains("instar") {
+            return Err(got.stderr);
+        }
         transcript::same(&expected, &got)?;
     }
     Ok(())
@@ -114,8 +189,27 @@ fn ask_qemu_img(case: &Case) -> Result<Vec<Step>, String> {
     let folder = folder(case.files)?;
     let commands = case.commands.iter();
     commands
-        .map(|line| transcript::run(folder.path(), QEMU_IMG, &transcript::words(line), &[]))
+        .map(|line| transcript::run(folder.path(), qemu_img(), &transcript::words(line), &[]))
         .collect()
+}
+
+fn as_another(case: &Case, sandbox: &str) -> Outcome {
+    let version = qemu_img_version()?;
+    let (theirs, ours) = (folder(case.files)?, folder(case.files)?);
+    let mut differences = String::new();
+    for line in case.commands {
+        let args = transcript::words(line);
+        let expected = transcript::run(theirs.path(), qemu_img(), &args, &[])?;
+        let got = instar_now(ours.path(), sandbox, &args)?;
+        let known = changed::is_known(&version, case.name, line);
+        if let (false, Err(why)) = (known, transcript::same(&expected, &got)) {
+            differences.push_str(&why);
+        }
+    }
+    match differences.is_empty() {
+        true => Ok(()),
+        false => Err(differences),
+    }
 }
 
 fn still_recorded(case: &Case) -> Outcome {

@@ -38,7 +38,6 @@ pub const CASES: &[(&str, Body)] = &[
         "a file that ends inside its header is refused",
         short_header,
     ),
-    ("an empty file name is told as such", empty_name),
     ("the doctor tries what it reports", doctor),
     (
         "help, completions and manual pages come from one definition",
@@ -285,21 +284,6 @@ fn short_header(sandbox: &'static str) -> Outcome {
         "instar: Could not open 'short.qcow2': the file ends inside the qcow2 header, at byte 48; \
          the header is damaged: restore the image from a backup\n",
     )
-}
-
-fn empty_name(sandbox: &'static str) -> Outcome {
-    let folder = folder(&[])?;
-    for (command, line) in [
-        ("info", "info ''"),
-        ("create", "create -f qcow2 '' 1M"),
-        ("resize", "resize '' 1M"),
-    ] {
-        let text = format!(
-            "instar: The file name is empty\nTry 'instar {command} --help' for more info\n"
-        );
-        refused(folder.path(), sandbox, line, &text)?;
-    }
-    Ok(())
 }
 
 fn doctor(sandbox: &'static str) -> Outcome {

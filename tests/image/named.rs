@@ -187,7 +187,10 @@ fn cycle(pool: &Arc<Pool>) -> Outcome {
     field.overlay("middle")?;
     field.overlay_of("tree/middle", "./disk", "qcow2")?;
     let (kind, message) = refusal(pool, &OpenOptions::new(Access::Read), &disk)?;
-    let expected = format!("Could not open backing file 'middle': {}", text("./disk"));
+    let expected = format!(
+        "Could not open backing file: {} (in 'middle')",
+        text("./disk")
+    );
     equal((kind, message), (ErrorKind::Damaged, expected), "error")
 }
 
@@ -227,7 +230,7 @@ fn unknown_format(pool: &Arc<Pool>) -> Outcome {
     let field = Field::new()?;
     let disk = field.overlay_of("tree/disk", "base", "vdi")?;
     let found = refusal(pool, &OpenOptions::new(Access::Read), &disk)?;
-    let message = "Could not open backing file 'base': its format 'vdi' is not supported";
+    let message = "Could not open backing file: Unknown driver 'vdi' (in 'base')";
     equal(
         found,
         (ErrorKind::Unsupported, message.to_string()),

@@ -6,6 +6,7 @@
 use crate::scripted;
 use crate::tools::{read, scratch, write};
 use instar::compat::info::{Layer, OnDisk, to_json};
+use instar::compat::version::QemuVersion;
 use instar::image::{Access, Image, OpenOptions, ResizeOptions};
 use instar::sandbox::{Config, Isolation, Pool};
 use instar_guest::facts::{Fact, FactValue};
@@ -95,7 +96,7 @@ fn image() -> instar_test_guest::Image {
             data(0, 128 * K),
             empty(64 * K, ExtentKind::Zero { at: None }),
             data(128 * K, 0),
-            empty(192 * K, ExtentKind::Unallocated),
+            empty(192 * K, ExtentKind::Unallocated { at: None }),
         ],
         resize: reply(vec![commit(COMMIT, 8)]),
         reads: Vec::new(),
@@ -193,7 +194,10 @@ pub fn the_script_decides(isolation: Isolation) -> Result<(), String> {
             allocated: FILE,
         };
         let file = "disk.qcow2".to_owned();
-        let info = to_json(&Layer::new(file, &image.facts(), &[on_disk]));
+        let info = to_json(
+            &Layer::new(file, &image.facts(), &[on_disk]),
+            QemuVersion::CURRENT,
+        );
         let said = info.contains("\"said-by\": \"the script\"");
         equal(&format!("{name}: info"), &said, &true)?;
         let mut bytes = vec![1; OLD as usize];

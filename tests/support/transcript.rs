@@ -158,11 +158,13 @@ fn without_chance(line: &str) -> String {
 pub fn same(expected: &Step, got: &Step) -> Result<(), String> {
     let expected = comparable(expected);
     let mut got = comparable(got);
-    let more = got.stderr.strip_prefix(expected.stderr.trim_end());
     let is_help = |more: &str| {
-        [" (", ": ", "; "].iter().any(|mark| more.starts_with(mark)) && more.lines().count() == 1
+        more.is_empty() || [" (", ": ", "; "].iter().any(|mark| more.starts_with(mark))
     };
-    if more.is_some_and(is_help) {
+    let lines = || expected.stderr.lines().zip(got.stderr.lines());
+    let says_it = |(told, said): (&str, &str)| said.strip_prefix(told).is_some_and(is_help);
+    let as_many = expected.stderr.lines().count() == got.stderr.lines().count();
+    if as_many && lines().all(says_it) {
         got.stderr.clone_from(&expected.stderr);
     }
     let expected = text(&[expected]);

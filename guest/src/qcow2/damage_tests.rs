@@ -94,7 +94,7 @@ fn the_undamaged_image_maps() {
             in_place: true
         }
     );
-    assert_eq!(extents[1].kind, ExtentKind::Unallocated);
+    assert_eq!(extents[1].kind, ExtentKind::Unallocated { at: None });
 }
 
 #[test]

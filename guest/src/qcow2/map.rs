@@ -150,14 +150,14 @@ impl Qcow2 {
     ) -> Result<u64, Failure> {
         let empty_end = self.empty_l1_end(host, at, end)?;
         if empty_end > at {
-            extents.push(at, empty_end - at, ExtentKind::Unallocated);
+            extents.push(at, empty_end - at, ExtentKind::Unallocated { at: None });
             return Ok(empty_end);
         }
         let location = self.header.geometry.locate(GuestOffset(at));
         let l1 = self.l1_entry(host, location.l1_index)?;
         let Some(table) = l1.table else {
             let stop = self.table_end(at, end);
-            extents.push(at, stop - at, ExtentKind::Unallocated);
+            extents.push(at, stop - at, ExtentKind::Unallocated { at: None });
             return Ok(stop);
         };
         let stop = self.slice_end(at, end);
@@ -220,7 +220,7 @@ impl Qcow2 {
         let known = !self.has_unknown_features();
         let in_place = |copied| known && (self.header.has_data_file() || (l1.copied && copied));
         match cluster {
-            Cluster::Unallocated => extents.push(from, len, ExtentKind::Unallocated),
+            Cluster::Unallocated => extents.push(from, len, ExtentKind::Unallocated { at: None }),
             Cluster::Compressed { .. } => extents.push(from, len, ExtentKind::Compressed),
             Cluster::Zero { host, .. } => {
                 let at = host.map(|host| host.plus(in_cluster).0);
@@ -250,7 +250,10 @@ impl Qcow2 {
                             let at_host = place.map(|place| place.0);
                             extents.push(at, next - at, ExtentKind::Zero { at: at_host });
                         }
-                        _ => extents.push(at, next - at, ExtentKind::Unallocated),
+                        _ => {
+                            let at_host = place.map(|place| place.0);
+                            extents.push(at, next - at, ExtentKind::Unallocated { at: at_host });
+                        }
                     }
                     at = next;
                 }

@@ -280,7 +280,7 @@ impl Session {
                     bytes
                 }
                 ExtentKind::Compressed => self.inflate(extent.offset, extent.len)?,
-                ExtentKind::Zero { .. } | ExtentKind::Unallocated => {
+                ExtentKind::Zero { .. } | ExtentKind::Unallocated { .. } => {
                     vec![0; extent.len as usize]
                 }
             };

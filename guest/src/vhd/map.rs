@@ -109,7 +109,10 @@ impl Dynamic {
         for block in blocks {
             let start = list.next / header.block_size * header.block_size;
             match block.and_then(|at| Some((at, bitmaps.next()?))) {
-                None => list.add(start + header.block_size, ExtentKind::Unallocated),
+                None => list.add(
+                    start + header.block_size,
+                    ExtentKind::Unallocated { at: None },
+                ),
                 Some((at, bitmap)) => {
                     let data = at + header.bitmap_len();
                     add_by_bits(list, bitmap, start, header.block_size, data)?;
@@ -168,7 +171,7 @@ fn add_by_bits(
         let (count, here) = table::run(bitmap, first, (end - start).div_ceil(SECTOR))?;
         let kind = match here {
             true => data_at(data + list.next - start, false),
-            false => ExtentKind::Unallocated,
+            false => ExtentKind::Unallocated { at: None },
         };
         list.add(start + (first + count) * SECTOR, kind);
     }

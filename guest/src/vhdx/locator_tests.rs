@@ -123,7 +123,7 @@ fn a_bitmap_says_which_sectors_are_here() {
         .iter()
         .map(|extent| (extent.len, extent.kind))
         .collect();
-    let none = ExtentKind::Unallocated;
+    let none = ExtentKind::Unallocated { at: None };
     let expected = [
         (1 << 20, data(8 << 20)),
         (512, none),
@@ -242,5 +242,5 @@ fn sectors_of_4096_bytes_have_sizes_and_bits_of_their_own() {
     assert_eq!((facts.size_unit, facts.write_unit), (4096, 4096));
     let extents = session.map(1 << 20, 1 << 20).unwrap();
     assert_eq!(extents[0].len, 4096);
-    assert_eq!(extents[1].kind, ExtentKind::Unallocated);
+    assert_eq!(extents[1].kind, ExtentKind::Unallocated { at: None });
 }

@@ -128,7 +128,7 @@ impl Vhdx {
         let block = offset / geometry.block_size;
         let inside = offset % geometry.block_size;
         match self.place(host, block)? {
-            Place::Absent => extents.push(offset, len, ExtentKind::Unallocated),
+            Place::Absent => extents.push(offset, len, ExtentKind::Unallocated { at: None }),
             Place::Zero { kept } => {
                 let at = kept.map(|kept| kept.saturating_add(inside));
                 extents.push(offset, len, ExtentKind::Zero { at });
@@ -171,7 +171,7 @@ impl Vhdx {
             let next = (from - from % sector + sector).min(end);
             match self.is_present(host, from)? {
                 true => self.push_data(extents, from, next - from, at + (from - offset)),
-                false => extents.push(from, next - from, ExtentKind::Unallocated),
+                false => extents.push(from, next - from, ExtentKind::Unallocated { at: None }),
             }
             from = next;
         }

@@ -126,14 +126,14 @@ impl Vmdk {
             let index = (at - start) / coverage;
             let stop = end.min(start + (index + 1) * coverage);
             let Some(table) = self.tables.table(host, sparse, index)? else {
-                found.push(at, stop - at, ExtentKind::Unallocated);
+                found.push(at, stop - at, ExtentKind::Unallocated { at: None });
                 at = stop;
                 continue;
             };
             self.tables
                 .copy(host, sparse.file, table * SECTOR, &mut entries)?;
             if self.pending.is_empty() && entries.iter().all(|&byte| byte == 0) {
-                found.push(at, stop - at, ExtentKind::Unallocated);
+                found.push(at, stop - at, ExtentKind::Unallocated { at: None });
                 at = stop;
                 continue;
             }
@@ -147,7 +147,7 @@ impl Vmdk {
                 };
                 let inside = (at - start) % grain;
                 match sparse.grain(number, raw)? {
-                    Grain::None => found.push(at, next - at, ExtentKind::Unallocated),
+                    Grain::None => found.push(at, next - at, ExtentKind::Unallocated { at: None }),
                     Grain::Zeroed => found.push(at, next - at, ExtentKind::Zero { at: None }),
                     Grain::At(_) if header.compressed => {
                         found.push(at, next - at, ExtentKind::Compressed);

@@ -234,7 +234,7 @@ impl<'a> Session<'a> {
                     disk.write(offset, &bytes);
                 }
             }
-            ExtentKind::Unallocated => {
+            ExtentKind::Unallocated { .. } => {
                 if let Some(backing) = backing {
                     disk.copy(backing, extent.offset, extent.offset, extent.len);
                 }

@@ -158,9 +158,9 @@ impl Disk {
                     self.session.host.read(&mut [read]).unwrap();
                     found
                 }
-                ExtentKind::Unallocated if self.has_backing => continue,
+                ExtentKind::Unallocated { .. } if self.has_backing => continue,
                 ExtentKind::Compressed => continue,
-                ExtentKind::Zero { .. } | ExtentKind::Unallocated => vec![0; wanted.len()],
+                ExtentKind::Zero { .. } | ExtentKind::Unallocated { .. } => vec![0; wanted.len()],
             };
             assert!(found == wanted, "{extent:?} reads something else");
         }

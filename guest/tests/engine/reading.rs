@@ -355,7 +355,7 @@ impl Kind {
             ExtentKind::Data { at, .. } => Self::Data(at),
             ExtentKind::Zero { at } => Self::Zero(at),
             ExtentKind::Compressed => Self::Compressed,
-            ExtentKind::Unallocated => Self::Absent,
+            ExtentKind::Unallocated { .. } => Self::Absent,
         }
     }
 
@@ -431,7 +431,7 @@ fn check_content(lab: &Lab, session: &mut Session, facts: &Facts) {
         let size = base.open(None).unwrap().virtual_size;
         let base = base.read(0, size).unwrap();
         for extent in session.map(0, facts.virtual_size).unwrap() {
-            if extent.kind == ExtentKind::Unallocated {
+            if matches!(extent.kind, ExtentKind::Unallocated { .. }) {
                 let from = extent.offset.min(size) as usize;
                 let to = (extent.offset + extent.len).min(size) as usize;
                 content[from..to].copy_from_slice(&base[from..to]);

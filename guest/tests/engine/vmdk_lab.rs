@@ -106,7 +106,7 @@ pub fn map(session: &mut Session, size: u64) -> Vec<Value> {
             ExtentKind::Data { at, .. } => (true, false, true, false, Some(at)),
             ExtentKind::Compressed => (true, false, true, true, None),
             ExtentKind::Zero { at } => (true, true, false, false, at),
-            ExtentKind::Unallocated => (false, true, false, false, None),
+            ExtentKind::Unallocated { .. } => (false, true, false, false, None),
         };
         let mut entry = json!({
             "start": extent.offset, "length": extent.len, "depth": 0, "present": present,

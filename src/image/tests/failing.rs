@@ -121,7 +121,7 @@ fn before_anything_is_changed_inside_the_file_gets_its_length_back() {
     let texts = [
         "Could not reserve disk space: No space left on device",
         "Could not write metadata: No space left on device",
-        "Could not set the length of the file: No space left on device",
+        "Could not resize file: No space left on device",
     ];
     for (after, text) in texts.into_iter().enumerate() {
         let run = run();

@@ -223,7 +223,7 @@ fn a_resize_that_plans_nothing_is_none() {
 fn placing(places: Reply) -> (Fixture, Image) {
     image(move |request, _| match *request {
         Request::Map { offset, len } => {
-            let kind = ExtentKind::Unallocated;
+            let kind = ExtentKind::Unallocated { at: None };
             Ok(Reply::Extents(vec![Extent { offset, len, kind }]))
         }
         Request::Allocate { .. } => Ok(places.clone()),
@@ -272,7 +272,7 @@ fn a_range_that_grows_again_and_again_ends() {
         let guest = Script(move |request: &Request, _: &mut dyn Files| match *request {
             Request::Open { .. } => Ok(Reply::Opened(facts(1 << 30, UNIT))),
             Request::Map { offset, len } => {
-                let kind = ExtentKind::Unallocated;
+                let kind = ExtentKind::Unallocated { at: None };
                 Ok(Reply::Extents(vec![Extent { offset, len, kind }]))
             }
             Request::Allocate { offset, len } => {
@@ -300,7 +300,7 @@ fn a_session_that_dies_takes_only_unflushed_changes_along() {
     let crash = || CallError::Sandbox(SandboxError::Crashed(Crash::Halted));
     let (fixture, image) = image(move |request, _| match *request {
         Request::Map { offset, len } => {
-            let kind = ExtentKind::Unallocated;
+            let kind = ExtentKind::Unallocated { at: None };
             Ok(Reply::Extents(vec![Extent { offset, len, kind }]))
         }
         Request::Allocate { offset, len } => {

@@ -43,7 +43,7 @@ fn guest(
                 ("check", Reply::Checked { report, repair })
             }
             Request::Map { offset, len } => {
-                let kind = ExtentKind::Unallocated;
+                let kind = ExtentKind::Unallocated { at: None };
                 let extents = vec![Extent { offset, len, kind }];
                 ("map", Reply::Extents(extents))
             }

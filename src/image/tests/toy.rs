@@ -86,7 +86,7 @@ impl State {
             let (index, skip) = (next / UNIT, next % UNIT);
             let stop = ((index + 1) * UNIT).min(end);
             let kind = match &self.units[index as usize] {
-                Unit::Absent => ExtentKind::Unallocated,
+                Unit::Absent => ExtentKind::Unallocated { at: None },
                 Unit::Zero => ExtentKind::Zero { at: None },
                 Unit::Compressed(_) => ExtentKind::Compressed,
                 Unit::At(at, shared) => ExtentKind::Data {

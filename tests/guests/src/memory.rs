@@ -22,7 +22,7 @@ pub fn remember(registers: [u64; 4], scan: (u64, u64)) -> ! {
         reply(Ok(Reply::Extents(vec![Extent {
             offset: 0,
             len: found + 1,
-            kind: ExtentKind::Unallocated,
+            kind: ExtentKind::Unallocated { at: None },
         }])));
     }
 }
