@@ -2,6 +2,7 @@
 //! sandboxes that are tried.
 
 use libtest_mimic::{Completion, Failed, Trial};
+use std::sync::OnceLock;
 
 /// What a test body answers.
 pub type Outcome = Result<(), String>;
@@ -32,9 +33,42 @@ pub fn sandboxes() -> Vec<(&'static str, Option<String>)> {
     .collect()
 }
 
+/// The qemu-img that tests ask: the one that `INSTAR_QEMU_IMG` names, or that of
+/// the machine.
+pub fn qemu_img() -> &'static str {
+    static PROGRAM: OnceLock<String> = OnceLock::new();
+    PROGRAM.get_or_init(|| {
+        let named = std::env::var("INSTAR_QEMU_IMG").ok();
+        // Tests run it in folders of their own.
+        let path = |name: String| match std::fs::canonicalize(&name) {
+            Ok(path) if name.contains('/') => path.display().to_string(),
+            _ => name,
+        };
+        named.map_or_else(|| "qemu-img".to_owned(), path)
+    })
+}
+
+/// The version of that qemu-img, such as `10.0.2`.
+pub fn qemu_img_version() -> Result<String, String> {
+    let program = qemu_img();
+    let said = std::process::Command::new(program)
+        .arg("--version")
+        .output();
+    let said = said.map_err(|error| format!("{program}: {error}"))?;
+    let text = String::from_utf8_lossy(&said.stdout);
+    let version = text.split_whitespace().nth(2);
+    version
+        .map(str::to_owned)
+        .ok_or_else(|| format!("{program} does not say its version: {text}"))
+}
+
 /// Why one of these programs cannot be run, if that is so.
 pub fn missing_program(programs: &[&str]) -> Option<String> {
-    programs.iter().find_map(|program| {
+    programs.iter().find_map(|&program| {
+        let program = match program {
+            "qemu-img" => qemu_img(),
+            program => program,
+        };
         let found = std::process::Command::new(program)
             .arg("--version")
             .output()
@@ -61,13 +95,9 @@ pub fn missing_for_mounts() -> Option<String> {
 /// Why texts and answers of qemu-img cannot be compared with, if that is so:
 /// they are those of version 10.
 pub fn missing_qemu_img_10() -> Option<String> {
-    let version = std::process::Command::new("qemu-img")
-        .arg("--version")
-        .output();
-    let Ok(version) = version else {
-        return Some("qemu-img is not installed".to_owned());
+    let number = match qemu_img_version() {
+        Ok(number) => number,
+        Err(why) => return Some(why),
     };
-    let text = String::from_utf8_lossy(&version.stdout);
-    let number = text.split_whitespace().nth(2).unwrap_or("unknown");
     (!number.starts_with("10.")).then(|| format!("qemu-img {number} is not version 10"))
 }
