@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 #[derive(Clone, Copy)]
 pub struct Said<'a> {
     info: &'a Value,
-    version: &'a str,
+    pub version: &'a str,
 }
 
 /// The first two numbers of a version.
@@ -18,21 +18,30 @@ pub fn numbers(version: &str) -> (u32, u32) {
     (next(), next())
 }
 
-/// Whether a version lists the nodes below the format.
-fn lists_children(version: &str) -> bool {
-    numbers(version) >= (8, 0)
-}
+/// The version from which on the nodes below the format are listed.
+const LISTS_CHILDREN: (u32, u32) = (8, 0);
+/// The version from which on disk space of a data file does not count.
+const WITHOUT_DATA_FILE: (u32, u32) = (6, 0);
 
 impl<'a> Said<'a> {
     pub fn new(info: &'a Value, version: &'a str) -> Self {
         Self { info, version }
     }
 
-    /// As both of two versions say it.
+    /// What is the same in this version and another one.
     fn as_of(&self, other: &str) -> Value {
         let mut info = self.info.clone();
-        if let (Some(all), false) = (info.as_object_mut(), lists_children(other)) {
+        let earlier = numbers(self.version).min(numbers(other));
+        let Some(all) = info.as_object_mut() else {
+            return info;
+        };
+        if earlier < LISTS_CHILDREN {
             all.shift_remove("children");
+        }
+        let specific = all.get("format-specific");
+        let data_file = specific.and_then(|specific| specific.pointer("/data/data-file"));
+        if earlier < WITHOUT_DATA_FILE && data_file.is_some() {
+            clear(all, &["actual-size"]);
         }
         info
     }

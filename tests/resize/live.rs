@@ -10,10 +10,11 @@ use serde_json::Value;
 use std::path::Path;
 
 /// The two programs.
-const BOTH: [&str; 2] = [QEMU_IMG, INSTAR];
+pub const BOTH: [&str; 2] = [QEMU_IMG, INSTAR];
 const INSTAR: &str = "instar";
 
-fn run_by(program: &str, folder: &Path, sandbox: &str, line: &str) -> Result<Step, String> {
+/// Runs one of [`BOTH`].
+pub fn run_by(program: &str, folder: &Path, sandbox: &str, line: &str) -> Result<Step, String> {
     match program {
         INSTAR => instar(folder, sandbox, line),
         program => run(folder, program, line),
@@ -39,25 +40,36 @@ pub fn as_qemu_img(case: &Case, sandbox: &str) -> Outcome {
     let got = pipeline(case, INSTAR, ours, sandbox)?;
     transcript::same(&expected, &got)?;
     let live = qemu_img_version()?;
-    let of_theirs = said_by_both(case, theirs, sandbox, &live)?;
-    let of_ours = said_by_both(case, ours, sandbox, &live)?;
+    let of_theirs = said_by_both(case.format(), theirs, sandbox, &live)?;
+    let of_ours = said_by_both(case.format(), ours, sandbox, &live)?;
     info::alike(Said::new(&of_theirs, &live), Said::new(&of_ours, &live))?;
     let cluster = of_ours["cluster-size"].as_u64().unwrap_or(0);
-    let (most_length, most_space) = space(theirs, "disk")?;
-    let (length, allocated) = space(ours, "disk")?;
+    no_larger("disk", theirs, ours, cluster)
+}
+
+/// A file of ours is at most a cluster longer than theirs, and takes at most so
+/// much more space.
+pub fn no_larger(file: &str, theirs: &Path, ours: &Path, cluster: u64) -> Outcome {
+    let (most_length, most_space) = space(theirs, file)?;
+    let (length, allocated) = space(ours, file)?;
     let most = (most_length + cluster, most_space + cluster.max(BLOCK));
     match length <= most.0 && allocated <= most.1 {
         true => Ok(()),
         false => Err(format!(
-            "length and disk space are {length} and {allocated}, by qemu-img {most_length} and \
-             {most_space}"
+            "{file}: length and disk space are {length} and {allocated}, by qemu-img {most_length} \
+             and {most_space}"
         )),
     }
 }
 
 /// What qemu-img says of an image, once instar says the same.
-fn said_by_both(case: &Case, folder: &Path, sandbox: &str, live: &str) -> Result<Value, String> {
-    let line = format!("info -f {} --output=json disk", case.format());
+pub fn said_by_both(
+    format: &str,
+    folder: &Path,
+    sandbox: &str,
+    live: &str,
+) -> Result<Value, String> {
+    let line = format!("info -f {format} --output=json disk");
     let theirs = json(&must(folder, QEMU_IMG, &line)?)?;
     let ours = json(&success(instar(folder, sandbox, &line)?)?)?;
     info::same(Said::new(&theirs, live), Said::new(&ours, OWN_FORM))?;

@@ -8,6 +8,7 @@
 mod baseline;
 mod cases;
 mod consistency;
+mod creation;
 mod errors;
 mod info;
 mod live;
@@ -55,6 +56,19 @@ fn main() -> ExitCode {
                 (way.body)(case, first)
             }));
         }
+    }
+    for creation in creation::CREATIONS {
+        let options = match creation.options {
+            "" => "no options",
+            options => options,
+        };
+        let name = format!(
+            "{first}/new as by qemu-img/{}/{options}/{}",
+            creation.format, creation.size
+        );
+        trials.push(trial(name, no_tools.clone(), move || {
+            creation::as_qemu_img(creation, first)
+        }));
     }
     refusals(&mut trials, first, &missing, &no_tools);
     for (sandbox, missing) in sandboxes {

@@ -5,7 +5,7 @@ use crate::info::{self, Said, numbers};
 use crate::machine::{Outcome, qemu_img_version};
 use crate::tools::{equal, folder, instar, json, must, success};
 use crate::transcript::QEMU_IMG;
-use serde_json::Value;
+use serde_json::{Map, Value};
 use std::path::Path;
 
 /// A kind of image. Disks have 3 MiB.
@@ -206,18 +206,33 @@ fn judge(folder: &Path, variant: &Variant, sandbox: &str) -> Outcome {
     equal("map", theirs.to_string(), ours.to_string())
 }
 
-/// A map as a version of qemu-img shows it.
-fn map_as_of(version: &str, mut map: Value) -> Value {
+/// A map as a version of qemu-img shows it: without keys that came later, and
+/// ranges that only those tell apart as one.
+fn map_as_of(version: &str, map: Value) -> Value {
     let keys = [("present", (6, 1)), ("compressed", (8, 2))];
-    let later = keys.iter().filter(|(_, since)| numbers(version) < *since);
-    for (key, _) in later {
-        for range in map.as_array_mut().into_iter().flatten() {
-            if let Some(range) = range.as_object_mut() {
-                range.shift_remove(*key);
+    let later: Vec<&str> = keys
+        .iter()
+        .filter(|(_, since)| numbers(version) < *since)
+        .map(|(key, _)| *key)
+        .collect();
+    let mut merged: Vec<Map<String, Value>> = Vec::new();
+    for range in map.as_array().into_iter().flatten() {
+        let mut range = range.as_object().cloned().unwrap_or_default();
+        range.retain(|key, _| !later.contains(&key.as_str()));
+        let kind = |range: &Map<String, Value>| {
+            let mut range = range.clone();
+            range.retain(|key, _| !["start", "length"].contains(&key.as_str()));
+            range
+        };
+        let length = |range: &Map<String, Value>| range["length"].as_u64().unwrap_or(0);
+        match merged.last_mut() {
+            Some(last) if !later.is_empty() && kind(last) == kind(&range) => {
+                last["length"] = (length(last) + length(&range)).into();
             }
+            _ => merged.push(range),
         }
     }
-    map
+    merged.into_iter().map(Value::Object).collect()
 }
 
 /// Everything that was added has disk space.
