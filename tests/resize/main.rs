@@ -66,7 +66,8 @@ fn main() -> ExitCode {
             "{first}/new as by qemu-img/{}/{options}/{}",
             creation.format, creation.size
         );
-        trials.push(trial(name, no_tools.clone(), move || {
+        let missing = no_tools.clone().or_else(|| creation.too_early());
+        trials.push(trial(name, missing, move || {
             creation::as_qemu_img(creation, first)
         }));
     }
