@@ -170,9 +170,9 @@ fn copy(from: &Path) -> Result<tempfile::TempDir, String> {
 }
 
 /// The image is at most one cluster longer than by qemu-img, and three or four
-/// where tables are made anew for one commit that qemu-img changes in place: the
-/// L1 table, the refcount table, the last L2 table and the bitmap directory.
-/// Their old places are free.
+/// where tables, of one cluster each here, are made anew for one commit that
+/// qemu-img changes in place: the L1 table, the refcount table, the last L2 table
+/// and the bitmap directory. Their old places are free.
 fn no_longer(theirs: &Path, ours: &Path, variant: &Variant, growth: &Growth) -> Outcome {
     let most = space(theirs, "disk")?.0;
     let length = space(ours, "disk")?.0;
