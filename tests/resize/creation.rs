@@ -21,8 +21,13 @@ impl Creation {
     /// Why a version of qemu-img cannot be asked, if that is so.
     pub fn too_early(&self) -> Option<String> {
         let version = qemu_img_version().ok()?;
-        let zstd = self.options.contains("zstd") && numbers(&version) < (6, 0);
-        zstd.then(|| format!("qemu-img {version} comes without zstd"))
+        let later = [
+            ("zstd", "comes without zstd"),
+            ("data_file_raw", "leaves the tables of a raw data file away"),
+        ];
+        let mut later = later.iter().filter(|_| numbers(&version) < (6, 0));
+        let (_, why) = later.find(|(option, _)| self.options.contains(option))?;
+        Some(format!("qemu-img {version} {why}"))
     }
 }
 
