@@ -31,16 +31,13 @@ pub const MAX_COMMITS: usize = 4;
 /// The most copies that a commit writes.
 pub const MAX_COPIES: usize = 2;
 
-/// How a file that a plan creates is called, in the directory of the image.
+/// How a file that a plan makes is called, in the directory of the image.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum NewName {
     /// As the image, with `.instar-new` behind it: it takes the place of a file
     /// later in the plan. What an interrupted plan left under the name goes.
     Replacement,
-    /// A name of its own, without a directory, that no file has yet. What an
-    /// interrupted plan left under it goes, too: where a file waits to take the
-    /// image's place when the plan begins. A plan therefore makes the
-    /// replacement in a stage before any other file.
+    /// A name of its own, without a directory, that no file has yet.
     Plain(String),
 }
 
@@ -147,10 +144,16 @@ pub enum Step {
         /// The file; not the image itself.
         file: FileNo,
     },
+    /// Remove what an interrupted plan left under a name, if it is there: a file
+    /// that the image does not consist of.
+    Remove {
+        /// The name.
+        name: NewName,
+    },
 }
 
 impl Step {
-    /// The file that the step changes.
+    /// The file that the step changes; where that is none by number, the image.
     pub fn file(&self) -> FileNo {
         match *self {
             Step::Write { file, .. }
@@ -164,6 +167,7 @@ impl Step {
             | Step::Create { file, .. }
             | Step::Rename { file, .. }
             | Step::Unlink { file } => file,
+            Step::Remove { .. } => FileNo::IMAGE,
         }
     }
 }

@@ -66,7 +66,8 @@ impl Shown<'_> {
 
     /// The same for programs.
     pub fn json(&self) -> String {
-        let stages: Vec<Value> = self.stages().map(stage_json).collect();
+        let stages = self.stages().map(|stage| stage_json(stage, self.file));
+        let stages: Vec<Value> = stages.collect();
         let value = json!({
             "filename": self.file,
             "format": self.facts.format.name(),
@@ -91,16 +92,21 @@ impl Shown<'_> {
         let named = self.facts.files.iter().map(|named| named.name.clone());
         let steps = self.stages().flat_map(|stage| &stage.steps);
         let created = steps.filter_map(|step| match step {
-            Step::Create { name, .. } => Some(match name {
-                NewName::Replacement => format!("{}.instar-new", self.file),
-                NewName::Plain(name) => name.clone(),
-            }),
+            Step::Create { name, .. } => Some(new_name(name, self.file)),
             _ => None,
         });
         std::iter::once(self.file.to_owned())
             .chain(named)
             .chain(created)
             .collect()
+    }
+}
+
+/// What a name is beside an image of that name.
+fn new_name(name: &NewName, image: &str) -> String {
+    match name {
+        NewName::Replacement => format!("{image}.instar-new"),
+        NewName::Plain(name) => name.clone(),
     }
 }
 
@@ -141,6 +147,7 @@ fn parts(step: &Step) -> Parts {
         Step::Create { .. } => part("create", None, None),
         Step::Rename { .. } => part("rename", None, None),
         Step::Unlink { .. } => part("unlink", None, None),
+        Step::Remove { .. } => part("remove", None, None),
     }
 }
 
@@ -165,6 +172,11 @@ fn step_line(stage: &Stage, step: &Step, names: &[String]) -> String {
         Step::Create { file, .. } | Step::Unlink { file } => {
             line.push_str(&format!("  {}", name_of(*file, names)));
         }
+        Step::Remove { name } => {
+            let image = names.first().map_or("", String::as_str);
+            let name = new_name(name, image);
+            line.push_str(&format!("  {}, if it is there", printable_name(&name)));
+        }
         Step::Rename { file, over } => line.push_str(&format!(
             "  {} over {}",
             name_of(*file, names),
@@ -184,8 +196,9 @@ fn name_of(file: FileNo, names: &[String]) -> String {
     name.map_or_else(|| format!("file {}", file.0), |name| printable_name(name))
 }
 
-fn stage_json(stage: &Stage) -> Value {
-    let steps: Vec<Value> = stage.steps.iter().map(step_json).collect();
+fn stage_json(stage: &Stage, image: &str) -> Value {
+    let steps = stage.steps.iter().map(|step| step_json(step, image));
+    let steps: Vec<Value> = steps.collect();
     json!({
         "purpose": purpose(stage.purpose),
         "commit": is_commit(stage),
@@ -193,7 +206,7 @@ fn stage_json(stage: &Stage) -> Value {
     })
 }
 
-fn step_json(step: &Step) -> Value {
+fn step_json(step: &Step, image: &str) -> Value {
     let Parts { name, offset, len } = parts(step);
     let mut value = json!({"step": name, "file": step.file().0});
     let numbers = [("offset", offset), ("length", len)];
@@ -209,6 +222,7 @@ fn step_json(step: &Step) -> Value {
             value["from"] = from.into();
         }
         Step::Rename { over, .. } => value["over"] = over.0.into(),
+        Step::Remove { ref name } => value["name"] = new_name(name, image).into(),
         _ => {}
     }
     value

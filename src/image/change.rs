@@ -116,7 +116,7 @@ impl Image {
     /// that the old file is gone with it.
     fn allow_names(&self, plan: &Plan, owners: &[u32]) -> Result<(), Fault> {
         let mut targets = Vec::new();
-        let mut wanted = Vec::new();
+        let (mut wanted, mut left) = (Vec::new(), Vec::new());
         for step in plan.stages.iter().flat_map(|stage| &stage.steps) {
             let file = match *step {
                 Step::Create {
@@ -124,6 +124,12 @@ impl Image {
                     ..
                 } => {
                     wanted.push(name.as_str());
+                    continue;
+                }
+                Step::Remove {
+                    name: NewName::Plain(ref name),
+                } => {
+                    left.push(name.as_str());
                     continue;
                 }
                 Step::Rename { over, .. } => over,
@@ -134,7 +140,7 @@ impl Image {
         }
         let image = self.files.file(FileNo::IMAGE)?;
         let lock = (!self.force_share).then(|| LockSet::of(self.access));
-        let names = Names::over(&self.home, image, targets, &wanted, lock, owners)?;
+        let names = Names::over(&self.home, image, targets, [&wanted, &left], lock, owners)?;
         self.files.allow_names(names);
         Ok(())
     }
@@ -190,7 +196,7 @@ fn changes_names(plan: &Plan) -> bool {
     steps.any(|step| {
         matches!(
             step,
-            Step::Create { .. } | Step::Rename { .. } | Step::Unlink { .. }
+            Step::Create { .. } | Step::Rename { .. } | Step::Unlink { .. } | Step::Remove { .. }
         )
     })
 }

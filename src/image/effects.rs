@@ -52,7 +52,7 @@ pub trait Effects: Send + Sync {
     /// Makes everything before it durable (`fdatasync`).
     fn sync(&self, file: FileNo) -> io::Result<()>;
     /// Makes an empty file in the image's directory, which gets the number.
-    /// This and the next three are refused by effects that know no names.
+    /// This and the next four are refused by effects that know no names.
     fn create(&self, _file: FileNo, _name: &NewName) -> io::Result<()> {
         Err(io::ErrorKind::Unsupported.into())
     }
@@ -62,6 +62,10 @@ pub trait Effects: Send + Sync {
     }
     /// Removes a file's name.
     fn unlink(&self, _file: FileNo) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+    /// Removes what an interrupted plan left under a name, if it is there.
+    fn remove(&self, _name: &NewName) -> io::Result<()> {
         Err(io::ErrorKind::Unsupported.into())
     }
     /// Makes the changes of names durable (`fsync` of directories).
@@ -161,6 +165,10 @@ impl Effects for DiskEffects {
 
     fn unlink(&self, file: FileNo) -> io::Result<()> {
         self.with_names(|names| names.unlink(file))
+    }
+
+    fn remove(&self, name: &NewName) -> io::Result<()> {
+        self.with_names(|names| names.remove(name))
     }
 
     fn sync_names(&self) -> io::Result<()> {

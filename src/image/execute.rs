@@ -119,10 +119,12 @@ impl Run<'_> {
         for turn in [Turn::Create, Turn::Reserve, Turn::PastOldEnd, Turn::Inside] {
             let steps = stage.steps.iter();
             for step in steps.filter(|step| turn_of(step, self.old) == turn) {
-                self.inside |= turn == Turn::Inside;
+                let inside = turn == Turn::Inside;
+                self.inside |= inside && is_torn(step);
                 self.files
                     .step(step)
                     .map_err(|error| self.abort(what(step), error, is_torn(step) && commit))?;
+                self.inside |= inside;
             }
         }
         self.barrier(commit)?;
@@ -145,8 +147,9 @@ impl Run<'_> {
             (false, false) => Progress::Unchanged,
         };
         if progress == Progress::Unchanged {
-            self.files.remove_made(self.old.len());
-            if !self.inside {
+            let gone = self.files.remove_made(self.old.len());
+            // What the image may say about files that stay is past its old end.
+            if gone && !self.inside {
                 // The failure at hand is the one to tell; a longer file is
                 // harmless.
                 let _ = truncate_back(self.files, self.old);
@@ -171,7 +174,7 @@ fn turn_of(step: &Step, old: &[u64]) -> Turn {
         Step::Copy { to, .. } | Step::CopyFrom { to, .. } => to,
         Step::SetLength { len, .. } => len,
         Step::Create { .. } => return Turn::Create,
-        Step::Rename { .. } | Step::Unlink { .. } => return Turn::Inside,
+        Step::Rename { .. } | Step::Unlink { .. } | Step::Remove { .. } => return Turn::Inside,
     };
     let old_len = old.get(step.file().0 as usize).copied().unwrap_or(0);
     match start >= old_len {
@@ -197,6 +200,6 @@ fn what(step: &Step) -> &'static str {
         Step::Punch { .. } => "Could not release disk space",
         Step::Create { .. } => "Could not create a file",
         Step::Rename { .. } => "Could not rename a file",
-        Step::Unlink { .. } => "Could not remove a file",
+        Step::Unlink { .. } | Step::Remove { .. } => "Could not remove a file",
     }
 }

@@ -97,10 +97,9 @@ impl FileTable {
         *self.names.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
-    fn settle_names(&self) {
-        if self.names_changed.swap(false, Ordering::AcqRel) {
-            let _ = self.effects.sync_names();
-        }
+    fn settle_names(&self) -> bool {
+        let changed = self.names_changed.swap(false, Ordering::AcqRel);
+        !changed || self.effects.sync_names().is_ok()
     }
 
     /// Empties the files that a plan for a new image found and emptied before;
@@ -111,18 +110,20 @@ impl FileTable {
     }
 
     /// Removes the files from the `old`th on, which a plan made that has failed.
-    pub fn remove_made(&self, old: usize) {
+    /// Answers whether they are gone: the failure of the plan is the one to tell,
+    /// and what stays is space under a name that nothing refers to.
+    pub fn remove_made(&self, old: usize) -> bool {
         let files = self.handles.all();
-        let made: Vec<FileNo> = self.numbers().skip(old).collect();
-        // The replacement was made first and goes last: while it is there, the
-        // others count as left over.
-        for file in made.into_iter().rev() {
-            // The failure of the plan is the one to tell. What stays is empty
-            // space under a name that nothing refers to.
-            let _ = self.effects.unlink(file);
+        let mut gone = true;
+        for file in self.numbers().skip(old) {
+            gone &= match self.effects.unlink(file) {
+                Ok(()) => true,
+                Err(error) => error.kind() == io::ErrorKind::NotFound,
+            };
         }
-        self.settle_names();
+        gone &= self.settle_names();
         self.renumber(files.into_iter().take(old).collect());
+        gone
     }
 
     /// The open file of a number.
@@ -252,6 +253,7 @@ impl FileTable {
             }
             Step::Rename { file, over } => self.change_names(|effects| effects.rename(file, over)),
             Step::Unlink { file } => self.change_names(|effects| effects.unlink(file)),
+            Step::Remove { ref name } => self.change_names(|effects| effects.remove(name)),
         }
     }
 

@@ -272,7 +272,7 @@ fn has_protocol(name: &str) -> bool {
 }
 
 /// Whether the user who owns an image could use the file by himself.
-fn may_use(owner: u32, file: &Metadata, write: bool) -> bool {
+pub(crate) fn may_use(owner: u32, file: &Metadata, write: bool) -> bool {
     let others = if write { 0o006 } else { 0o004 };
     owner == 0 || owner == file.uid() || file.mode() & others == others
 }

@@ -2,7 +2,7 @@
 //! each is, what a new file gets from the image, what is to be made durable.
 
 use super::error::{ErrorKind, Fault, printable_name};
-use super::gate::may_rename;
+use super::gate::{may_rename, may_use};
 use super::handles::{Handle, Id, id_of};
 use super::home::{Home, directory};
 use super::lock::LockSet;
@@ -12,7 +12,7 @@ use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, openat, renameat};
 use nix::sys::stat::{Mode, SFlag, fstatat};
 use nix::unistd::{UnlinkatFlags, unlinkat};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::{OsStr, OsString};
 use std::fs::{File, Permissions};
 use std::io;
@@ -101,6 +101,30 @@ impl Place {
         }
     }
 
+    /// Refuses to remove what may be anything but a file that nothing refers to
+    /// and nobody uses. It is closed again: there may be more of them than may be
+    /// open.
+    fn check_left(&self, lock: Option<LockSet>, owners: &[u32]) -> Result<(), Fault> {
+        let flags = OFlag::O_RDWR | OFlag::O_NONBLOCK | OFlag::O_NOCTTY;
+        let shown = printable_name(&self.name.to_string_lossy());
+        let file = open_at(&self.dir, &self.name, flags, Mode::empty())
+            .map_err(|error| Fault::os(format_args!("Could not open '{shown}'"), error))?;
+        super::open::check_regular(&file)?;
+        self.check(&file)?;
+        self.check_owners(owners, Some(&file))?;
+        let metadata = file.metadata()?;
+        if !owners.iter().all(|&owner| may_use(owner, &metadata, true)) {
+            return Err(Fault::new(
+                ErrorKind::Forbidden,
+                format!("'{shown}' belongs to another user"),
+            ));
+        }
+        match lock {
+            Some(lock) => lock.take(&file, Path::new(&self.name)),
+            None => Ok(()),
+        }
+    }
+
     /// Refuses a name that cannot be given to another file so that the file
     /// that has it now is gone.
     fn check(&self, file: &File) -> Result<(), Fault> {
@@ -147,13 +171,8 @@ fn unsupported(message: String) -> Fault {
 /// How a new file comes into being.
 #[derive(Debug)]
 enum Birth {
-    /// As a copy of the image's attributes. What an interrupted plan left under
-    /// names that are given to new files goes before its replacement does: as
-    /// long as that is there, the others count as left over.
-    Like {
-        image: Arc<Handle>,
-        left: Vec<Place>,
-    },
+    /// As a copy of the image's attributes.
+    Like(Arc<Handle>),
     /// With these permissions, or by emptying a file that is there.
     New {
         mode: Mode,
@@ -170,20 +189,23 @@ pub(crate) struct Names {
     lock: Option<LockSet>,
     /// By file number.
     places: BTreeMap<FileNo, Place>,
+    /// What is there of what an interrupted plan left and this one removes.
+    left: BTreeSet<OsString>,
     /// Directories in which names changed since they were durable.
     changed: Vec<Arc<File>>,
 }
 
 impl Names {
     /// The names that a plan over an open image changes. `targets` are the
-    /// files, with where they are, whose names it gives to others or removes;
-    /// `wanted` are the names of its own that it gives to new files. Each of
-    /// `owners` must be allowed to change them, and to make new ones.
+    /// files, with where they are, whose names it gives to others or removes.
+    /// Besides come the names of its own that it gives to new files, which nobody
+    /// has yet, and those under which it removes what is left. Each of `owners`
+    /// must be allowed to change them, and to make new ones.
     pub fn over(
         home: &Home,
         image: Arc<Handle>,
         targets: Vec<(FileNo, Arc<Handle>)>,
-        wanted: &[&str],
+        [wanted, left]: [&[&str]; 2],
         lock: Option<LockSet>,
         owners: &[u32],
     ) -> Result<Self, Fault> {
@@ -207,12 +229,14 @@ impl Names {
             }
             places.insert(number, place);
         }
-        let left = left_over(&own, wanted, lock)?;
+        wanted.iter().try_for_each(|name| check_free(&own, name))?;
+        let left = left_over(&own, left, lock, owners)?;
         Ok(Self {
             image: own,
-            birth: Birth::Like { image, left },
+            birth: Birth::Like(image),
             lock,
             places,
+            left,
             changed: Vec::new(),
         })
     }
@@ -250,6 +274,7 @@ impl Names {
             },
             lock: Some(LockSet::CREATE),
             places: BTreeMap::new(),
+            left: BTreeSet::new(),
             changed: Vec::new(),
         })
     }
@@ -268,25 +293,13 @@ impl Names {
             emptied.push((place.name, same));
             return Handle::made(file);
         }
-        self.remove_left()?;
         if leftover {
-            remove(&place).or_else(|error| match error.kind() {
-                io::ErrorKind::NotFound => Ok(()),
-                _ => Err(error),
-            })?;
+            remove_if_there(&place)?;
         }
         self.note(&place);
         let file = self.make(&place)?;
         self.places.insert(number, place);
         Handle::made(file)
-    }
-
-    /// Removes what an interrupted plan left.
-    fn remove_left(&mut self) -> io::Result<()> {
-        if let Birth::Like { left, .. } = &mut self.birth {
-            left.drain(..).try_for_each(|place| remove(&place))?;
-        }
-        Ok(())
     }
 
     /// Empties the files that were there and had their turn; answers their
@@ -306,7 +319,7 @@ impl Names {
     /// Makes the file itself; removes it again where it cannot be made ready.
     fn make(&self, place: &Place) -> io::Result<File> {
         let mode = match &self.birth {
-            Birth::Like { .. } => Mode::S_IRUSR | Mode::S_IWUSR,
+            Birth::Like(_) => Mode::S_IRUSR | Mode::S_IWUSR,
             Birth::New { mode, .. } => *mode,
         };
         let flags = OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_EXCL;
@@ -323,7 +336,7 @@ impl Names {
                 .map_err(|fault| io::Error::from_raw_os_error(fault.kind.errno()))?;
         }
         match &self.birth {
-            Birth::Like { image, .. } => resemble(file, &image.file),
+            Birth::Like(image) => resemble(file, &image.file),
             Birth::New { .. } => Ok(()),
         }
     }
@@ -353,6 +366,20 @@ impl Names {
         Ok(())
     }
 
+    /// Removes what an interrupted plan left under a name.
+    pub fn remove(&mut self, name: &NewName) -> io::Result<()> {
+        let place = match name {
+            NewName::Replacement => self.image.replacement(),
+            NewName::Plain(name) => self.image.beside(name.into()),
+        };
+        let found = self.left.remove(&place.name);
+        if found || *name == NewName::Replacement {
+            remove_if_there(&place)?;
+            self.note(&place);
+        }
+        Ok(())
+    }
+
     /// Makes the changes of names durable.
     pub fn sync(&mut self) -> io::Result<()> {
         for dir in &self.changed {
@@ -376,33 +403,41 @@ impl Names {
     }
 }
 
-/// Which of the names that a plan gives to new files an interrupted one left:
-/// any that are there, but only where the file that was to replace the image is
-/// there, too. Nobody may be using them.
-fn left_over(image: &Place, wanted: &[&str], lock: Option<LockSet>) -> Result<Vec<Place>, Fault> {
-    let interrupted = image.replacement().is_taken()?;
-    let mut left = Vec::new();
-    for name in wanted {
+/// Refuses a name for a new file that is not free.
+fn check_free(image: &Place, name: &str) -> Result<(), Fault> {
+    match image.beside(OsString::from(name)).is_taken()? {
+        false => Ok(()),
+        true => Err(unsupported(format!(
+            "the change needs the name '{}', and a file has it that is no part of the image; \
+             move it away, or remove it if an earlier change left it there",
+            printable_name(name)
+        ))),
+    }
+}
+
+/// What is there of the files that an interrupted plan may have left. Each is a
+/// file of its own that the owners could use and remove, and nobody is using it.
+fn left_over(
+    image: &Place,
+    names: &[&str],
+    lock: Option<LockSet>,
+    owners: &[u32],
+) -> Result<BTreeSet<OsString>, Fault> {
+    let mut left = BTreeSet::new();
+    for name in names {
         let place = image.beside(OsString::from(name));
         if !place.is_taken()? {
             continue;
         }
-        let shown = printable_name(name);
-        if !interrupted {
-            return Err(unsupported(format!(
-                "the change needs the name '{shown}', and a file has it that is no part of the \
-                 image; move it away, or remove it if an earlier change left it there"
-            )));
-        }
-        let flags = OFlag::O_RDWR | OFlag::O_NONBLOCK | OFlag::O_NOCTTY;
-        let file = open_at(&place.dir, &place.name, flags, Mode::empty())
-            .map_err(|error| Fault::os(format_args!("Could not open '{shown}'"), error))?;
-        super::open::check_regular(&file)?;
-        place.check(&file)?;
-        if let Some(lock) = lock {
-            lock.take(&file, Path::new(name))?;
-        }
-        left.push(place);
+        let in_the_way = |fault: Fault| {
+            fault.with_hint(format!(
+                "An interrupted change may have left '{}', which has to go before the next; \
+                 move it away if it is something else.",
+                printable_name(name)
+            ))
+        };
+        place.check_left(lock, owners).map_err(in_the_way)?;
+        left.insert(place.name);
     }
     Ok(left)
 }
@@ -410,6 +445,13 @@ fn left_over(image: &Place, wanted: &[&str], lock: Option<LockSet>) -> Result<Ve
 fn open_at(dir: &File, name: &OsStr, flags: OFlag, mode: Mode) -> io::Result<File> {
     let flags = flags | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
     Ok(openat(dir, name, flags, mode)?.into())
+}
+
+fn remove_if_there(place: &Place) -> io::Result<()> {
+    remove(place).or_else(|error| match error.kind() {
+        io::ErrorKind::NotFound => Ok(()),
+        _ => Err(error),
+    })
 }
 
 fn remove(place: &Place) -> io::Result<()> {

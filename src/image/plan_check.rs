@@ -191,6 +191,7 @@ impl<'a> Walk<'a> {
                     self.writable(file)?;
                     self.names.unlink(file)?;
                 }
+                Step::Remove { ref name } => self.names.remove(name)?,
                 ref other => self.step(other)?,
             }
         }
@@ -295,7 +296,10 @@ impl<'a> Walk<'a> {
                 }
                 len
             }
-            Step::Create { .. } | Step::Rename { .. } | Step::Unlink { .. } => len,
+            Step::Create { .. }
+            | Step::Rename { .. }
+            | Step::Unlink { .. }
+            | Step::Remove { .. } => len,
         };
         Ok(())
     }

@@ -86,16 +86,18 @@ impl fmt::Display for PlanError {
                 f,
                 "a commit of {len} bytes at {offset:#x} is not inside one sector"
             ),
-            Self::Names => f.write_str("it makes files and may not make any"),
+            Self::Names => f.write_str("it makes or removes files and may not do that"),
             Self::WrongNumber(FileNo(n)) => write!(f, "a file that it makes is called file {n}"),
-            Self::TooManyFiles(most) => write!(f, "it makes more than {most} files"),
+            Self::TooManyFiles(most) => write!(f, "it makes or removes more than {most} files"),
             Self::BadName => {
-                f.write_str("a name that it gives to a file is not one component of a path")
+                f.write_str("a name that it gives or takes is not one component of a path")
             }
             Self::ForeignName => {
-                f.write_str("a name that it gives to a file does not continue the image's own")
+                f.write_str("a name that it gives or takes does not continue the image's own")
             }
-            Self::NameTwice => f.write_str("it gives one name to two files"),
+            Self::NameTwice => {
+                f.write_str("it gives one name to two files, or removes one of its own")
+            }
             Self::Replacement => f.write_str(
                 "a replacement that it makes does not take a file's place, or is one of two",
             ),

@@ -1,8 +1,9 @@
 //! The check of the names that a plan changes.
 //!
 //! A plan may make files that belong to the image, put them in the place of the
-//! image's own, and remove those. It cannot choose a name that means something
-//! to another program: new names continue those that the image has.
+//! image's own, and remove those, and what an interrupted one made. It cannot
+//! choose a name that means something to another program: new names continue
+//! those that the image has.
 
 use super::plan_error::PlanError;
 use instar_guest::FileNo;
@@ -11,7 +12,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 /// The longest name of a file, in bytes (`NAME_MAX`).
 const MAX_NAME: usize = 255;
-/// The most files that a plan may make, however many may be open.
+/// The most files that a plan may make, however many may be open, and the most
+/// that it may remove by name.
 const MAX_MADE: usize = 4096;
 
 /// Which names a plan may change.
@@ -50,6 +52,8 @@ pub(super) struct Names<'a> {
     /// How many files the plan makes, and under which plain names.
     count: usize,
     made: BTreeSet<&'a str>,
+    /// How many files, that are none of the image's, it removes, and which.
+    removed: BTreeSet<&'a str>,
     /// Whether a commit has passed.
     pub committed: bool,
 }
@@ -65,6 +69,7 @@ impl<'a> Names<'a> {
                 .map(Known::new),
             count: 0,
             made: BTreeSet::new(),
+            removed: BTreeSet::new(),
             committed: false,
         }
     }
@@ -88,14 +93,7 @@ impl<'a> Names<'a> {
                 Standing::Waiting
             }
             NewName::Plain(name) => {
-                check_name(name)?;
-                let known = self.known.as_ref();
-                if known.is_some_and(|known| !known.is_continued_by(name)) {
-                    return Err(PlanError::ForeignName);
-                }
-                if limits.has.as_ref().is_some_and(|has| has.contains(name)) {
-                    return Err(PlanError::NameTwice);
-                }
+                self.check_new(name)?;
                 if !self.made.insert(name) {
                     return Err(PlanError::NameTwice);
                 }
@@ -104,6 +102,44 @@ impl<'a> Names<'a> {
         };
         self.standing.push(standing);
         Ok(limits.cap)
+    }
+
+    /// A name that a file of the image could have, and none has.
+    fn check_new(&self, name: &str) -> Result<(), PlanError> {
+        check_name(name)?;
+        let known = self.known.as_ref();
+        if known.is_some_and(|known| !known.is_continued_by(name)) {
+            return Err(PlanError::ForeignName);
+        }
+        let has = self.limits.and_then(|limits| limits.has.as_ref());
+        match has.is_some_and(|has| has.iter().any(|known| known == name)) {
+            true => Err(PlanError::NameTwice),
+            false => Ok(()),
+        }
+    }
+
+    /// What an interrupted plan left under a name goes: under one that the plan
+    /// could give to a file, and does not.
+    pub fn remove(&mut self, name: &'a NewName) -> Result<(), PlanError> {
+        if self.limits.is_none_or(|limits| limits.has.is_none()) {
+            return Err(PlanError::Names);
+        }
+        match name {
+            NewName::Replacement if self.standing.contains(&Standing::Waiting) => {
+                Err(PlanError::Replacement)
+            }
+            NewName::Replacement => Ok(()),
+            NewName::Plain(name) => {
+                self.check_new(name)?;
+                if self.made.contains(name.as_str()) || !self.removed.insert(name) {
+                    return Err(PlanError::NameTwice);
+                }
+                match self.removed.len() <= MAX_MADE {
+                    true => Ok(()),
+                    false => Err(PlanError::TooManyFiles(MAX_MADE)),
+                }
+            }
+        }
     }
 
     /// A made file takes the place of another, in a commit.

@@ -232,7 +232,10 @@ fn in_bounds(plan: &Plan) -> Result<(), u64> {
                 from.max(to).checked_add(len)
             }
             Step::SetLength { len, .. } => Some(len),
-            Step::Create { .. } | Step::Rename { .. } | Step::Unlink { .. } => Some(0),
+            Step::Create { .. }
+            | Step::Rename { .. }
+            | Step::Unlink { .. }
+            | Step::Remove { .. } => Some(0),
         };
         if end.is_none_or(|end| i64::try_from(end).is_err()) {
             return Err(end.unwrap_or(u64::MAX));

@@ -114,6 +114,8 @@ fn program_trials(
         let missing = missing.clone().or_else(|| names::missing(hostile));
         trials.push(trial(name, missing, || names::check(hostile, isolation)));
     }
+    let name = format!("{isolation}/name/files that are called left over");
+    trials.push(trial(name, missing.clone(), || names::left_over(isolation)));
     for kind in pool::KINDS {
         let notes = Arc::clone(notes);
         let name = format!("{isolation}/random damage/{}", kind.name);

@@ -1,5 +1,6 @@
 //! Images that name files which are not theirs to have.
 
+use crate::program::instar;
 use crate::refusals::{IMAGE, refused_name};
 use crate::tools::{must, scratch, write};
 use std::os::unix::fs::{PermissionsExt, chown, symlink};
@@ -166,3 +167,78 @@ fn data_file(dir: &Path, name: &str) -> Result<(), String> {
     image[at..at + name.len()].copy_from_slice(name.as_bytes());
     write(&path, &image)
 }
+
+/// A descriptor may call files left over. Only those go that could be extents of
+/// the image, are none, and are nobody else's.
+pub fn left_over(isolation: &str) -> Result<(), String> {
+    let dir = scratch()?;
+    let at = |name: &str| dir.path().join(name);
+    let option = "subformat=twoGbMaxExtentSparse";
+    let create = ["create", "-q", "-f", "vmdk", "-o", option, DISK, "3G"];
+    must(dir.path(), "qemu-img", &create)?;
+    let text = crate::tools::read(&at(DISK))?;
+    let resize = |lines: &[(u32, String)], size: &str| {
+        let lines: String = lines
+            .iter()
+            .map(|(count, name)| format!("# instar: leftover files {count} \"{name}\"\n"))
+            .collect();
+        write(&at(DISK), &[&text, lines.as_bytes()].concat())?;
+        instar(dir.path(), isolation, &["resize", "-f", "vmdk", DISK, size])
+    };
+    let others = ["other.vmdk", "sub/disk-s009.vmdk", "disk-s009.raw"];
+    std::fs::create_dir(at("sub")).map_err(|error| error.to_string())?;
+    for name in others {
+        write(&at(name), b"precious")?;
+    }
+    // What is in the way has that name in earnest.
+    for (make, says) in IN_THE_WAY {
+        make(&at("disk-s005.vmdk"), &at("other.vmdk"))?;
+        let outcome = resize(&[(1, "disk-s005.vmdk".to_owned())], "4G")?;
+        let there = at("disk-s005.vmdk").symlink_metadata().is_ok();
+        let names = outcome.text.contains("disk-s005.vmdk") && outcome.text.contains(says);
+        if outcome.code != 1 || !there || !names {
+            return Err(format!("{says}: {}", outcome.brief()));
+        }
+        must(dir.path(), "rm", &["-r", "disk-s005.vmdk"])?;
+    }
+    let absolute = at("other.vmdk").to_string_lossy().into_owned();
+    let hostile = ["disk-s001.vmdk", DISK, "../disk-s009.vmdk", &absolute];
+    let named = hostile.into_iter().chain(others);
+    let lines: Vec<(u32, String)> = named.map(|name| (3, name.to_owned())).collect();
+    write(&at("disk-s003.vmdk"), b"left over")?;
+    let outcome = resize(&lines, "3G")?;
+    if outcome.code != 0 || crate::tools::read(&at(DISK))? != text {
+        return Err(format!("lines stay: {}", outcome.brief()));
+    }
+    if at("disk-s003.vmdk").exists() {
+        return Err("what is left over stays".to_owned());
+    }
+    for name in others {
+        if crate::tools::read(&at(name))? != b"precious" {
+            return Err(format!("{name} has changed"));
+        }
+    }
+    must(dir.path(), "qemu-img", &["check", "-f", "vmdk", DISK]).map(drop)
+}
+
+/// An image of several files.
+const DISK: &str = "disk.vmdk";
+
+/// Puts something under the first path; the second is another file.
+type Put = fn(&Path, &Path) -> Result<(), String>;
+
+/// What is no file that an image could have left, and what is said of it.
+const IN_THE_WAY: [(Put, &str); 3] = [
+    (
+        |path, other| std::fs::hard_link(other, path).map_err(|error| error.to_string()),
+        "2 names",
+    ),
+    (
+        |path, other| symlink(other, path).map_err(|error| error.to_string()),
+        "Too many levels of symbolic links",
+    ),
+    (
+        |path, _| std::fs::create_dir(path).map_err(|error| error.to_string()),
+        "Is a directory",
+    ),
+];

@@ -164,6 +164,12 @@ impl Effects for Recorder {
         self.note(&Step::Unlink { file })
     }
 
+    fn remove(&self, name: &NewName) -> io::Result<()> {
+        self.real.remove(name)?;
+        let name = name.clone();
+        self.note(&Step::Remove { name })
+    }
+
     fn sync_names(&self) -> io::Result<()> {
         self.real.sync_names()?;
         self.note_sync(|tape| tape.unsynced_names = false);

@@ -21,6 +21,7 @@ pub const CASES: &[Case] = &[
     ("extents that are there are made anew in place", made_anew),
     ("files come and go with the size", resized),
     ("a descriptor with a second name stays", second_name),
+    ("what an interrupted resize left goes", left),
     ("leaks are repaired to qemu's satisfaction", repaired),
 ];
 
@@ -253,6 +254,52 @@ fn second_name(pool: &Arc<Pool>) -> Outcome {
     equal(names, true, error.message())?;
     let after = (fs::read(&path).map_err(text)?, extents(dir.path())?);
     equal(after == before, true, "the files")
+}
+
+/// What a shrink leaves that is cut off behind its commit: found by a check,
+/// removed by a repair and by the same request.
+fn left(pool: &Arc<Pool>) -> Outcome {
+    let (dir, path) = image("twoGbMaxExtentSparse")?;
+    let last = dir.path().join("disk-s003.vmdk");
+    let kept = fs::read(&last).map_err(text)?;
+    let how = ResizeOptions {
+        shrink: true,
+        ..ResizeOptions::default()
+    };
+    let shrink = || -> Outcome {
+        let image = open(pool, &path, Access::Write).map_err(text)?;
+        image.resize(4 * GIB, &how).map(drop).map_err(text)
+    };
+    shrink()?;
+    let settled = (fs::read(&path).map_err(text)?, extents(dir.path())?);
+    equal(settled.1.len(), 2, "extents")?;
+    let line = "# instar: leftover files 1 \"disk-s003.vmdk\"\n";
+    let cut_off = || -> Outcome {
+        fs::write(&last, &kept).map_err(text)?;
+        fs::write(&path, [&settled.0, line.as_bytes()].concat()).map_err(text)
+    };
+    let is_settled = |what| -> Outcome {
+        let now = (fs::read(&path).map_err(text)?, extents(dir.path())?);
+        equal(now == settled, true, what)
+    };
+    cut_off()?;
+    let name = path.to_string_lossy();
+    run("qemu-img", &["check", "-f", "vmdk", &name])?;
+    let image = open(pool, &path, Access::Read).map_err(text)?;
+    let checked = image.check(None, &mut |_| ()).map_err(text)?;
+    equal(checked.report.leaks, 1, "leaks")?;
+    drop(image);
+    equal(last.exists(), true, "the file after a check")?;
+    shrink()?;
+    is_settled("after the same request")?;
+    cut_off()?;
+    let image = open(pool, &path, Access::Write).map_err(text)?;
+    let checked = image.check(Some(Repair::Leaks), &mut |_| ());
+    let report = checked.map_err(text)?.report;
+    equal((report.leaks, report.leaks_fixed), (0, 1), "repaired")?;
+    drop(image);
+    is_settled("after a repair")?;
+    run("qemu-img", &["check", "-f", "vmdk", &name]).map(drop)
 }
 
 /// Counts one cluster of a qcow2 image as used that is not.

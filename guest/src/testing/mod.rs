@@ -42,6 +42,8 @@ pub struct MemHost {
     pub others: Vec<Option<Vec<u8>>>,
     /// The names that plans gave to files they created, by number.
     pub names: Vec<(FileNo, NewName)>,
+    /// The created file that took another's place last, and that other.
+    pub placed: Option<(FileNo, FileNo)>,
     /// How often the engine asked for bytes.
     pub reads: u64,
     /// How many bytes it asked for.
@@ -68,6 +70,10 @@ impl MemHost {
 
     /// A file's content.
     pub fn file(&mut self, file: FileNo) -> Result<&mut Vec<u8>, Failure> {
+        let file = match self.placed {
+            Some((placed, over)) if placed == file => over,
+            _ => file,
+        };
         let found = match file {
             FileNo::IMAGE => Some(&mut self.image),
             FileNo(n) => self.others.get_mut(n as usize - 1).and_then(Option::as_mut),
@@ -95,19 +101,24 @@ impl MemHost {
         match step {
             Step::Create { file, name } => {
                 assert_eq!(file.0 as usize, self.others.len() + 1, "the next number");
+                self.placed = None;
                 self.others.push(Some(Vec::new()));
                 self.names.push((*file, name.clone()));
                 return;
             }
             Step::Rename { file, over } => {
                 let content = self.take(*file);
+                self.placed = None;
                 *self.file(*over).expect("the plan names a file") = content;
+                self.placed = Some((*file, *over));
                 return;
             }
             Step::Unlink { file } => {
                 self.take(*file);
                 return;
             }
+            // Files that nothing has a number for are not kept.
+            Step::Remove { .. } => return,
             _ => {}
         }
         if let &Step::CopyFrom {
@@ -151,7 +162,8 @@ impl MemHost {
             Step::CopyFrom { .. }
             | Step::Create { .. }
             | Step::Rename { .. }
-            | Step::Unlink { .. } => {}
+            | Step::Unlink { .. }
+            | Step::Remove { .. } => {}
         }
     }
 }

@@ -99,7 +99,16 @@ impl Vmdk {
         if compressed {
             self.check_compressed(&mut check)?;
         }
-        check.finish()
+        let mut removal = Plan::default();
+        if let Shape::Descriptor { tail, .. } = &self.shape {
+            let extents = &self.descriptor.extents;
+            let repair = repair.is_some() && self.no_change().is_none();
+            check.left_over(&tail.names(extents), repair)?;
+            if repair {
+                removal = tail.plan(extents);
+            }
+        }
+        check.finish(removal)
     }
 
     fn is_compressed(&self) -> bool {
@@ -166,6 +175,24 @@ impl Vmdk {
 impl Check<'_> {
     fn warn(&mut self, text: impl Into<String>) -> Result<(), Failure> {
         self.tell.add(self.host, Severity::Warning, text)
+    }
+
+    /// Files that an interrupted resize may have left.
+    fn left_over(&mut self, names: &[String], repair: bool) -> Result<(), Failure> {
+        for name in names {
+            let (severity, text) = match repair {
+                true => (Severity::Repaired, format!("Removing the file '{name}'")),
+                false => (
+                    Severity::Leak,
+                    format!("Leaked file '{name}', if it is there: a resize was interrupted"),
+                ),
+            };
+            self.tell.add(self.host, severity, text)?;
+        }
+        if repair {
+            self.tell.report.leaks_fixed = names.len() as u64;
+        }
+        Ok(())
     }
 
     fn points_after_end(&mut self, guest: u64) -> Result<(), Failure> {
@@ -447,7 +474,8 @@ impl Check<'_> {
         Ok(())
     }
 
-    fn finish(mut self) -> Result<(Report, PlanReply), Failure> {
+    /// The sums, and the plan: entries are repaired before files go.
+    fn finish(mut self, removal: Plan) -> Result<(Report, PlanReply), Failure> {
         self.tell.flush(self.host)?;
         let mut report = self.tell.report;
         if report.corruptions > 0 && !self.repair {
@@ -465,6 +493,7 @@ impl Check<'_> {
                 steps: self.repairs,
             }];
         }
+        plan.stages.extend(removal.stages);
         let reply = PlanReply {
             plan,
             ..PlanReply::default()

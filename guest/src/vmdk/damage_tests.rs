@@ -342,6 +342,14 @@ fn extents_that_do_not_go_together_are_refused() {
 }
 
 #[test]
+fn files_that_a_resize_left_go_before_the_next() {
+    let (mut image, extent) = split();
+    image.extend(b"# instar: leftover files 1 \"disk-s002.vmdk\"\n");
+    let words = "a resize was interrupted, and files that it left";
+    files_refused(image, vec![extent], words);
+}
+
+#[test]
 fn extents_that_begin_between_grains_take_no_new_data() {
     let (image, extent) = split();
     let text = String::from_utf8(image).unwrap();
@@ -422,6 +430,7 @@ fn every_check_has_a_damaged_image() {
         each_damaged_extent_in_a_file_of_its_own_is_refused_by_name,
         each_damaged_footer_is_refused,
         extents_that_do_not_go_together_are_refused,
+        files_that_a_resize_left_go_before_the_next,
         extents_that_begin_between_grains_take_no_new_data,
         new_data_is_refused_where_the_tables_are_damaged,
         headers_that_are_not_handled_are_refused_by_name,

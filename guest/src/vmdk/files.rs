@@ -12,6 +12,8 @@ use super::descriptor::{ExtentLine, ExtentType};
 use super::edit::Edit;
 use super::format::limit;
 use super::fresh::{self, Fresh};
+use super::leftover;
+use super::numbered::Numbered;
 use super::pieces::Piece;
 use super::refuse::{damaged, unsupported};
 use super::sparse::{Header, Sparse};
@@ -37,6 +39,8 @@ struct Job {
     copies: Vec<Step>,
     /// What is done after the commit.
     after: Vec<Step>,
+    /// Names of the files that are removed then.
+    removed: Vec<String>,
     /// The number of the next new file.
     next: u32,
     preallocation: Preallocation,
@@ -64,6 +68,7 @@ impl Vmdk {
             fill: Vec::new(),
             copies: Vec::new(),
             after: Vec::new(),
+            removed: Vec::new(),
             next: kind.files + 1,
             preallocation: wish.preallocation,
         };
@@ -77,19 +82,31 @@ impl Vmdk {
             Direction::Grow => self.grow(host, &kind, wish.size, &mut job, &mut edit)?,
             Direction::Shrink => self.shrink(host, wish.size, &mut job, &mut edit)?,
         }
-        let text = edit.finish();
-        if text.len() as u64 > limit::MAX_DESCRIPTOR {
-            return Err(Failure::new(
-                FailureKind::TooLarge,
-                "the descriptor would be longer than 1 MiB; use the subformat monolithicFlat",
-            ));
-        }
+        let mut text = edit.finish();
+        let kept = leftover::append(&mut text, &job.removed)?;
         job.fill.push(Step::Write {
             file: replacement,
             offset: 0,
             data: text,
         });
-        Ok(job.plan(replacement))
+        let note = self.note_made(&job);
+        job.check_descriptors(note.as_ref())?;
+        Ok(job.plan(replacement, note, kept))
+    }
+
+    /// The lines about the files that are made.
+    fn note_made(&self, job: &Job) -> Option<Step> {
+        let Shape::Descriptor { tail, .. } = &self.shape else {
+            return None;
+        };
+        let made = job.create.iter().filter_map(|step| match step {
+            Step::Create {
+                name: NewName::Plain(name),
+                ..
+            } => Some(name.as_str()),
+            _ => None,
+        });
+        tail.add(made, &self.descriptor.extents)
     }
 
     /// What the extents have in common; refuses those that have not.
@@ -175,7 +192,7 @@ impl Vmdk {
             let sectors = (line.sectors + rest).min(most);
             lines.push(self.replace(host, sparse, sectors, job)?);
             edit.remove(line);
-            job.after.push(Step::Unlink { file: sparse.file });
+            job.remove(line, sparse.file);
             rest -= sectors - line.sectors;
         }
         let count = rest.div_ceil(split);
@@ -225,7 +242,7 @@ impl Vmdk {
             };
             if left == 0 || matches!(extent.body, Body::Sparse(_)) {
                 edit.remove(line);
-                job.after.push(Step::Unlink { file });
+                job.remove(line, file);
             }
             match &extent.body {
                 _ if left == 0 => {}
@@ -305,6 +322,27 @@ impl Job {
         file
     }
 
+    /// The file of an extent goes once nothing refers to it.
+    fn remove(&mut self, line: &ExtentLine, file: FileNo) {
+        self.after.push(Step::Unlink { file });
+        self.removed.push(line.name.clone());
+    }
+
+    /// Refuses descriptors that nobody could read.
+    fn check_descriptors(&self, note: Option<&Step>) -> Result<(), Failure> {
+        let too_long = |step: &Step| match step {
+            Step::Write { offset, data, .. } => offset + data.len() as u64 > limit::MAX_DESCRIPTOR,
+            _ => false,
+        };
+        match self.fill.last().into_iter().chain(note).any(too_long) {
+            false => Ok(()),
+            true => Err(Failure::new(
+                FailureKind::TooLarge,
+                "the descriptor would be longer than 1 MiB; use the subformat monolithicFlat",
+            )),
+        }
+    }
+
     /// A flat file gets longer, from the end of its extent to another end; what
     /// lies in between must read as zeroes.
     fn lengthen(&mut self, file: FileNo, len: u64, old: u64, new: u64) -> Result<(), Failure> {
@@ -382,25 +420,31 @@ impl Job {
         }
     }
 
-    /// The new descriptor's file comes before others: whoever finds it knows
-    /// that those may be there, too, and belong to nothing.
-    fn plan(mut self, replacement: FileNo) -> Plan {
+    /// The new descriptor's file comes first, and with it `note`, by which
+    /// whoever finds the other files knows that they belong to nothing. Once
+    /// those that go are gone, the descriptor is cut to `kept` bytes, where it
+    /// names them.
+    fn plan(mut self, replacement: FileNo, note: Option<Step>, kept: Option<u64>) -> Plan {
         let mut first = Vec::new();
         if self.create.len() > 1 {
             let others = self.create.split_off(1);
             first = core::mem::replace(&mut self.create, others);
+            first.extend(note);
         }
         self.create.append(&mut self.fill);
         let rename = Step::Rename {
             file: replacement,
             over: FileNo::IMAGE,
         };
+        let file = replacement;
+        let cut = kept.map(|len| Step::SetLength { file, len });
         let mut stages = vec![
             stage(Purpose::Prepare, first),
             stage(Purpose::Prepare, self.create),
             stage(Purpose::Prepare, self.copies),
             stage(Purpose::Commit, vec![rename]),
             stage(Purpose::Release, self.after),
+            stage(Purpose::Release, cut.into_iter().collect()),
         ];
         stages.retain(|stage| !stage.steps.is_empty());
         Plan { stages }
@@ -414,25 +458,11 @@ fn stage(purpose: Purpose, steps: Vec<Step>) -> Stage {
 /// The name of the `nth` extent behind the last one, whose name ends with a
 /// number.
 fn next_name(last: &ExtentLine, nth: u64) -> Result<String, Failure> {
-    let name = &last.name;
-    let refuse = || {
+    let name = Numbered::read(&last.name).and_then(|name| name.nth(nth));
+    name.ok_or_else(|| {
         unsupported(format!(
-            "the name of the last extent, '{name}', does not end with a number that could go on"
+            "the name of the last extent, '{}', does not end with a number that could go on",
+            last.name
         ))
-    };
-    let (stem, suffix) = match name.rfind('.') {
-        Some(dot) => name.split_at(dot),
-        None => (name.as_str(), ""),
-    };
-    let digits = stem.len() - stem.trim_end_matches(|c: char| c.is_ascii_digit()).len();
-    let (stem, number) = stem
-        .split_at_checked(stem.len() - digits)
-        .ok_or_else(refuse)?;
-    let is_plain = (stem.ends_with("-s") || stem.ends_with("-f"))
-        && !name.contains(['/', '\\', '"', '\u{fffd}']);
-    let value: u64 = number.parse().map_err(|_| refuse())?;
-    match value.checked_add(nth) {
-        Some(value) if is_plain => Ok(format!("{stem}{value:0digits$}{suffix}")),
-        _ => Err(refuse()),
-    }
+    })
 }

@@ -19,7 +19,9 @@ mod facts;
 mod files;
 mod fresh;
 mod inflate;
+mod leftover;
 mod map;
+mod numbered;
 mod open;
 mod options;
 mod pieces;
@@ -35,6 +37,8 @@ mod write;
 mod change_tests;
 #[cfg(test)]
 mod damage_tests;
+#[cfg(test)]
+mod leftover_tests;
 
 pub use create::create;
 pub use open::open;
@@ -49,6 +53,7 @@ use crate::proto::{Extent, FileNo, Format, PlanReply, Reply};
 use crate::resize::Wish;
 use alloc::vec::Vec;
 use descriptor::Descriptor;
+use leftover::Tail;
 use sparse::Sparse;
 use tables::Tables;
 use write::Pending;
@@ -94,6 +99,8 @@ pub enum Shape {
         numbers: Vec<FileNo>,
         /// How many other files there are.
         files: usize,
+        /// How its file ends.
+        tail: Tail,
     },
 }
 

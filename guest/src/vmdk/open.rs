@@ -2,6 +2,7 @@
 
 use super::descriptor::{Access, Descriptor, ExtentLine, ExtentType};
 use super::format::{fresh, header, limit};
+use super::leftover::Tail;
 use super::refuse::{damaged, unsupported};
 use super::sparse::Sparse;
 use super::tables::Tables;
@@ -92,8 +93,12 @@ impl Vmdk {
                 limit::MAX_DESCRIPTOR
             )));
         }
-        let text = read_area(host, opening, 0, opening.file_len)?;
-        let descriptor = Descriptor::parse(&text)?;
+        let mut area = read_area(host, opening, 0, opening.file_len)?;
+        let tail = Tail::find(&area);
+        if let Some(at) = tail.lines_at() {
+            area.truncate(at as usize);
+        }
+        let descriptor = Descriptor::parse(&area)?;
         if !CREATE_TYPES.contains(&descriptor.create_type.as_str()) {
             return Err(unsupported(format!(
                 "Unsupported image type '{}'",
@@ -109,6 +114,7 @@ impl Vmdk {
             shape: Shape::Descriptor {
                 files: names.len(),
                 numbers,
+                tail,
             },
             read_only: is_read_only(&descriptor),
             descriptor,
@@ -128,7 +134,7 @@ impl Vmdk {
 
     /// The names of the other files, in the order of their numbers.
     pub fn file_names(&self) -> Vec<String> {
-        let Shape::Descriptor { numbers, files } = &self.shape else {
+        let Shape::Descriptor { numbers, files, .. } = &self.shape else {
             return Vec::new();
         };
         let mut names = vec![String::new(); *files];
@@ -145,7 +151,7 @@ impl Vmdk {
 
     /// The files of the extents are open: reads their headers.
     pub fn attach_extents(&mut self, host: &mut dyn Host, lens: &[u64]) -> Result<(), Failure> {
-        let Shape::Descriptor { numbers, files } = &self.shape else {
+        let Shape::Descriptor { numbers, files, .. } = &self.shape else {
             return Err(crate::disk::Disk::refuse(self, "has no other files"));
         };
         if lens.len() != *files {

@@ -28,6 +28,12 @@ impl Vmdk {
                 "a VMDK image of size 0 can be opened by nobody; the smallest size is 512",
             ));
         }
+        if self.has_leftovers() {
+            return Err(Failure::new(
+                FailureKind::SettleFirst,
+                "a resize was interrupted, and files that it left have to be removed first",
+            ));
+        }
         let plan = match direction {
             Direction::Same if !wish.shrink => Plan::default(),
             _ if !matches!(self.shape, Shape::Embedded { .. }) => {
@@ -41,6 +47,9 @@ impl Vmdk {
 
     /// The plan that finishes what an interrupted resize began.
     pub fn plan_settle(&mut self, host: &mut dyn Host) -> Result<PlanReply, Failure> {
+        if let Shape::Descriptor { tail, .. } = &self.shape {
+            return Ok(reply(tail.plan(&self.descriptor.extents)));
+        }
         if self.unsettled().is_none() {
             return Ok(PlanReply::default());
         }
@@ -66,6 +75,14 @@ impl Vmdk {
         let staged = places.into_iter().any(|sector| sector >= header.overhead);
         (staged && header.capacity > 0)
             .then_some("a resize was interrupted: the grain tables lie behind the data")
+    }
+
+    /// Whether the descriptor's file names files that an interrupted resize left.
+    pub fn has_leftovers(&self) -> bool {
+        match &self.shape {
+            Shape::Descriptor { tail, .. } => tail.lines_at().is_some(),
+            Shape::Embedded { .. } => false,
+        }
     }
 
     /// The sparse extent of an image of one file.

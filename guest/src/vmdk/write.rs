@@ -10,7 +10,7 @@ use super::format::{entry, limit};
 use super::fresh;
 use super::refuse::unsupported;
 use super::sparse::{Grain, Sparse};
-use super::{Body, Vmdk};
+use super::{Body, Shape, Vmdk};
 use crate::disk::Disk;
 use crate::engine::Host;
 use crate::error::{Failure, FailureKind};
@@ -294,7 +294,8 @@ impl Vmdk {
         let old = &self.descriptor.text;
         let pairs = old.iter().zip(&new);
         let first = pairs.take_while(|(old, new)| old == new).count();
-        let last = match new.len() == old.len() {
+        let same_length = new.len() == old.len();
+        let last = match same_length {
             true => {
                 let pairs = old.iter().zip(&new).rev();
                 new.len() - pairs.take_while(|(old, new)| old == new).count()
@@ -303,12 +304,16 @@ impl Vmdk {
         };
         // Of two texts of one length any mixture of sectors can be read, too.
         let one_sector = (first as u64) / SECTOR == (last.max(1) as u64 - 1) / SECTOR;
-        let is_safe = one_sector || new.len() == old.len();
+        // Behind it there may be lines about files.
+        let is_safe = same_length || (one_sector && !self.has_leftovers());
         if !is_safe || new.len() < old.len() || first >= last {
             return Ok(None);
         }
         let data = new.get(first..last).unwrap_or_default().to_vec();
         self.descriptor = super::descriptor::Descriptor::parse(&new)?;
+        if let Shape::Descriptor { tail, .. } = &mut self.shape {
+            tail.reach(new.len() as u64);
+        }
         Ok(Some(Step::Write {
             file: FileNo::IMAGE,
             offset: self.descriptor_at + first as u64,

@@ -44,6 +44,8 @@ pub struct Case {
     pub snapshots: &'static [&'static str],
     /// Whether there are bitmaps that have to stay as they are.
     pub bitmaps: bool,
+    /// Names of files that an earlier change left, which this one has to remove.
+    pub left: &'static [&'static str],
     /// Who judges the states.
     pub judges: &'static Judges,
     /// What can go without a bad state, and why it stays.
@@ -63,6 +65,7 @@ pub const BASIC: Case = Case {
     tamper: None,
     snapshots: &[],
     bitmaps: false,
+    left: &[],
     judges: &Judges::NONE,
     harmless: &[],
     ask: Ask::Grow(4 * M, Preallocation::Off),
@@ -100,6 +103,10 @@ pub type Beyond = fn(&Files, image: &str) -> Result<(), String>;
 /// name by its identifiers could not know.
 pub type Announced = fn(before: &Files, now: &Files, image: &str) -> Result<(), String>;
 
+/// The names of the files that an image of that name consists of besides itself.
+/// Uses nothing of the engine.
+pub type Parts = fn(&Files, image: &str) -> Result<Vec<String>, String>;
+
 /// Who judges the states of a format, besides the engine itself.
 pub struct Judges {
     /// Whether `qemu-img check` does.
@@ -125,6 +132,8 @@ pub struct Judges {
     /// What the identifiers of an image have to say about a change of its files,
     /// which is from the first to the second.
     pub announced: Option<Announced>,
+    /// The files that an image consists of, where that may be several.
+    pub parts: Option<Parts>,
     /// The disk that a program finds which grows a finished image by writing a
     /// larger size and touches nothing else: zeroes behind the old end. The size
     /// is in bytes.
@@ -143,6 +152,7 @@ impl Judges {
         readers: &[],
         may_differ: false,
         announced: None,
+        parts: None,
         naive_grow: None,
     };
 }

@@ -149,7 +149,6 @@ fn numbers() -> Numbers {
     Numbers {
         files: vec![FILE],
         image: "image".to_owned(),
-        interrupted: false,
     }
 }
 

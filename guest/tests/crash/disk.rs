@@ -184,8 +184,6 @@ pub struct Numbers {
     pub files: Vec<Inode>,
     /// The name of the image.
     pub image: String,
-    /// Whether the plan found what an interrupted one left.
-    pub interrupted: bool,
 }
 
 impl Numbers {
@@ -193,6 +191,14 @@ impl Numbers {
     pub fn file(&self, number: FileNo) -> Result<Inode, String> {
         let found = self.files.get(number.0 as usize).copied();
         found.ok_or_else(|| format!("no file has the number {}", number.0))
+    }
+
+    /// A name beside the image.
+    fn name(&self, name: &NewName) -> String {
+        match name {
+            NewName::Replacement => format!("{}.instar-new", self.image),
+            NewName::Plain(name) => name.clone(),
+        }
     }
 }
 
@@ -234,6 +240,11 @@ pub fn event_of(
         let new = files.count();
         numbers.files.push(new);
         return created(new, name, files, numbers).map(Some);
+    }
+    if let Step::Remove { ref name } = *step {
+        let name = numbers.name(name);
+        let is_there = files.find(&name).is_some();
+        return Ok(is_there.then_some(Event::Unlink { name }));
     }
     let file = numbers.file(step.file())?;
     let write = |offset, data| Event::Write { file, offset, data };
@@ -281,31 +292,20 @@ pub fn event_of(
         Step::Unlink { .. } => Event::Unlink {
             name: files.name_of(file)?,
         },
-        Step::Reserve { .. } | Step::Create { .. } => return Ok(None),
+        Step::Reserve { .. } | Step::Create { .. } | Step::Remove { .. } => return Ok(None),
     }))
 }
 
 /// A new file: what an interrupted change left under the name of a replacement
 /// goes, any other name has to be free.
-///
-/// Where a replacement was there when the plan began, an interrupted plan left
-/// it, and perhaps others of its files: those go as well.
-fn created(
-    file: Inode,
-    name: &NewName,
-    files: &Files,
-    numbers: &mut Numbers,
-) -> Result<Event, String> {
-    let name = match name {
-        NewName::Replacement => {
-            let name = format!("{}.instar-new", numbers.image);
-            numbers.interrupted |= files.find(&name).is_some();
-            name
+fn created(file: Inode, name: &NewName, files: &Files, numbers: &Numbers) -> Result<Event, String> {
+    let plain = numbers.name(name);
+    match name {
+        NewName::Plain(name) if files.find(name).is_some() => {
+            Err(format!("there is a file {name} already"))
         }
-        NewName::Plain(name) if numbers.interrupted || files.find(name).is_none() => name.clone(),
-        NewName::Plain(name) => return Err(format!("there is a file {name} already")),
-    };
-    Ok(Event::Create { file, name })
+        _ => Ok(Event::Create { file, name: plain }),
+    }
 }
 
 /// The bytes that a step writes: file, start, end.

@@ -132,7 +132,6 @@ impl<'a> Session<'a> {
             numbers: Numbers {
                 files: vec![file],
                 image: image.to_owned(),
-                interrupted: false,
             },
             streamed: Plan::default(),
             findings: Vec::new(),

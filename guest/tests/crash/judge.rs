@@ -6,16 +6,17 @@
 //! is not judged again: repairs turn many states into the same one.
 
 use super::bytes::Bytes;
-use super::case::Case;
+use super::case::{Case, M};
 use super::disk::Files;
 use super::engine::{Change, Session};
 use super::setup::{Setup, wants_replay};
 use super::tools::qemu_img;
 use instar_guest::Format;
 use instar_guest::findings::{Finding, Repair, Severity};
+use instar_guest::plan::SECTOR;
 use instar_guest::proto::Preallocation;
 use std::cell::{Cell, RefCell};
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::path::Path;
 
 /// Plans that put an image in order, one after the other, before it counts as
@@ -165,6 +166,7 @@ impl<'a> Judge<'a> {
         if self.counts_behind_the_end(files)? {
             faults.push("space behind the end of the file counts as used".to_owned());
         }
+        faults.extend(self.strays(files));
         faults.extend(self.stale(files)?);
         Ok(faults)
     }
@@ -191,8 +193,13 @@ impl<'a> Judge<'a> {
         leaks: bool,
     ) -> Result<Vec<String>, String> {
         let mut faults = self.rerun(files)?;
-        if leaks {
+        let has_parts = !parts(self.case, &self.setup.files)?.is_empty();
+        // Which files are left over no check of a reader counts.
+        if leaks || has_parts {
             faults.extend(self.repair(files)?);
+        }
+        if has_parts {
+            faults.extend(self.ask_otherwise(files, content));
         }
         if let Some(content) = content
             && self.is_to_be_grown(files, content)?
@@ -480,10 +487,68 @@ impl<'a> Judge<'a> {
         if seen.content != Some(Content::New) {
             faults.push(format!("ends in {:?}", seen.content));
         }
+        faults.extend(self.strays(&finished));
         if faults.is_empty() {
             faults.extend(self.stale(&finished)?);
         }
         Ok(faults)
+    }
+
+    /// What is wrong with the names of finished files: besides what lay there from
+    /// the beginning, they are those that the image consists of.
+    fn strays(&self, files: &Files) -> Option<String> {
+        let image = self.setup.image_name();
+        let wanted = parts(self.case, files).and_then(|parts| {
+            let before = self::parts(self.case, &self.setup.files)?;
+            let is_besides = |name: &&str| {
+                let own = before.iter().any(|part| part == name);
+                !own && !self.case.left.contains(name)
+            };
+            let besides = self.setup.files.names().filter(is_besides);
+            let mut wanted: BTreeSet<String> = besides.map(str::to_owned).collect();
+            wanted.insert(image.to_owned());
+            wanted.extend(parts);
+            Ok(wanted)
+        });
+        let found: BTreeSet<String> = files.names().map(str::to_owned).collect();
+        match wanted {
+            Ok(wanted) if wanted == found => None,
+            Ok(wanted) => Some(format!("the files are {found:?} instead of {wanted:?}")),
+            Err(text) => Some(text),
+        }
+    }
+
+    /// Another request than the one that was interrupted leaves nothing behind
+    /// either, and the disk has the size asked for.
+    fn ask_otherwise(&self, files: &Files, content: Option<Content>) -> Vec<String> {
+        let disk = match content {
+            Some(Content::Old) => &self.setup.old_disk,
+            Some(Content::New) => &self.setup.new_disk,
+            _ => return Vec::new(),
+        };
+        let (old, new) = (self.setup.old_disk.len(), self.setup.new_disk.len());
+        let mut faults = Vec::new();
+        for size in [old.max(new) + M, old.min(new) / 2] {
+            let size = size.next_multiple_of(SECTOR);
+            let change = Change::Resize {
+                size,
+                preallocation: Preallocation::Off,
+                backing_size: None,
+            };
+            let mut wanted = disk.clone();
+            wanted.set_len(size);
+            let image = self.setup.image_name();
+            let fault = self.changed(files, &change).map_or_else(Some, |changed| {
+                let disk = Session::open(&changed, image, self.case.format)
+                    .and_then(|mut session| session.disk(None));
+                match disk.as_ref() == Ok(&wanted) {
+                    true => self.strays(&changed),
+                    false => Some(self.describe("instar", &disk)),
+                }
+            });
+            faults.extend(fault.map(|fault| format!("{size} bytes instead: {fault}")));
+        }
+        faults
     }
 
     /// The engine's own check finds nothing wrong but leaks.
@@ -617,4 +682,11 @@ fn on_size(change: &Change, virtual_size: u64) -> Change {
         *preallocation = Preallocation::Off;
     }
     change
+}
+
+/// The files that the image of a case consists of besides itself.
+fn parts(case: &Case, files: &Files) -> Result<Vec<String>, String> {
+    let image = super::setup::image_name(case.format);
+    let parts = case.judges.parts.map(|parts| parts(files, image));
+    parts.unwrap_or_else(|| Ok(Vec::new()))
 }

@@ -7,7 +7,7 @@ use crate::explorer::judge::{Depth, Judge};
 use crate::explorer::report::{Exploration, Row};
 use crate::explorer::setup::Setup;
 use crate::explorer::tools::{missing_oracle, read, run, scratch};
-use crate::explorer::{qcow2, seed};
+use crate::explorer::{qcow2, seed, vmdk};
 use crate::{orders, with_oracle};
 use instar_guest::Format;
 use instar_guest::proto::Preallocation::Off;
@@ -51,10 +51,19 @@ pub fn trials() -> Vec<Trial> {
         with_oracle("known bad/header-first shrink".to_owned(), header_first),
         with_oracle("known bad/grow without a barrier".to_owned(), no_barrier),
         with_oracle("known bad/grow, commit first".to_owned(), commit_first),
+        with_oracle("known bad/files that stay".to_owned(), files_stay),
+        with_oracle(
+            "known bad/files that nothing names".to_owned(),
+            nothing_names_files,
+        ),
     ]
 }
 
 fn explore(judge: &Judge<'_>, epochs: &[Epoch], depth: Depth) -> Row {
+    exploration(judge, epochs, depth).run()
+}
+
+fn exploration<'a>(judge: &'a Judge<'_>, epochs: &'a [Epoch], depth: Depth) -> Exploration<'a> {
     Exploration {
         judge,
         start: &judge.setup.files,
@@ -62,7 +71,6 @@ fn explore(judge: &Judge<'_>, epochs: &[Epoch], depth: Depth) -> Row {
         seed: seed(),
         depth,
     }
-    .run()
 }
 
 /// Fails unless a bad state is one for that reason.
@@ -116,6 +124,42 @@ fn commit_first() -> Result<(), String> {
     let mut epochs = orders::plan(&GROW, &setup)?.epochs;
     epochs.swap(0, 1);
     expect(&explore(&judge, &epochs, Depth::Present), "epoch 0")
+}
+
+/// The change is complete but for a file that should have gone.
+fn files_stay() -> Result<(), String> {
+    let case = &vmdk::SPLIT_SHRINKS;
+    let setup = Setup::build(case)?;
+    let judge = Judge::new(case, &setup)?;
+    let mut epochs = orders::plan(case, &setup)?.epochs;
+    for epoch in &mut epochs {
+        epoch.retain(|event| !matches!(event, Event::Unlink { .. }));
+    }
+    let row = exploration(&judge, &epochs, Depth::Present).run_to_end();
+    expect(&row, "the end: the files are")
+}
+
+/// The new descriptor does not name the file that goes after the commit: the same
+/// request on a state between the two finds nothing to do.
+fn nothing_names_files() -> Result<(), String> {
+    let case = &vmdk::SPLIT_SHRINKS;
+    let setup = Setup::build(case)?;
+    let judge = Judge::new(case, &setup)?;
+    let mut epochs = orders::plan(case, &setup)?.epochs;
+    let begins = |data: &[u8]| {
+        let mark = b"# instar:";
+        data.windows(mark.len()).position(|text| text == mark)
+    };
+    for event in epochs.iter_mut().flatten() {
+        if let Event::Write { file, data, .. } = event
+            && *file >= setup.files.count()
+            && let Some(at) = begins(data)
+        {
+            data.truncate(at);
+        }
+    }
+    let row = explore(&judge, &epochs, Depth::AndFuture);
+    expect(&row, "the same request again: the files are")
 }
 
 /// What qemu-img does discards the data first of all, while the old size stands.

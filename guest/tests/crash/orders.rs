@@ -315,6 +315,7 @@ fn outline(plan: &Plan) -> String {
             Step::Create { file, .. } => format!("create {}", file.0),
             Step::Rename { file, over } => format!("rename {} to {}", file.0, over.0),
             Step::Unlink { file } => format!("unlink {}", file.0),
+            Step::Remove { ref name } => format!("remove {name:?}"),
         };
         let steps: Vec<String> = stage.steps.iter().map(place).collect();
         format!("{number} {:?}: {}", stage.purpose, steps.join(", "))

@@ -181,7 +181,7 @@ pub fn wants_replay(text: &str) -> bool {
 }
 
 /// What the image of a format is called.
-fn image_name(format: Format) -> &'static str {
+pub fn image_name(format: Format) -> &'static str {
     match format {
         Format::Raw => "image.raw",
         Format::Qcow2 => "image.qcow2",

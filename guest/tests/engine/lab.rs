@@ -147,7 +147,8 @@ impl Lab {
                 Step::CopyFrom { .. }
                 | Step::Create { .. }
                 | Step::Rename { .. }
-                | Step::Unlink { .. } => panic!("the lab has one file: {step:?}"),
+                | Step::Unlink { .. }
+                | Step::Remove { .. } => panic!("the lab has one file: {step:?}"),
             }
             .expect("room in the lab");
         }

@@ -277,14 +277,14 @@ fn a_plan_that_makes_no_image_is_refused_before_anything_is_made() {
         ),
         (
             vec![prepare(vec![extent(1, "a/b")]), commit("x")],
-            "a name that it gives to a file is not one component of a path",
+            "a name that it gives or takes is not one component of a path",
         ),
         (
             vec![
                 prepare(vec![extent(1, "one"), extent(2, "one")]),
                 commit("x"),
             ],
-            "it gives one name to two files",
+            "it gives one name to two files, or removes one of its own",
         ),
         (vec![prepare(vec![extent(1, "one")])], "it has no commit"),
     ];

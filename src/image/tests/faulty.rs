@@ -113,11 +113,7 @@ impl Effects for Logged {
     }
 
     fn create(&self, file: FileNo, name: &NewName) -> io::Result<()> {
-        let shown = match name {
-            NewName::Replacement => "replacement",
-            NewName::Plain(name) => name,
-        };
-        self.log.note(file, format!("create {shown}"))?;
+        self.log.note(file, format!("create {}", shown(name)))?;
         self.real.create(file, name)
     }
 
@@ -131,8 +127,21 @@ impl Effects for Logged {
         self.real.unlink(file)
     }
 
+    fn remove(&self, name: &NewName) -> io::Result<()> {
+        let what = format!("remove {}", shown(name));
+        self.log.note(FileNo::IMAGE, what)?;
+        self.real.remove(name)
+    }
+
     fn sync_names(&self) -> io::Result<()> {
         self.log.note(FileNo::IMAGE, "sync names".to_string())?;
         self.real.sync_names()
+    }
+}
+
+fn shown(name: &NewName) -> &str {
+    match name {
+        NewName::Replacement => "replacement",
+        NewName::Plain(name) => name,
     }
 }

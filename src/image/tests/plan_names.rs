@@ -176,3 +176,36 @@ fn only_an_extent_is_removed_and_only_after_a_commit() {
     let change = Step::SetLength { file, len: 0x10000 };
     assert_eq!(after(&[unlink(1), change]), Err(PlanError::Gone(file)));
 }
+
+fn remove(name: &str) -> Step {
+    let name = NewName::Plain(name.to_string());
+    Step::Remove { name }
+}
+
+#[test]
+fn by_name_goes_only_what_the_image_could_have_and_does_not() {
+    let release = |steps: &[Step]| naming(&[stage(Purpose::Release, steps)]);
+    let name = NewName::Replacement;
+    let replacement_goes = Step::Remove { name };
+    let both = [replacement_goes.clone(), remove("disk-s002.vmdk")];
+    assert_eq!(release(&both), Ok(0));
+    for name in [".bashrc", "other.vmdk", "diskette-s001.vmdk"] {
+        assert_eq!(
+            release(&[remove(name)]),
+            Err(PlanError::ForeignName),
+            "{name}"
+        );
+    }
+    for name in ["../x", "", "sub/disk-s002.vmdk", ".."] {
+        assert_eq!(release(&[remove(name)]), Err(PlanError::BadName), "{name}");
+    }
+    let own = Err(PlanError::NameTwice);
+    assert_eq!(release(&[remove("disk-s001.vmdk")]), own);
+    let twice = [remove("disk-s002.vmdk"), remove("disk-s002.vmdk")];
+    assert_eq!(release(&twice), own);
+    let made = [create(2, "disk-s002.vmdk"), remove("disk-s002.vmdk")];
+    assert_eq!(release(&made), own);
+    let made = [replacement(2), replacement_goes];
+    assert_eq!(release(&made), Err(PlanError::Replacement));
+    assert_eq!(steps(&[remove("disk-s002.vmdk")]), Err(PlanError::Names));
+}

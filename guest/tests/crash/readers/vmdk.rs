@@ -27,6 +27,20 @@ pub fn grown_naively(files: &Files, image: &str, size: u64) -> Result<Bytes, Str
     read(files, image, Some(size / SECTOR))
 }
 
+/// The files that a descriptor names.
+pub fn parts(files: &Files, image: &str) -> Result<Vec<String>, String> {
+    let file = files.get(image)?;
+    if file.read(0, 4) == b"KDMV" {
+        return Ok(Vec::new());
+    }
+    let descriptor = Descriptor::parse(&file.read(0, file.len()))?;
+    Ok(descriptor
+        .extents
+        .into_iter()
+        .map(|extent| extent.file)
+        .collect())
+}
+
 /// Reads all extents, the last one up to another size of the disk in sectors if
 /// one is given.
 fn read(files: &Files, image: &str, grown: Option<u64>) -> Result<Bytes, String> {

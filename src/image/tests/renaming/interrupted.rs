@@ -71,45 +71,102 @@ fn what_an_interrupted_run_left_is_replaced() {
     assert_eq!(rig.fixture.content(), expected);
 }
 
+/// Removes what is left under two names, and the replacement.
+fn removing(_size: u64) -> Plan {
+    let names = ["image-3", "image-4"].map(|name| NewName::Plain(name.to_string()));
+    let names = names.into_iter().chain([NewName::Replacement]);
+    let steps = names.map(|name| Step::Remove { name }).collect();
+    Plan {
+        stages: vec![stage(Purpose::Release, steps)],
+    }
+}
+
+fn clear(image: &Image) -> Result<(), (ErrorKind, String)> {
+    let cleared = image.resize(image.virtual_size(), &ResizeOptions::default());
+    cleared.map(drop).map_err(|error| told(&error))
+}
+
 #[test]
-fn so_is_an_extent_that_it_left_beside_the_replacement() {
+fn other_files_that_it_left_go_by_their_names() {
     let rig = Rig::new();
     std::fs::write(rig.at("image.instar-new"), "left over").unwrap();
     std::fs::write(rig.at("image-3"), "left over, too").unwrap();
-    let image = rig.open(growing);
-    grow(&image).unwrap();
-    assert_eq!(rig.names(), ["image", "image-1", "image-2", "image-3"]);
-    let part = std::fs::read(rig.at("image-3")).unwrap();
-    assert!(part == [0; PART as usize]);
-    assert_eq!(image.virtual_size(), 3 * PART);
+    std::fs::write(rig.at("image-5"), "not named").unwrap();
+    let image = rig.open(removing);
+    clear(&image).unwrap();
+    let expected = [
+        "remove image-3",
+        "remove image-4",
+        "remove replacement",
+        "sync names",
+    ];
+    assert_eq!(rig.log.take(), expected);
+    assert_eq!(rig.names(), ["image", "image-1", "image-2", "image-5"]);
+    // That nothing is there any more is as good.
+    clear(&image).unwrap();
+    std::fs::remove_file(rig.at("image-5")).unwrap();
+    rig.is_as_it_was();
 }
 
 #[test]
 fn what_was_left_goes_only_where_it_is_a_file_of_its_own_and_in_nobodys_use() {
-    let left = |make: fn(&Rig)| {
+    let left = |make: &dyn Fn(&Rig)| {
         let rig = Rig::new();
         std::fs::write(rig.at("image.instar-new"), "left over").unwrap();
         make(&rig);
-        let refused = grow(&rig.open(growing)).unwrap_err();
+        let before = rig.names();
+        let refused = clear(&rig.open(removing)).unwrap_err();
         assert!(rig.log.take().is_empty());
-        assert_eq!(rig.fixture.content(), OLD.as_bytes());
-        assert!(rig.at("image-3").symlink_metadata().is_ok());
-        assert!(rig.at("image.instar-new").exists());
+        assert_eq!(rig.names(), before);
         refused
     };
-    let linked = left(|rig| {
-        std::fs::write(rig.at("other"), "precious").unwrap();
-        std::fs::hard_link(rig.at("other"), rig.at("image-3")).unwrap();
+    let precious = |rig: &Rig| std::fs::write(rig.at("image-3"), "precious").unwrap();
+    let (kind, text) = left(&|rig| {
+        precious(rig);
+        std::fs::hard_link(rig.at("image-3"), rig.at("other")).unwrap();
     });
-    assert_eq!(linked.0, ErrorKind::Unsupported);
-    left(|rig| symlink("nowhere", rig.at("image-3")).unwrap());
-    left(|rig| std::fs::create_dir(rig.at("image-3")).unwrap());
+    assert_eq!(kind, ErrorKind::Unsupported);
+    assert!(text.starts_with("'image-3' has 2 names"), "{text}");
+    left(&|rig| symlink("nowhere", rig.at("image-3")).unwrap());
+    left(&|rig| std::fs::create_dir(rig.at("image-3")).unwrap());
+    // An extent that is reached by a link.
+    let (kind, _) = left(&|rig| {
+        std::fs::rename(rig.at("image-2"), rig.at("image-3")).unwrap();
+        symlink("image-3", rig.at("image-2")).unwrap();
+    });
+    assert_eq!(kind, ErrorKind::Locked);
+    let held = std::cell::Cell::new(None);
+    let (kind, _) = left(&|rig| {
+        precious(rig);
+        held.set(Some(lock_elsewhere(&rig.at("image-3")).unwrap()));
+    });
+    assert_eq!(kind, ErrorKind::Locked);
+    if nix::unistd::getuid().is_root() {
+        for (name, owner) in [("image", 4242), ("image-3", 4343)] {
+            let (kind, text) = left(&|rig| {
+                precious(rig);
+                let dir = rig.fixture.path.parent().unwrap();
+                std::fs::set_permissions(dir, PermissionsExt::from_mode(0o1777)).unwrap();
+                for own in ["image", "image-1", "image-2", "image-3"] {
+                    chown(rig.at(own), Some(4242), None).unwrap();
+                }
+                chown(rig.at(name), Some(owner), None).unwrap();
+                if name == "image" {
+                    // The owner of the directory could remove it, and not use it.
+                    chown(dir, Some(4242), None).unwrap();
+                    chown(rig.at("image-3"), Some(4343), None).unwrap();
+                }
+            });
+            assert_eq!(kind, ErrorKind::Forbidden, "{text}");
+        }
+    }
 }
 
 #[test]
 fn a_new_extent_never_takes_the_place_of_a_file() {
     for link in [false, true] {
         let rig = Rig::new();
+        std::fs::write(rig.at("image.instar-new"), "left over").unwrap();
         match link {
             false => std::fs::write(rig.at("image-3"), "precious").unwrap(),
             true => symlink("nowhere", rig.at("image-3")).unwrap(),
@@ -120,6 +177,7 @@ fn a_new_extent_never_takes_the_place_of_a_file() {
                         the image; move it away, or remove it if an earlier change left it there";
         assert_eq!(text, expected);
         assert!(rig.log.take().is_empty());
+        std::fs::remove_file(rig.at("image.instar-new")).unwrap();
         assert_eq!(rig.names(), ["image", "image-1", "image-2", "image-3"]);
         assert_eq!(rig.fixture.content(), OLD.as_bytes());
         if !link {
