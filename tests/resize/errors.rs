@@ -1,7 +1,9 @@
 //! Refusals: the exact text, exit status 1, no byte changed.
 
-use crate::machine::{Outcome, missing_program};
-use crate::tools::{bytes, equal, fetch, folder, instar, must, refuses, success};
+use crate::info::numbers;
+use crate::machine::{Outcome, missing_program, qemu_img_version};
+use crate::tools::{bytes, equal, fetch, folder, instar, must, refuses, run, success, unchanged};
+use crate::transcript::{self, QEMU_IMG};
 use std::path::Path;
 use std::process::Command;
 
@@ -40,36 +42,6 @@ pub const REFUSALS: &[Refusal] = &[
         "base.qcow2 2000001",
         "instar: The new size must be a multiple of 512: 2000001 is not, the nearest that are, are \
          1999872 and 2000384\n",
-    ),
-    refusal(
-        "a smaller qcow2 without the option",
-        "base.qcow2",
-        "base.qcow2 512k",
-        NO_SHRINK,
-    ),
-    refusal(
-        "a smaller raw without the option",
-        "tail.raw",
-        "-f raw tail.raw -1k",
-        NO_SHRINK,
-    ),
-    refusal(
-        "a smaller size with preallocation",
-        "base.qcow2",
-        "--shrink --preallocation=falloc base.qcow2 512k",
-        "instar: Preallocation can only be used for growing images\n",
-    ),
-    refusal(
-        "metadata preallocation of raw",
-        "tail.raw",
-        "-f raw --preallocation=metadata tail.raw 1M",
-        "instar: Unsupported preallocation mode: metadata\n",
-    ),
-    refusal(
-        "nothing left",
-        "base.qcow2",
-        "base.qcow2 -1M",
-        "instar: New image size must be positive\n",
     ),
     refusal(
         "another format",
@@ -120,6 +92,155 @@ pub fn refused(refusal: &Refusal, sandbox: &str) -> Outcome {
     fetch(folder.path(), refusal.image)?;
     let line = format!("resize {}", refusal.line);
     refuses(folder.path(), sandbox, &line, refusal.image, refusal.text)
+}
+
+/// A `resize` of a new image of 1 MiB that changes nothing.
+pub struct Wish {
+    pub name: &'static str,
+    pub formats: &'static [&'static str],
+    /// What follows `resize -f FORMAT`.
+    line: &'static str,
+    /// The standard error; nothing if the wish is granted.
+    text: &'static str,
+    /// Whether qemu-img says the same.
+    pub as_qemu_img: bool,
+    /// What qemu-img said instead before 6.0.
+    earlier: Option<&'static str>,
+}
+
+const fn wish(name: &'static str, line: &'static str, text: &'static str) -> Wish {
+    Wish {
+        name,
+        formats: &["raw", "qcow2"],
+        line,
+        text,
+        as_qemu_img: true,
+        earlier: None,
+    }
+}
+
+const NO_SIZE: &str = "instar: Parameter 'size' expects a non-negative number below 2^64\n\
+    Optional suffix k, M, G, T, P or E means kilo-, mega-, giga-, tera-, peta-\n\
+    and exabytes, respectively.\n";
+const NOT_POSITIVE: &str = "instar: New image size must be positive\n";
+const ONLY_GROWING: &str = "instar: Preallocation can only be used for growing images\n";
+
+pub const WISHES: &[Wish] = &[
+    wish("no byte more", "disk +0", ""),
+    wish("no byte less", "disk -0", ""),
+    wish("the present size", "disk 1M", ""),
+    wish("less without the option", "disk 512k", NO_SHRINK),
+    wish("a byte less without the option", "disk -1", NO_SHRINK),
+    wish("letters", "disk abc", NO_SIZE),
+    wish("an empty size", "disk ''", NO_SIZE),
+    wish("two suffixes", "disk 1kb", NO_SIZE),
+    Wish {
+        earlier: Some(NO_SHRINK),
+        ..wish("an exponent", "disk 1e3", NO_SIZE)
+    },
+    Wish {
+        earlier: Some("instar: Value '-1M' is out of range for parameter 'size'\n"),
+        ..wish("two signs", "disk +-1M", NO_SIZE)
+    },
+    wish("zero", "disk 0", NOT_POSITIVE),
+    wish("less than nothing", "--shrink disk -2M", NOT_POSITIVE),
+    wish("all of it less", "--shrink disk -1M", NOT_POSITIVE),
+    wish("2^63 bytes", "disk 8E", NOT_POSITIVE),
+    wish("2^63 bytes more", "disk +9E", NOT_POSITIVE),
+    wish(
+        "2^64 bytes",
+        "disk 16E",
+        "instar: Value '16E' is out of range for parameter 'size'\n",
+    ),
+    wish(
+        "2^64 bytes more",
+        "disk +18446744073709551616",
+        "instar: Value '18446744073709551616' is out of range for parameter 'size'\n",
+    ),
+    Wish {
+        formats: &["raw"],
+        ..wish(
+            "metadata where there is none",
+            "--preallocation=metadata disk 2M",
+            "instar: Unsupported preallocation mode: metadata\n",
+        )
+    },
+    wish(
+        "less, with space reserved",
+        "--shrink --preallocation=falloc disk 512k",
+        ONLY_GROWING,
+    ),
+    wish(
+        "less without the option, with space reserved",
+        "--preallocation=full disk 512k",
+        ONLY_GROWING,
+    ),
+    wish(
+        "no byte more, with space reserved",
+        "--preallocation=falloc disk +0",
+        ONLY_GROWING,
+    ),
+    wish(
+        "a mode that does not exist",
+        "--preallocation=bogus disk 2M",
+        "instar: Invalid preallocation mode 'bogus'\n",
+    ),
+    Wish {
+        as_qemu_img: false,
+        ..wish(
+            "an object",
+            "--object secret,id=key,data=word disk 2M",
+            "instar: --object is not available: instar needs no secrets, it resizes encrypted \
+             images without their key\n",
+        )
+    },
+    Wish {
+        as_qemu_img: false,
+        ..wish(
+            "an image described by options",
+            "--image-opts driver=raw,file.filename=disk 2M",
+            "instar: --image-opts is not available: name an image file, and its format with -f\n",
+        )
+    },
+];
+
+/// Asks instar for one of [`WISHES`].
+pub fn as_wished(wish: &Wish, format: &str, sandbox: &str) -> Outcome {
+    let folder = folder()?;
+    let folder = folder.path();
+    let line = format!("resize -f {format} {}", wish.line);
+    success(instar(
+        folder,
+        sandbox,
+        &format!("create -q -f {format} disk 1M"),
+    )?)?;
+    if !wish.text.is_empty() {
+        return refuses(folder, sandbox, &line, "disk", wish.text);
+    }
+    let before = bytes(folder, "disk")?;
+    let resized = success(instar(folder, sandbox, &line)?)?;
+    equal("standard output", "Image resized.\n", &resized)?;
+    unchanged(folder, "disk", &before)
+}
+
+/// Asks both programs for one of [`WISHES`].
+pub fn as_by_qemu_img(wish: &Wish, format: &str, sandbox: &str) -> Outcome {
+    let folder = folder()?;
+    let folder = folder.path();
+    must(folder, QEMU_IMG, &format!("create -q -f {format} disk 1M"))?;
+    let before = bytes(folder, "disk")?;
+    let line = format!("resize -f {format} {}", wish.line);
+    let theirs = run(folder, QEMU_IMG, &line)?;
+    unchanged(folder, "disk", &before)?;
+    let ours = instar(folder, sandbox, &line)?;
+    unchanged(folder, "disk", &before)?;
+    match wish.earlier {
+        Some(text) if numbers(&qemu_img_version()?) < (6, 0) => {
+            let text = text.replace("instar: ", "qemu-img: ");
+            equal("standard error", (text, 1), (theirs.stderr, theirs.code))
+        }
+        _ => transcript::same(&theirs, &ours),
+    }
 }
 
 /// Why a test cannot be run here, if that is so.
@@ -236,11 +357,7 @@ struct SmallDisk<'a> {
 impl<'a> SmallDisk<'a> {
     fn mount(folder: &'a Path) -> Result<Self, String> {
         must(folder, "truncate", "-s 8M filesystem")?;
-        success(crate::tools::run(
-            folder,
-            "mkfs.ext4",
-            "-q -O ^has_journal filesystem",
-        )?)?;
+        success(run(folder, "mkfs.ext4", "-q -O ^has_journal filesystem")?)?;
         must(folder, "mkdir", "small")?;
         must(folder, "mount", "-o loop filesystem small")?;
         Ok(Self { folder })

@@ -1,8 +1,10 @@
 //! Programs, folders and bytes.
 
-use crate::machine::Outcome;
-use crate::transcript::{self, Step};
+use crate::machine::{Outcome, qemu_img};
+use crate::transcript::{self, QEMU_IMG, Step};
+use serde_json::Value;
 use std::fs;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 const INSTAR: &str = env!("CARGO_BIN_EXE_instar");
@@ -28,8 +30,12 @@ pub fn instar(folder: &Path, sandbox: &str, line: &str) -> Result<Step, String> 
     transcript::run(folder, INSTAR, &transcript::words(line), &environment)
 }
 
-/// Runs a program.
+/// Runs a program; qemu-img is the one that the environment names.
 pub fn run(folder: &Path, program: &str, line: &str) -> Result<Step, String> {
+    let program = match program {
+        QEMU_IMG => qemu_img(),
+        program => program,
+    };
     transcript::run(folder, program, &transcript::words(line), &[])
 }
 
@@ -50,6 +56,30 @@ pub fn bytes(folder: &Path, file: &str) -> Result<Vec<u8>, String> {
     fs::read(folder.join(file)).map_err(|error| format!("{file}: {error}"))
 }
 
+/// Length and allocated bytes of a file.
+pub fn space(folder: &Path, file: &str) -> Result<(u64, u64), String> {
+    let found = fs::metadata(folder.join(file)).map_err(|error| format!("{file}: {error}"))?;
+    Ok((found.len(), found.blocks() * 512))
+}
+
+pub fn json(text: &str) -> Result<Value, String> {
+    serde_json::from_str(text).map_err(|error| format!("{error}: {text}"))
+}
+
+pub fn virtual_size(info: &str) -> Result<u64, String> {
+    json(info)?["virtual-size"]
+        .as_u64()
+        .ok_or_else(|| format!("no size: {info}"))
+}
+
+/// A refused command changes nothing.
+pub fn unchanged(folder: &Path, file: &str, before: &[u8]) -> Outcome {
+    match before == bytes(folder, file)? {
+        true => Ok(()),
+        false => Err(format!("the refused command changed {file}")),
+    }
+}
+
 pub fn equal<T: PartialEq + std::fmt::Debug>(what: &str, expected: T, got: T) -> Outcome {
     match expected == got {
         true => Ok(()),
@@ -65,8 +95,5 @@ pub fn refuses(folder: &Path, sandbox: &str, line: &str, file: &str, text: &str)
     equal("standard error", text, &step.stderr)?;
     equal("exit status", 1, step.code)?;
     equal("standard output", "", &step.stdout)?;
-    match before == bytes(folder, file)? {
-        true => Ok(()),
-        false => Err(format!("{line} was refused and changed {file}")),
-    }
+    unchanged(folder, file, &before)
 }

@@ -52,7 +52,7 @@ fn a_differencing_image_names_its_parent_and_has_single_sectors() {
         .iter()
         .map(|extent| match extent.kind {
             Data { at, .. } => (extent.offset, extent.len, Some(at)),
-            Unallocated => (extent.offset, extent.len, None),
+            Unallocated { .. } => (extent.offset, extent.len, None),
             other => panic!("{other:?}"),
         })
         .collect();

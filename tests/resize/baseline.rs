@@ -1,0 +1,150 @@
+//! The cases against the recordings of every version.
+
+use crate::cases::{CASES, Case, TARGETS};
+use crate::info::{self, Said};
+use crate::machine::{Outcome, qemu_img_version};
+use crate::recorder;
+use crate::recording::{Ran, Record, found_targets, found_versions, load, versions};
+use crate::tools::{bytes, equal, folder, instar, json, must, space, success, unchanged};
+use crate::transcript::{self, QEMU_IMG, Step, words};
+use std::collections::BTreeSet;
+use std::path::Path;
+
+/// What qemu-img says to a resize in a format that it does not resize.
+const NO_RESIZE: &str = "qemu-img: Image format driver does not support resize\n";
+/// The form in which instar says everything.
+pub const OWN_FORM: &str = "10.0";
+const INFO: &str = "info --output=json disk";
+
+/// Whether the recordings of a target and the table name the same cases.
+pub fn names_the_same(target: &str, version: &str) -> Outcome {
+    let recording = load(target, version)?;
+    let of_this = CASES.iter().filter(|case| case.target == target);
+    let table: BTreeSet<&str> = of_this.map(|case| case.name).collect();
+    let recorded: BTreeSet<&str> = recording.cases.keys().map(String::as_str).collect();
+    equal("cases", table, recorded)?;
+    equal(
+        "what is recorded",
+        (target, version),
+        (&*recording.target, &*recording.version),
+    )
+}
+
+/// Whether there are recordings of exactly the targets and versions that there
+/// have to be.
+pub fn every_version() -> Outcome {
+    equal("recorded versions", versions(), found_versions())?;
+    let targets = TARGETS.iter().map(|&target| target.to_owned());
+    equal("recorded targets", targets.collect(), found_targets())?;
+    match versions().is_empty() {
+        true => Err("there are no recordings".to_owned()),
+        false => Ok(()),
+    }
+}
+
+/// What every version said to a case.
+fn records(case: &Case) -> Result<Vec<(String, Record)>, String> {
+    let all = versions().into_iter().map(|version| {
+        let record = load(case.target, &version)?.case(case.name)?;
+        Ok((version, record))
+    });
+    match all.collect::<Result<Vec<_>, String>>()? {
+        none if none.is_empty() => Err("there are no recordings".to_owned()),
+        records => Ok(records),
+    }
+}
+
+/// Whether the qemu-img that is installed says what was recorded with its
+/// version, or with the one closest to it.
+pub fn still_says_so(case: &Case) -> Outcome {
+    let live = qemu_img_version()?;
+    let distance = |version: &str| {
+        let numbers =
+            |version: &str| -> Vec<i64> { version.split('.').flat_map(str::parse).collect() };
+        let pairs = numbers(version).into_iter().zip(numbers(&live));
+        pairs.map(|(a, b)| (a - b).abs()).collect::<Vec<i64>>()
+    };
+    let records = records(case)?;
+    let closest = records.iter().min_by_key(|(version, _)| distance(version));
+    let (version, recorded) = closest.ok_or("nothing is closest")?;
+    let asked = recorder::ask(case)?;
+    for (expected, got) in [
+        (&recorded.create, &asked.create),
+        (&recorded.resize, &asked.resize),
+    ] {
+        equal("length", expected.length, got.length)?;
+        // Disk space depends on the filesystem.
+        transcript::same(&step(expected), &step(got))?;
+    }
+    match (&recorded.info, &asked.info) {
+        (Some(expected), Some(got)) => {
+            info::alike(Said::new(expected, version), Said::new(got, &live))
+        }
+        (expected, got) => equal("info", expected, got),
+    }
+}
+
+fn step(ran: &Ran) -> Step {
+    Step {
+        args: words(&ran.line),
+        stdout: ran.stdout.clone(),
+        stderr: ran.stderr.clone(),
+        code: ran.code,
+    }
+}
+
+/// Whether instar says and does what every version said and did; and it resizes
+/// what qemu-img does not. A rejected resize changes no byte.
+pub fn as_recorded(case: &Case, sandbox: &str) -> Outcome {
+    let records = records(case)?;
+    for (version, record) in &records {
+        equal(version, &recorder::meta(case)?, &record.meta)?;
+        equal(version, &case.create(), &record.create.line)?;
+        equal(version, &case.resize(), &record.resize.line)?;
+    }
+    let folder = folder()?;
+    let folder = folder.path();
+    let created = instar(folder, sandbox, &case.create())?;
+    let before = bytes(folder, "disk")?;
+    for (version, record) in &records {
+        transcript::same(&step(&record.create), &created)?;
+        equal(version, record.create.length, space(folder, "disk")?.0)?;
+    }
+    let resized = instar(folder, sandbox, &case.resize())?;
+    for (version, record) in &records {
+        if record.resize.stderr == NO_RESIZE {
+            equal(version, false, case.qemu_resizes())?;
+            equal(version, "Image resized.\n", &success(resized.clone())?)?;
+            continue;
+        }
+        transcript::same(&step(&record.resize), &resized)?;
+    }
+    if resized.code != 0 {
+        unchanged(folder, "disk", &before)?;
+    }
+    if !case.qemu_resizes() || resized.code != 0 {
+        return equal(
+            "info",
+            0,
+            records.iter().filter(|(_, r)| r.info.is_some()).count(),
+        );
+    }
+    looks_as_recorded(folder, sandbox, &records)
+}
+
+/// Whether both programs say of the image what every version said.
+fn looks_as_recorded(folder: &Path, sandbox: &str, records: &[(String, Record)]) -> Outcome {
+    let theirs = json(&must(folder, QEMU_IMG, INFO)?)?;
+    let live = qemu_img_version()?;
+    let ours = json(&success(instar(folder, sandbox, INFO)?)?)?;
+    for (version, record) in records {
+        let expected = record.info.as_ref();
+        let expected = expected.ok_or_else(|| format!("{version}: no info was recorded"))?;
+        let expected = Said::new(expected, version);
+        for (info, version) in [(&theirs, &*live), (&ours, OWN_FORM)] {
+            info::alike(expected, Said::new(info, version))
+                .map_err(|why| format!("recorded with {}: {why}", expected.version))?;
+        }
+    }
+    Ok(())
+}
