@@ -22,7 +22,7 @@ pub(crate) struct FileLimits {
     pub cap: u64,
     /// The first offset that may be changed.
     pub floor: u64,
-    /// The smallest length that may be set.
+    /// The smallest length that may be set before the first commit is durable.
     pub shortest: u64,
 }
 
@@ -290,7 +290,9 @@ impl<'a> Walk<'a> {
                         cap: limits.cap,
                     });
                 }
-                if len < limits.shortest {
+                // Behind a commit goes what an interrupted change had added, also
+                // where the disk grows.
+                if len < limits.shortest && !self.names.committed {
                     let shortest = limits.shortest;
                     return Err(PlanError::Shortens { len, shortest });
                 }

@@ -5,17 +5,23 @@
 use crate::explorer::case::Case;
 use crate::explorer::disk::{Epoch, Event, Files, Inode, Numbers, event_of};
 use crate::explorer::engine::{Change, Session};
+use crate::explorer::explore::states;
 use crate::explorer::judge::{Depth, Judge};
 use crate::explorer::report::Exploration;
 use crate::explorer::setup::Setup;
 use instar::image::{Access, Effects, Image, OpenOptions, ResizeOptions};
 use instar::sandbox::{Config, Pool};
 use instar_guest::plan::NewName;
+use instar_guest::proto::Preallocation;
 use instar_guest::{FileNo, Step};
 use std::collections::BTreeSet;
 use std::io;
+use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
+
+/// States from which the same request is made again.
+const REPEATED: usize = 8;
 
 /// What happened so far.
 struct Tape {
@@ -191,6 +197,7 @@ pub fn is_as_good_as_the_plan(case: &'static Case, seed: u64) -> Result<(), Stri
     if !faults.is_empty() {
         return Err(format!("the executor's result: {}", faults.join("; ")));
     }
+    ends_the_same_again(&judge, &done, seed)?;
     if pieces(&planned) == pieces(&done) {
         return Ok(());
     }
@@ -206,6 +213,36 @@ pub fn is_as_good_as_the_plan(case: &'static Case, seed: u64) -> Result<(), Stri
         0 => Ok(()),
         _ => Err(format!("(seed {seed})\n{}", row.examples.join("\n"))),
     }
+}
+
+/// The same request on what a crash has left is not refused by the host either,
+/// and finishes the change.
+fn ends_the_same_again(judge: &Judge<'_>, done: &[Epoch], seed: u64) -> Result<(), String> {
+    let (case, setup) = (judge.case, judge.setup);
+    if !matches!(setup.change, Change::Resize { .. }) {
+        return Ok(());
+    }
+    let mut left = Vec::new();
+    states(&setup.files, done, seed, |state| {
+        left.extend(state.telling.then_some(state));
+        ControlFlow::Continue(())
+    });
+    let step = left.len().div_ceil(REPEATED).max(1);
+    for state in left.iter().step_by(step) {
+        let told = |fault: String| format!("the same request after {}: {fault}", state.cause);
+        let dir = crate::explorer::tools::scratch()?;
+        setup.link_backing(dir.path())?;
+        setup.store(&state.files, dir.path())?;
+        let path = dir.path().join(setup.image_name());
+        let image = opened(case, &path, OpenOptions::new(Access::Write)).map_err(told)?;
+        make(&image, &setup.change).map_err(|error| told(error.to_string()))?;
+        drop(image);
+        let faults = judge.verdict_on_end(&setup.load(dir.path())?)?;
+        if !faults.is_empty() {
+            return Err(told(faults.join("; ")));
+        }
+    }
+    Ok(())
 }
 
 /// Epochs in a form in which the order and the splitting of events inside an
@@ -240,14 +277,18 @@ fn epochs(case: &Case, setup: &Setup, numbers: &Numbers) -> Result<Vec<Epoch>, S
 }
 
 fn open(case: &Case, path: &Path, tape: &Arc<Mutex<Tape>>) -> Result<Image, String> {
-    let pool = Pool::new(Config::default()).map_err(|error| error.to_string())?;
     let mut options = OpenOptions::new(Access::Write);
-    options.format = Some(case.format);
     let tape = Arc::clone(tape);
     options.effects.0 = Some(Arc::new(move |real| {
         let tape = Arc::clone(&tape);
         Box::new(Recorder { real, tape })
     }));
+    opened(case, path, options)
+}
+
+fn opened(case: &Case, path: &Path, mut options: OpenOptions) -> Result<Image, String> {
+    let pool = Pool::new(Config::default()).map_err(|error| error.to_string())?;
+    options.format = Some(case.format);
     options.open(&pool, path).map_err(|error| error.to_string())
 }
 
@@ -258,8 +299,14 @@ fn make(image: &Image, change: &Change) -> Result<(), instar::image::Error> {
             preallocation,
             ..
         } => {
+            // Nothing is allocated where nothing is added.
+            let adds = *size != image.virtual_size();
             let how = ResizeOptions {
-                preallocation: *preallocation,
+                preallocation: if adds {
+                    *preallocation
+                } else {
+                    Preallocation::Off
+                },
                 shrink: *size < image.virtual_size(),
             };
             image.resize(*size, &how).map(drop)

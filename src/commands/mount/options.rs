@@ -213,13 +213,17 @@ mod tests {
         format!("{:?}", settings(words).unwrap())
     }
 
+    /// Options that are not the mount's: what is done before it, and how commands
+    /// word what they print.
+    const OTHERS: [&str; 4] = ["foreground", "help", "version", "qemu-version"];
+
     /// The long options that concern the mount, with underscores.
     fn long_options() -> BTreeSet<String> {
         let command = Line::command();
         let longs = command
             .get_arguments()
             .filter_map(|argument| argument.get_long());
-        let concerned = longs.filter(|long| !["foreground", "help", "version"].contains(long));
+        let concerned = longs.filter(|long| !OTHERS.contains(long));
         concerned.map(|long| long.replace('-', "_")).collect()
     }
 

@@ -124,7 +124,7 @@ fn a_plan_that_breaks_the_rules_has_no_effect() {
         (
             vec![stage(Purpose::Prepare, write(FILE, far, 1)), commit()],
             format!(
-                "a step reaches up to {:#x}, the file may grow to 0x8004125000",
+                "a step reaches up to {:#x}, the file may grow to 0x8004925000",
                 far + 1
             ),
         ),

@@ -138,6 +138,12 @@ fn a_file_is_not_cut_below_its_length() {
     let cut = [Step::SetLength { file, len }];
     assert_eq!(steps(&cut), Err(PlanError::Shortens { len, shortest }));
     assert_eq!(commit(&cut), Err(PlanError::Shortens { len, shortest }));
+    // What an interrupted change had added behind it goes after the commit.
+    let tidy = [
+        stage(Purpose::Commit, &[write(0, 512)]),
+        stage(Purpose::Release, &cut),
+    ];
+    assert_eq!(check(&plan(&tidy), &limits(Commits::Some)), Ok(512));
 }
 
 #[test]
