@@ -235,7 +235,7 @@ fn ends_the_same_again(judge: &Judge<'_>, done: &[Epoch], seed: u64) -> Result<(
         setup.store(&state.files, dir.path())?;
         let path = dir.path().join(setup.image_name());
         let image = opened(case, &path, OpenOptions::new(Access::Write)).map_err(told)?;
-        make(&image, &setup.change).map_err(|error| told(error.to_string()))?;
+        make(&image, setup).map_err(|error| told(error.to_string()))?;
         drop(image);
         let faults = judge.verdict_on_end(&setup.load(dir.path())?)?;
         if !faults.is_empty() {
@@ -270,7 +270,7 @@ fn epochs(case: &Case, setup: &Setup, numbers: &Numbers) -> Result<Vec<Epoch>, S
         numbers: numbers.clone(),
     }));
     let image = open(case, &dir.path().join(setup.image_name()), &tape)?;
-    make(&image, &setup.change).map_err(|error| error.to_string())?;
+    make(&image, setup).map_err(|error| error.to_string())?;
     drop(image);
     let mut tape = tape.lock().map_err(|_| "poisoned")?;
     Ok(tape.epochs())
@@ -292,8 +292,8 @@ fn opened(case: &Case, path: &Path, mut options: OpenOptions) -> Result<Image, S
     options.open(&pool, path).map_err(|error| error.to_string())
 }
 
-fn make(image: &Image, change: &Change) -> Result<(), instar::image::Error> {
-    match change {
+fn make(image: &Image, setup: &Setup) -> Result<(), instar::image::Error> {
+    match &setup.change {
         Change::Resize {
             size,
             preallocation,
@@ -307,7 +307,7 @@ fn make(image: &Image, change: &Change) -> Result<(), instar::image::Error> {
                 } else {
                     Preallocation::Off
                 },
-                shrink: *size < image.virtual_size(),
+                shrink: *size < setup.old_disk.len(),
             };
             image.resize(*size, &how).map(drop)
         }

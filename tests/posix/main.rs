@@ -128,7 +128,7 @@ fn proofs(as_user: bool) -> Vec<(&'static Variant, &'static Claim)> {
         VARIANTS
             .iter()
             .filter(plain)
-            .for_each(|variant| add(variant, &[content::CLAIMS, grow::CLAIMS]));
+            .for_each(|variant| add(variant, &[content::CLAIMS, content::WRITTEN, grow::CLAIMS]));
         let all = VARIANTS.iter().chain(others);
         all.filter(plain).for_each(|variant| add(variant, FAMILIES));
         return proofs;
