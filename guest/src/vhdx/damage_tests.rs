@@ -3,21 +3,21 @@
 
 use super::checksum::seal;
 use super::format::{MIB, bat, header, metadata, region};
-use super::{locator_tests, log_tests};
+use super::{bat_tests, locator_tests, log_tests};
+use crate::Format;
 use crate::error::FailureKind::{self, Damaged, NotThisFormat, Unsupported};
 use crate::field_tests::{self, Variant};
 use crate::proto::{Create, Preallocation, Reply, Request};
 use crate::testing::{FRESH, Session};
-use crate::{Failure, Format};
 use alloc::string::String;
 use alloc::vec;
 use alloc::vec::Vec;
 
-const HEADER: usize = 64 << 10;
-const OTHER_HEADER: usize = 128 << 10;
-const TABLE: usize = 192 << 10;
-const OTHER_TABLE: usize = 256 << 10;
-const BAT: usize = 2 << 20;
+pub(super) const HEADER: usize = 64 << 10;
+pub(super) const OTHER_HEADER: usize = 128 << 10;
+pub(super) const TABLE: usize = 192 << 10;
+pub(super) const OTHER_TABLE: usize = 256 << 10;
+pub(super) const BAT: usize = 2 << 20;
 const METADATA: usize = 3 << 20;
 const ITEMS: usize = METADATA + (64 << 10);
 /// Offset of an item's entry in the metadata table.
@@ -25,7 +25,7 @@ const fn item(nth: usize) -> usize {
     METADATA + metadata::ENTRIES + nth * metadata::ENTRY_LEN
 }
 /// Offset of a region's entry in the region table.
-const fn entry(nth: usize) -> usize {
+pub(super) const fn entry(nth: usize) -> usize {
     region::ENTRIES + nth * region::ENTRY_LEN
 }
 
@@ -55,7 +55,7 @@ pub(super) fn image() -> Vec<u8> {
     image
 }
 
-fn put(image: &mut [u8], at: usize, value: u64) {
+pub(super) fn put(image: &mut [u8], at: usize, value: u64) {
     image[at..at + 8].copy_from_slice(&value.to_le_bytes());
 }
 
@@ -382,33 +382,6 @@ const CLOSED: &[Case] = &[
     ),
 ];
 
-/// Damage in the first entry of the BAT, found when it is used.
-const ENTRIES: &[(&str, u64, &str)] = &[
-    ("state", 4, "the state 4 is not known"),
-    ("reserved bits", 2 | 1 << 3, "reserved bits are set"),
-    (
-        "no parent",
-        (8 << 20) | 7,
-        "partially present, but the image has no parent",
-    ),
-    ("headers", 6, "the block at 0x0 overlaps the headers"),
-    (
-        "tables",
-        (3 << 20) | 6,
-        "the block at 0x300000 overlaps the metadata region",
-    ),
-    (
-        "past the end",
-        (9 << 20) | 6,
-        "the block at 0x900000 lies past the end of the file",
-    ),
-    (
-        "far past the end",
-        !0xf_ffff | 6,
-        "the block at 0xfffffffffff00000 lies past the end",
-    ),
-];
-
 #[test]
 fn the_image_is_sound_before_it_is_damaged() {
     let mut session = Session::new(image());
@@ -440,7 +413,7 @@ fn every_request_on_a_damaged_image_is_answered_or_refused() {
         damage(&mut damaged);
         Variant::new(name, damaged)
     });
-    let entries = ENTRIES.iter().map(|(name, raw, _)| {
+    let entries = bat_tests::ENTRIES.iter().map(|(name, raw, _)| {
         let mut damaged = image();
         put(&mut damaged, BAT, *raw);
         Variant::new(name, damaged)
@@ -487,7 +460,7 @@ fn every_check_has_a_damaged_image() {
         every_request_on_a_damaged_image_is_answered_or_refused,
         a_log_past_the_end_is_not_replayed,
         an_image_without_a_log_cannot_change,
-        blocks_that_share_their_place_are_found,
+        bat_tests::blocks_that_share_their_place_are_found,
         log_tests::entries_that_claim_each_other_are_refused_without_reading_them_all,
         log_tests::an_entry_that_does_not_fit_into_memory_is_refused,
         log_tests::a_log_that_names_an_impossible_length_is_refused,
@@ -518,36 +491,8 @@ fn every_check_has_a_damaged_image() {
     field_tests::every_check_refuses("vhdx", tests, &exceptions);
 }
 
-fn grow(session: &mut Session, size: u64) -> Result<Reply, Failure> {
-    session.call(Request::Resize {
-        size,
-        preallocation: Preallocation::Metadata,
-        shrink: true,
-        backing_size: None,
-    })
-}
-
-#[test]
-fn every_entry_of_the_table_is_checked_where_it_is_used() {
-    for (name, raw, words) in ENTRIES {
-        let mut damaged = image();
-        put(&mut damaged, BAT, *raw);
-        let mut session = Session::new(damaged.clone());
-        session.open(None).unwrap();
-        let mapped = session.map(0, 1 << 20).expect_err(name);
-        let place = alloc::format!("BAT entry 0 (guest offset 0x0): {words}");
-        assert!(mapped.message.starts_with(&place), "{name}: {mapped}");
-        assert_eq!(mapped.kind, Damaged);
-        let grown = grow(&mut session, 8 << 20).expect_err(name);
-        assert!(grown.message.contains(words), "{name}: {grown}");
-        let (corruptions, _) = check(&mut session);
-        assert_eq!(corruptions, 1, "{name}");
-        assert!(session.host.image == damaged, "{name}");
-    }
-}
-
 /// Corruptions, and what was said.
-fn check(session: &mut Session) -> (u64, Vec<String>) {
+pub(super) fn check(session: &mut Session) -> (u64, Vec<String>) {
     session.host.findings.clear();
     let reply = session.call(Request::Check { repair: None });
     let Ok(Reply::Checked { report, .. }) = reply else {
@@ -555,93 +500,4 @@ fn check(session: &mut Session) -> (u64, Vec<String>) {
     };
     let texts = session.host.findings.drain(..).map(|finding| finding.text);
     (report.corruptions, texts.collect())
-}
-
-#[test]
-fn blocks_that_share_their_place_are_found() {
-    let mut damaged = image();
-    put(&mut damaged, BAT + 8, (8 << 20) | bat::FULLY_PRESENT);
-    let mut session = Session::new(damaged);
-    session.open(None).unwrap();
-    let found = check(&mut session);
-    let text = "VHDX BAT entry 1 is invalid: the block at 0x800000 overlaps another block";
-    assert_eq!(found, (1, vec![text.into()]));
-    let shrunk = session.call(Request::Resize {
-        size: 2 << 20,
-        preallocation: Preallocation::Off,
-        shrink: true,
-        backing_size: None,
-    });
-    assert_eq!(shrunk.unwrap_err().kind, Damaged);
-}
-
-#[test]
-fn entries_behind_the_end_are_worth_a_warning_and_cleared_by_a_grow() {
-    let mut stale = image();
-    put(&mut stale, BAT + 3 * 8, (8 << 20) | bat::FULLY_PRESENT);
-    let mut session = Session::new(stale);
-    session.open(None).unwrap();
-    let text = "1 BAT entries behind the end of the disk are not empty";
-    assert_eq!(check(&mut session), (0, vec![text.into()]));
-    let Ok(Reply::Plan(reply)) = grow(&mut session, 5 << 20) else {
-        panic!("no plan");
-    };
-    session.host.apply(&reply.plan);
-    session.open(None).unwrap();
-    let content = session.read(3 << 20, 2 << 20).unwrap();
-    assert!(content.iter().all(|&byte| byte == 0));
-}
-
-#[test]
-fn one_valid_copy_is_enough_and_the_other_is_repaired() {
-    let cases: [(usize, Option<&str>); 4] = [
-        (HEADER, None),
-        (OTHER_HEADER, None),
-        (TABLE, Some("its first region table has the checksum")),
-        (
-            OTHER_TABLE,
-            Some("its second region table has the checksum"),
-        ),
-    ];
-    for (at, unsettled) in cases {
-        let mut damaged = image();
-        damaged[at + 20] ^= 0xff;
-        let mut session = Session::new(damaged);
-        let facts = session.open(None).unwrap();
-        match (facts.unsettled, unsettled) {
-            (Some(why), Some(words)) => assert!(why.starts_with(words), "{why}"),
-            (why, words) => assert_eq!(why.as_deref(), words),
-        }
-        assert_eq!(check(&mut session).0, 0);
-        let reply = session.call(Request::Check {
-            repair: Some(crate::findings::Repair::All),
-        });
-        let Ok(Reply::Checked { report, repair }) = reply else {
-            panic!("not checked: {reply:?}");
-        };
-        // Readers go by the other copy: that is a warning.
-        assert_eq!(report.corruptions_fixed, 0);
-        session.host.apply(&repair.plan);
-        assert_eq!(session.open(None).unwrap().unsettled, None);
-        assert_eq!(check(&mut session), (0, vec![]));
-    }
-}
-
-#[test]
-fn tables_that_differ_are_made_equal_by_the_first() {
-    let mut differs = image();
-    let table = &mut differs[OTHER_TABLE..OTHER_TABLE + region::LEN];
-    put(table, entry(0) + region::ENTRY_OFFSET, 5 << 20);
-    seal(table, region::CHECKSUM);
-    let mut session = Session::new(differs);
-    let facts = session.open(None).unwrap();
-    let why = "its second region table differs from the first";
-    assert_eq!(facts.unsettled.as_deref(), Some(why));
-    let Ok(Reply::Plan(reply)) = session.call(Request::Settle) else {
-        panic!("no plan");
-    };
-    session.host.apply(&reply.plan);
-    let image = &session.host.image;
-    assert!(image[TABLE..TABLE + region::LEN] == image[OTHER_TABLE..OTHER_TABLE + region::LEN]);
-    assert_eq!(session.open(None).unwrap().unsettled, None);
 }

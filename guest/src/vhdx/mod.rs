@@ -33,6 +33,10 @@ mod update;
 mod write;
 
 #[cfg(test)]
+mod bat_tests;
+#[cfg(test)]
+mod copy_tests;
+#[cfg(test)]
 mod damage_tests;
 #[cfg(test)]
 mod grow_tests;

@@ -449,7 +449,7 @@ fn every_check_has_a_damaged_image() {
             "an image without extents has been refused before",
         ),
         (
-            "survey.rs",
+            "scan.rs",
             "the grain tables are in no order",
             "it takes 65536 of them",
         ),

@@ -8,9 +8,9 @@
 use super::format::entry;
 use super::fresh::Fresh;
 use super::resize::odd_tables;
-use super::scan::{self, Scan};
+use super::scan;
 use super::sparse::{Grain, Header, Sparse};
-use super::survey::{Order, check_equal, check_place};
+use super::survey::check_place;
 use crate::bytes;
 use crate::engine::Host;
 use crate::error::{Failure, FailureKind};
@@ -19,7 +19,7 @@ use crate::proto::FileNo;
 use alloc::format;
 use alloc::vec;
 use alloc::vec::Vec;
-use core::ops::Range;
+use core::ops::{ControlFlow, Range};
 
 /// Most grains of an extent whose tables are part of a plan.
 const MAX_GRAINS: u64 = 512 << 10;
@@ -109,33 +109,22 @@ impl Piece {
     fn look(&mut self, host: &mut dyn Host, sparse: &Sparse) -> Result<Vec<(u64, u64)>, Failure> {
         let header = &sparse.header;
         let mut kept = Vec::new();
-        let mut order = Order::default();
-        let mut scan = Scan::new(sparse, header.unclean);
-        while let Some(batch) = scan.advance(host)? {
-            for number in batch.first..batch.first + batch.count {
-                let (raw, table) = scan.table(&batch, 0, number)?;
-                if header.unclean && header.redundant.is_some() {
-                    check_equal(number, table, scan.table(&batch, 1, number)?.1)?;
-                }
-                let Some(sector) = sparse.table(number, raw)? else {
-                    continue;
+        scan::tables(host, sparse, |table| {
+            for (grain, raw) in scan::grains(table.bytes, table.number) {
+                let Some(entry) = self.entries.get_mut(grain as usize) else {
+                    return Ok(ControlFlow::Break(()));
                 };
-                order.check(number, sector)?;
-                for (grain, raw) in scan::grains(table, number) {
-                    let Some(entry) = self.entries.get_mut(grain as usize) else {
-                        return Ok(kept);
-                    };
-                    match sparse.grain(grain, raw)? {
-                        Grain::None => {}
-                        Grain::Zeroed => *entry = entry::ZEROED,
-                        Grain::At(sector) => {
-                            check_place(header, grain, sector)?;
-                            kept.push((sector, grain));
-                        }
+                match sparse.grain(grain, raw)? {
+                    Grain::None => {}
+                    Grain::Zeroed => *entry = entry::ZEROED,
+                    Grain::At(sector) => {
+                        check_place(header, grain, sector)?;
+                        kept.push((sector, grain));
                     }
                 }
             }
-        }
+            Ok(ControlFlow::Continue(()))
+        })?;
         Ok(kept)
     }
 

@@ -1,18 +1,24 @@
 //! All grain tables of an extent, from the first to the last, many at a time.
 
 use super::format::entry;
+use super::refuse;
 use super::sparse::Sparse;
 use crate::bytes::{le32, slice};
 use crate::engine::{Host, Read};
-use crate::error::Failure;
+use crate::error::{Failure, FailureKind};
 use crate::plan::SECTOR;
+use alloc::collections::BTreeSet;
+use alloc::format;
 use alloc::vec;
 use alloc::vec::Vec;
+use core::ops::ControlFlow;
 
 /// Tables that are read at once, of each set.
 const TABLES: u64 = 256;
 /// Directory entries that are read at once, of each directory.
 const ENTRIES: u64 = 4 << 10;
+/// Most tables that are remembered where they are not in order.
+const MAX_SEEN: usize = 64 << 10;
 
 /// A walk over an extent's tables; the redundant ones beside the others where
 /// that is asked for.
@@ -172,9 +178,96 @@ fn read_tables<'b>(
     Ok(())
 }
 
+/// A grain table that a directory entry leads to.
+pub struct Table<'t> {
+    /// Its number.
+    pub number: u64,
+    /// The sector where it lies.
+    pub sector: u64,
+    /// Its entries.
+    pub bytes: &'t [u8],
+}
+
+/// Shows the tables of an extent to a change, in order, until it breaks off.
+/// Fails where two directory entries lead to one table, and where a table of an
+/// extent that no writer has closed differs from its redundant copy.
+pub fn tables(
+    host: &mut dyn Host,
+    sparse: &Sparse,
+    mut see: impl FnMut(Table<'_>) -> Result<ControlFlow<()>, Failure>,
+) -> Result<(), Failure> {
+    let header = &sparse.header;
+    let mut order = Order::default();
+    let mut scan = Scan::new(sparse, header.unclean);
+    while let Some(batch) = scan.advance(host)? {
+        for number in batch.first..batch.first + batch.count {
+            let (raw, bytes) = scan.table(&batch, 0, number)?;
+            if header.unclean && header.redundant.is_some() {
+                check_equal(number, bytes, scan.table(&batch, 1, number)?.1)?;
+            }
+            let Some(sector) = sparse.table(number, raw)? else {
+                continue;
+            };
+            order.check(number, sector)?;
+            let table = Table {
+                number,
+                sector,
+                bytes,
+            };
+            if see(table)?.is_break() {
+                return Ok(());
+            }
+        }
+    }
+    Ok(())
+}
+
 /// The entries of a table, with the numbers of their grains in the extent.
 pub fn grains(table: &[u8], number: u64) -> impl Iterator<Item = (u64, u32)> {
     let (entries, _) = table.as_chunks::<4>();
     let first = number * entries.len() as u64;
     (first..).zip(entries.iter().map(|raw| u32::from_le_bytes(*raw)))
+}
+
+/// A writer has not closed the extent: its two sets of tables have to agree.
+fn check_equal(number: u64, table: &[u8], redundant: &[u8]) -> Result<(), Failure> {
+    if table == redundant {
+        return Ok(());
+    }
+    Err(Failure::new(
+        FailureKind::Damaged,
+        format!(
+            "the image was not closed in order (uncleanShutdown), and grain table {number} differs \
+             from its redundant copy; repair it with `instar check -r all` first"
+        ),
+    ))
+}
+
+/// Finds tables that two directory entries lead to.
+#[derive(Default)]
+struct Order {
+    last: u64,
+    seen: BTreeSet<u64>,
+}
+
+impl Order {
+    /// Refuses a table's sector that came before.
+    fn check(&mut self, number: u64, sector: u64) -> Result<(), Failure> {
+        if sector > self.last && self.seen.is_empty() {
+            self.last = sector;
+            return Ok(());
+        }
+        if self.seen.len() >= MAX_SEEN {
+            return Err(refuse::unsupported(
+                "the grain tables are in no order, and too many",
+            ));
+        }
+        if sector == self.last || !self.seen.insert(sector) {
+            return Err(refuse::table(format!(
+                "grain directory entry {number}: the grain table at sector {sector} is that of \
+                 another entry, too"
+            )));
+        }
+        Ok(())
+    }
 }

@@ -1,20 +1,18 @@
 //! One look at every grain table before a change: what is in the way, where the
 //! data ends, which places are taken.
 
-use super::scan::{self, Scan};
+use super::scan::{self, Table};
 use super::sparse::{Grain, Header, Sparse};
 use super::{refuse, slots::Slots};
 use crate::engine::Host;
 use crate::error::{Failure, FailureKind};
 use crate::plan::SECTOR;
-use alloc::collections::BTreeSet;
 use alloc::format;
 use alloc::vec::Vec;
+use core::ops::ControlFlow;
 
 /// Most grains that one change moves out of the way.
 const MAX_MOVED: usize = 32 << 10;
-/// Most tables that are remembered where they are not in order.
-const MAX_SEEN: usize = 64 << 10;
 
 /// What is to stay.
 #[derive(Clone, Copy, Debug)]
@@ -59,36 +57,19 @@ impl Survey {
             last: None,
             slots: Slots::new(keep.front, header.grain, sparse.file_len.div_ceil(SECTOR)),
         };
-        let mut order = Order::default();
-        let mut scan = Scan::new(sparse, header.unclean);
-        while let Some(batch) = scan.advance(host)? {
-            for number in batch.first..batch.first + batch.count {
-                let (raw, table) = scan.table(&batch, 0, number)?;
-                if header.unclean && header.redundant.is_some() {
-                    check_equal(number, table, scan.table(&batch, 1, number)?.1)?;
-                }
-                let Some(sector) = sparse.table(number, raw)? else {
-                    continue;
-                };
-                order.check(number, sector)?;
-                let table_end = sector + header.table_len().div_ceil(SECTOR);
-                survey.tables_end = survey.tables_end.max(table_end);
-                if table.iter().any(|&byte| byte != 0) {
-                    survey.table(sparse, keep, number, table)?;
-                }
+        scan::tables(host, sparse, |table| {
+            let table_end = table.sector + header.table_len().div_ceil(SECTOR);
+            survey.tables_end = survey.tables_end.max(table_end);
+            if table.bytes.iter().any(|&byte| byte != 0) {
+                survey.table(sparse, keep, &table)?;
             }
-        }
+            Ok(ControlFlow::Continue(()))
+        })?;
         Ok(survey)
     }
 
-    fn table(
-        &mut self,
-        sparse: &Sparse,
-        keep: Keep,
-        number: u64,
-        table: &[u8],
-    ) -> Result<(), Failure> {
-        for (grain, raw) in scan::grains(table, number) {
+    fn table(&mut self, sparse: &Sparse, keep: Keep, table: &Table<'_>) -> Result<(), Failure> {
+        for (grain, raw) in scan::grains(table.bytes, table.number) {
             if grain >= keep.grains {
                 break;
             }
@@ -129,47 +110,4 @@ pub fn check_place(header: &Header, grain: u64, sector: u64) -> Result<(), Failu
          sector {}",
         header.overhead
     )))
-}
-
-/// A writer has not closed the extent: its two sets of tables have to agree.
-pub fn check_equal(number: u64, table: &[u8], redundant: &[u8]) -> Result<(), Failure> {
-    if table == redundant {
-        return Ok(());
-    }
-    Err(Failure::new(
-        FailureKind::Damaged,
-        format!(
-            "the image was not closed in order (uncleanShutdown), and grain table {number} differs \
-             from its redundant copy; repair it with `instar check -r all` first"
-        ),
-    ))
-}
-
-/// Finds tables that two directory entries lead to.
-#[derive(Default)]
-pub struct Order {
-    last: u64,
-    seen: BTreeSet<u64>,
-}
-
-impl Order {
-    /// Refuses a table's sector that came before.
-    pub fn check(&mut self, number: u64, sector: u64) -> Result<(), Failure> {
-        if sector > self.last && self.seen.is_empty() {
-            self.last = sector;
-            return Ok(());
-        }
-        if self.seen.len() >= MAX_SEEN {
-            return Err(refuse::unsupported(
-                "the grain tables are in no order, and too many",
-            ));
-        }
-        if sector == self.last || !self.seen.insert(sector) {
-            return Err(refuse::table(format!(
-                "grain directory entry {number}: the grain table at sector {sector} is that of \
-                 another entry, too"
-            )));
-        }
-        Ok(())
-    }
 }

@@ -2,7 +2,7 @@
 //! is not counted, and an image that is marked as corrupt until its data file has
 //! been cut.
 
-use crate::lab::{Check, Lab};
+use crate::lab::{Check, Lab, purposes};
 use instar_guest::findings::Repair;
 use instar_guest::plan::{Plan, Purpose, Stage};
 use instar_guest::proto::{PlanReply, Preallocation};
@@ -203,13 +203,7 @@ fn flagged() {
     let refused = resize(&mut session, 2 * M).unwrap_err();
     assert!(refused.message.starts_with("Image is corrupt"));
     let reply = plan(&mut session, Request::Settle).unwrap();
-    let purposes: Vec<Purpose> = reply
-        .plan
-        .stages
-        .iter()
-        .map(|stage| stage.purpose)
-        .collect();
-    assert_eq!(purposes, [Purpose::Release, Purpose::Commit]);
+    assert_eq!(purposes(&reply.plan), [Purpose::Release, Purpose::Commit]);
     session.host.apply(&reply.plan);
     assert_eq!(session.host.data().unwrap().len(), NEW);
     judge(&lab, &mut session);

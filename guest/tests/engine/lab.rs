@@ -1,6 +1,6 @@
 //! A directory to make images in, and the programs that make and judge them.
 
-use instar_guest::plan::Plan;
+use instar_guest::plan::{Plan, Purpose};
 use instar_guest::{FileNo, Step};
 use nix::fcntl::{FallocateFlags, fallocate};
 use std::fs::File;
@@ -158,4 +158,9 @@ impl Lab {
     pub fn json(&self, line: &str) -> serde_json::Value {
         serde_json::from_str(&self.qemu_img(line)).expect("JSON")
     }
+}
+
+/// What the stages of a plan are for, in order.
+pub fn purposes(plan: &Plan) -> Vec<Purpose> {
+    plan.stages.iter().map(|stage| stage.purpose).collect()
 }

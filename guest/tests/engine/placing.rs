@@ -1,7 +1,7 @@
 //! What an allocation and a flush promise, one claim at a time.
 
 use crate::disk::Disk;
-use crate::lab::{Check, Lab};
+use crate::lab::{Check, Lab, purposes};
 use instar_guest::plan::{Plan, Purpose};
 use instar_guest::proto::{Content, PlanReply};
 use instar_guest::testing::{Blank, Session};
@@ -70,13 +70,7 @@ fn two_stages() {
     disk.flush();
     disk.write(M, &[2; 512], false).unwrap();
     let reply = disk.flush();
-    let purposes: Vec<Purpose> = reply
-        .plan
-        .stages
-        .iter()
-        .map(|stage| stage.purpose)
-        .collect();
-    assert_eq!(purposes, [Purpose::Prepare, Purpose::Link]);
+    assert_eq!(purposes(&reply.plan), [Purpose::Prepare, Purpose::Link]);
     let written = |step: &Step| match step {
         Step::Write { data, .. } => data.len(),
         _ => 0,

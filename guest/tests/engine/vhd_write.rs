@@ -2,7 +2,7 @@
 //! of the disk, qemu and the specification.
 
 use crate::disk::Random;
-use crate::lab::{Check, Lab};
+use crate::lab::{Check, Lab, purposes};
 use crate::vhd_lab::{M, opened, qemu_io, qemu_reads, scatter, specification_reads};
 use instar_guest::plan::Purpose;
 use instar_guest::proto::{Content, Place, Preallocation};
@@ -158,8 +158,7 @@ impl Disk {
         let Ok(Reply::Plan(reply)) = self.session.call(Request::Flush) else {
             panic!("no plan");
         };
-        let purposes = reply.plan.stages.iter().map(|stage| stage.purpose);
-        let purposes: Vec<_> = purposes.collect();
+        let purposes = purposes(&reply.plan);
         assert!(!purposes.contains(&Purpose::Commit), "{purposes:?}");
         assert!(
             purposes

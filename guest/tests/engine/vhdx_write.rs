@@ -2,7 +2,7 @@
 //! images with some bits flipped.
 
 use crate::disk::Random;
-use crate::lab::{Check, Lab};
+use crate::lab::{Check, Lab, purposes};
 use crate::vhdx_lab::{M, assert_same, create, open, plan, raw, resize, scatter};
 use instar_guest::plan::Purpose;
 use instar_guest::proto::{Content, Place, Preallocation};
@@ -143,13 +143,7 @@ fn order() {
     session.host.apply(&identifiers.plan);
     write(&mut session, 0, &[1; 512]);
     let reply = plan(session.call(Request::Flush).unwrap());
-    let purposes: Vec<Purpose> = reply
-        .plan
-        .stages
-        .iter()
-        .map(|stage| stage.purpose)
-        .collect();
-    assert_eq!(purposes, [Purpose::Prepare, Purpose::Link]);
+    assert_eq!(purposes(&reply.plan), [Purpose::Prepare, Purpose::Link]);
     let [Step::Write { offset, data, .. }] = &reply.plan.stages[1].steps[..] else {
         panic!("not one entry");
     };

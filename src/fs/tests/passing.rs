@@ -109,14 +109,18 @@ fn its_lock_is_asked_for_until_others_have_let_go() {
     assert_eq!(stage.events(), ["lock"]);
 }
 
-#[test]
-fn with_writeback_a_file_that_others_changed_is_another() {
-    let writeback = true;
+/// A disk whose writes the kernel gathers.
+fn gathering() -> Stage {
     let options = Options {
-        writeback,
+        writeback: true,
         ..options()
     };
-    let stage = Stage::with(&[("a.qcow2", "size=512")], options);
+    Stage::with(&[("a.qcow2", "size=512")], options)
+}
+
+#[test]
+fn with_writeback_a_file_that_others_changed_is_another() {
+    let stage = gathering();
     let was = stage.lookup("a.qcow2").unwrap().id;
     let handle = stage.open("a.qcow2", true).unwrap();
     stage.kernel_writes("a.qcow2", "size=1024 ");
@@ -134,12 +138,7 @@ fn with_writeback_a_file_that_others_changed_is_another() {
 
 #[test]
 fn with_writeback_a_size_that_was_rounded_up_is_seen_after_the_close() {
-    let writeback = true;
-    let options = Options {
-        writeback,
-        ..options()
-    };
-    let stage = Stage::with(&[("a.qcow2", "size=512")], options);
+    let stage = gathering();
     let was = stage.lookup("a.qcow2").unwrap().id;
     let handle = stage.open("a.qcow2", true).unwrap();
     stage.fs.write_back(handle, 512, b"x").unwrap();
