@@ -3,6 +3,7 @@
 
 use super::disk::{Image, shared};
 use super::error::{Error, Fault, Operation};
+use instar_guest::plan::SECTOR;
 use instar_guest::{ExtentKind, FileNo};
 use nix::errno::Errno;
 use nix::unistd::{Whence, lseek};
@@ -95,13 +96,14 @@ impl Image {
                     out.push(segment(SegmentKind::Zero, reserved));
                 }
                 ExtentKind::Compressed => out.push(segment(SegmentKind::Compressed, None)),
-                ExtentKind::Unallocated { at } => match self.backing() {
-                    Some(backing) => backing.collect_below(next, extent.len, depth + 1, out)?,
-                    None => {
-                        let beside = at.and_then(|at| Some((self.data_file()?, at)));
-                        out.push(segment(SegmentKind::Absent, beside));
+                ExtentKind::Unallocated { at } => {
+                    let beside = at.and_then(|at| Some((self.data_file()?, at)));
+                    let absent = segment(SegmentKind::Absent, beside);
+                    match self.backing() {
+                        Some(backing) => backing.collect_below(absent, out)?,
+                        None => out.push(absent),
                     }
-                },
+                }
             }
             next += extent.len;
         }
@@ -117,25 +119,31 @@ impl Image {
         }
     }
 
-    /// The same for what the layer above does not hold; it may be past the end.
-    fn collect_below(
-        &self,
-        offset: u64,
-        len: u64,
-        depth: u32,
-        out: &mut Collected,
-    ) -> Result<(), Fault> {
-        let end = (offset + len).min(self.virtual_size()).max(offset);
-        self.collect(offset, end, depth, out)?;
-        if end < offset + len && !out.is_full() {
-            let past = Segment {
-                offset: end,
-                len: offset + len - end,
-                kind: SegmentKind::Absent,
-                depth,
-                at: None,
-            };
-            out.push(past);
+    /// The same for what the layer above does not hold. It may be past the end,
+    /// where that layer decides, but for the rest of this one's last sector.
+    fn collect_below(&self, absent: Segment, out: &mut Collected) -> Result<(), Fault> {
+        let (start, stop) = (absent.offset, absent.offset + absent.len);
+        let end = self.virtual_size().clamp(start, stop);
+        let sectors_end = self.virtual_size().checked_next_multiple_of(SECTOR);
+        let sectors_end = sectors_end.unwrap_or(stop).clamp(start, stop);
+        self.collect(start, end, absent.depth + 1, out)?;
+        let rest = Segment {
+            offset: end,
+            len: sectors_end - end,
+            depth: absent.depth + 1,
+            at: None,
+            ..absent
+        };
+        let past = Segment {
+            offset: sectors_end,
+            len: stop - sectors_end,
+            at: absent.at.map(|(file, at)| (file, at + sectors_end - start)),
+            ..absent
+        };
+        for segment in [rest, past] {
+            if segment.len > 0 && !out.is_full() {
+                out.push(segment);
+            }
         }
         Ok(())
     }

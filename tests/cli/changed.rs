@@ -36,6 +36,11 @@ const KNOWN: &[Known] = &[
     (SIX, "create-overlay", "create -f qcow2 -b base.qcow2 top"),
     (SIX, "create-overlay", "create -f qcow2 -u -b nowhere top"),
     (SIX, "create-vmdk-overlay", "create -f vmdk -b below top"),
+    // Reserved bits are not looked at, and compressed data begins at a sector.
+    (SIX, "qcow2, reserved bits of data", ""),
+    (SIX, "qcow2, reserved bits of a table", ""),
+    (SIX, "qcow2, reserved bits of counts", ""),
+    (SIX, "qcow2, table at no cluster", ""),
     // The wrong argument is named, or the first mistake is another one.
     (TEN, "info-usage", "info -xU"),
     (TEN, "resize-usage", "resize --preallocation"),

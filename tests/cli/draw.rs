@@ -119,11 +119,6 @@ impl Drawn {
         matches!(self.format, "qcow2" | "raw")
     }
 
-    /// Whether a cluster is allocated in parts.
-    pub fn has_subclusters(&self) -> bool {
-        self.options.contains(&"extended_l2=on")
-    }
-
     /// The commands that look at it.
     pub fn looks(&self) -> &'static [&'static str] {
         match self.format {

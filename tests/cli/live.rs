@@ -30,8 +30,8 @@ const fn live(
     }
 }
 
-const IMG: &str = "qemu-img";
-const IO: &str = "qemu-io";
+pub const IMG: &str = "qemu-img";
+pub const IO: &str = "qemu-io";
 
 /// Everything that only looks.
 const LOOKS: &[&str] = &[
@@ -224,6 +224,18 @@ pub const CASES: &[Live] = &[
         LOOKS,
     ),
     live(
+        "qcow2 over a shorter one, preallocated",
+        &[
+            (IMG, "create -q -f raw base 1000k"),
+            (
+                IMG,
+                "create -q -f qcow2 -o extended_l2=on -b base -F raw disk 3M",
+            ),
+            (IMG, "resize -q --preallocation=metadata disk 7M"),
+        ],
+        LOOKS_CHAIN,
+    ),
+    live(
         "qcow2 with snapshots and bitmaps",
         &[
             (IMG, "create -q -f qcow2 disk 1M"),
@@ -362,9 +374,9 @@ const LOOKS_CHAIN: &[&str] = &[
     "info --backing-chain --output=json disk",
 ];
 
-/// A qcow2 image with four clusters of data: reference counts in cluster 2, the
-/// L1 table in 3, an L2 table in 4, data from 5 on.
-const FILLED: &[(&str, &str)] = &[
+/// A qcow2 image with four clusters of data: the refcount table in cluster 1, a
+/// block in 2, the L1 table in 3, an L2 table in 4, data from 5 on.
+pub const FILLED: &[(&str, &str)] = &[
     (IMG, "create -q -f qcow2 disk 1M"),
     (IO, "-f qcow2 -c write~0~200k disk"),
 ];
@@ -401,11 +413,7 @@ pub fn as_qemu_img(case: &Live, sandbox: &str) -> Outcome {
         must(theirs.path(), program, line)?;
     }
     for (file, offset, bytes) in case.patch {
-        File::options()
-            .write(true)
-            .open(theirs.path().join(file))
-            .and_then(|file| file.write_all_at(bytes, *offset))
-            .map_err(|error| format!("{file}: {error}"))?;
+        patched(theirs.path(), file, *offset, bytes)?;
     }
     let repairs = case.commands.iter().any(|line| line.contains(" -r "));
     let copy = repairs.then(|| copy(theirs.path())).transpose()?;
@@ -420,11 +428,20 @@ pub fn as_qemu_img(case: &Live, sandbox: &str) -> Outcome {
     Ok(())
 }
 
-fn folder() -> Result<tempfile::TempDir, String> {
+/// Writes bytes over those of a file.
+pub fn patched(folder: &Path, file: &str, offset: u64, bytes: &[u8]) -> Outcome {
+    File::options()
+        .write(true)
+        .open(folder.join(file))
+        .and_then(|file| file.write_all_at(bytes, offset))
+        .map_err(|error| format!("{file}: {error}"))
+}
+
+pub fn folder() -> Result<tempfile::TempDir, String> {
     tempfile::tempdir().map_err(|error| format!("temporary folder: {error}"))
 }
 
-fn must(folder: &Path, program: &str, line: &str) -> Outcome {
+pub fn must(folder: &Path, program: &str, line: &str) -> Outcome {
     let step = transcript::run(folder, program, &words(line), &[])?;
     match step.code {
         0 => Ok(()),
@@ -433,7 +450,7 @@ fn must(folder: &Path, program: &str, line: &str) -> Outcome {
 }
 
 /// A folder with a copy of every file.
-fn copy(from: &Path) -> Result<tempfile::TempDir, String> {
+pub fn copy(from: &Path) -> Result<tempfile::TempDir, String> {
     let to = folder()?;
     let files = fs::read_dir(from).map_err(|error| error.to_string())?;
     for file in files.flatten() {

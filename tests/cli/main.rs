@@ -10,6 +10,7 @@
 mod called;
 mod cases;
 mod changed;
+mod damaged;
 mod differential;
 mod draw;
 mod live;
@@ -27,6 +28,7 @@ use libtest_mimic::{Arguments, Trial};
 use machine::{
     Outcome, missing_program, missing_qemu_img_10, qemu_img, qemu_img_version, sandboxes, trial,
 };
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -73,6 +75,16 @@ fn main() -> ExitCode {
             trials.push(trial(name, missing.clone(), || body(sandbox)));
         }
     }
+    let (sandbox, missing) = a_sandbox();
+    let no_tools = missing.or_else(|| missing_program(&["qemu-img", "qemu-io"]));
+    for damage in damaged::DAMAGES {
+        let name = format!("{sandbox}/damaged/{}", damage.name);
+        trials.push(trial(name, no_tools.clone(), || {
+            damaged::as_qemu_img(damage, sandbox)
+        }));
+    }
+    let name = "recordings/exactly the cases";
+    trials.push(trial(name, None, recordings_are_the_cases));
     trials.extend(other_versions());
     trials.extend(differential_runs());
     libtest_mimic::run(&arguments, trials).exit_code()
@@ -153,6 +165,23 @@ fn data() -> PathBuf {
 
 fn recording(case: &Case) -> PathBuf {
     data().join(format!("cli/{}.txt", case.name))
+}
+
+/// Whether the recordings and the table name the same cases.
+fn recordings_are_the_cases() -> Outcome {
+    let files = fs::read_dir(data().join("cli")).map_err(|error| error.to_string())?;
+    let names = files
+        .flatten()
+        .map(|file| file.file_name().display().to_string());
+    let recorded: BTreeSet<String> = names.collect();
+    let table = cases::CASES.iter().map(|case| format!("{}.txt", case.name));
+    let table: BTreeSet<String> = table.collect();
+    let different: Vec<&String> = table.symmetric_difference(&recorded).collect();
+    match (different.is_empty(), table.len() == cases::CASES.len()) {
+        (true, true) => Ok(()),
+        (true, false) => Err("two cases have one name".to_owned()),
+        (false, _) => Err(format!("in the table or in the folder only: {different:?}")),
+    }
 }
 
 fn recorded(case: &Case) -> Result<Vec<Step>, String> {

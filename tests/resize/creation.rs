@@ -1,7 +1,7 @@
 //! New images over the options of every format, by qemu-img and by instar, side
 //! by side.
 
-use crate::info::{self, Said, numbers};
+use crate::info::{self, numbers};
 use crate::live::{BOTH, no_larger, run_by, said_by_both, sound};
 use crate::machine::{Outcome, qemu_img_version};
 use crate::tools::{equal, folder, must, success};
@@ -119,10 +119,9 @@ pub fn as_qemu_img(creation: &Creation, sandbox: &str) -> Outcome {
     equal("exit status", 0, said[0].code)?;
     let files = files(theirs.path())?;
     equal("files", &files, &self::files(ours.path())?)?;
-    let live = qemu_img_version()?;
-    let of_theirs = said_by_both(format, theirs.path(), sandbox, &live)?;
-    let of_ours = said_by_both(format, ours.path(), sandbox, &live)?;
-    info::alike(Said::new(&of_theirs, &live), Said::new(&of_ours, &live))?;
+    let of_theirs = said_by_both(format, theirs.path(), sandbox)?;
+    let of_ours = said_by_both(format, ours.path(), sandbox)?;
+    info::alike(&of_theirs, &of_ours)?;
     // Without clusters there may be a descriptor, whose text grew with time.
     let cluster = of_ours["cluster-size"].as_u64().unwrap_or(512);
     for file in &files {

@@ -1,6 +1,7 @@
 //! Refusals: the exact text, exit status 1, no byte changed.
 
 use crate::info::numbers;
+use crate::live::instar_now;
 use crate::machine::{Outcome, missing_program, qemu_img_version};
 use crate::tools::{bytes, equal, fetch, folder, instar, must, refuses, run, success, unchanged};
 use crate::transcript::{self, QEMU_IMG};
@@ -232,7 +233,7 @@ pub fn as_by_qemu_img(wish: &Wish, format: &str, sandbox: &str) -> Outcome {
     let line = format!("resize -f {format} {}", wish.line);
     let theirs = run(folder, QEMU_IMG, &line)?;
     unchanged(folder, "disk", &before)?;
-    let ours = instar(folder, sandbox, &line)?;
+    let ours = instar_now(folder, sandbox, &line)?;
     unchanged(folder, "disk", &before)?;
     match wish.earlier {
         Some(text) if numbers(&qemu_img_version()?) < (6, 0) => {

@@ -1,10 +1,9 @@
 //! The cases by qemu-img and by instar, side by side.
 
-use crate::baseline::OWN_FORM;
 use crate::cases::Case;
-use crate::info::{self, BLOCK, Said};
+use crate::info::{self, BLOCK};
 use crate::machine::{Outcome, qemu_img_version};
-use crate::tools::{bytes, equal, folder, instar, json, must, run, space, success, unchanged};
+use crate::tools::{bytes, equal, folder, instar_as, json, must, run, space, success, unchanged};
 use crate::transcript::{self, QEMU_IMG, Step};
 use serde_json::Value;
 use std::path::Path;
@@ -13,10 +12,15 @@ use std::path::Path;
 pub const BOTH: [&str; 2] = [QEMU_IMG, INSTAR];
 const INSTAR: &str = "instar";
 
+/// Runs instar as the qemu-img that is asked.
+pub fn instar_now(folder: &Path, sandbox: &str, line: &str) -> Result<Step, String> {
+    instar_as(&qemu_img_version()?, folder, sandbox, line)
+}
+
 /// Runs one of [`BOTH`].
 pub fn run_by(program: &str, folder: &Path, sandbox: &str, line: &str) -> Result<Step, String> {
     match program {
-        INSTAR => instar(folder, sandbox, line),
+        INSTAR => instar_now(folder, sandbox, line),
         program => run(folder, program, line),
     }
 }
@@ -39,10 +43,9 @@ pub fn as_qemu_img(case: &Case, sandbox: &str) -> Outcome {
     let expected = pipeline(case, QEMU_IMG, theirs, sandbox)?;
     let got = pipeline(case, INSTAR, ours, sandbox)?;
     transcript::same(&expected, &got)?;
-    let live = qemu_img_version()?;
-    let of_theirs = said_by_both(case.format(), theirs, sandbox, &live)?;
-    let of_ours = said_by_both(case.format(), ours, sandbox, &live)?;
-    info::alike(Said::new(&of_theirs, &live), Said::new(&of_ours, &live))?;
+    let of_theirs = said_by_both(case.format(), theirs, sandbox)?;
+    let of_ours = said_by_both(case.format(), ours, sandbox)?;
+    info::alike(&of_theirs, &of_ours)?;
     let cluster = of_ours["cluster-size"].as_u64().unwrap_or(0);
     no_larger("disk", theirs, ours, cluster)
 }
@@ -63,16 +66,11 @@ pub fn no_larger(file: &str, theirs: &Path, ours: &Path, cluster: u64) -> Outcom
 }
 
 /// What qemu-img says of an image, once instar says the same.
-pub fn said_by_both(
-    format: &str,
-    folder: &Path,
-    sandbox: &str,
-    live: &str,
-) -> Result<Value, String> {
+pub fn said_by_both(format: &str, folder: &Path, sandbox: &str) -> Result<Value, String> {
     let line = format!("info -f {format} --output=json disk");
     let theirs = json(&must(folder, QEMU_IMG, &line)?)?;
-    let ours = json(&success(instar(folder, sandbox, &line)?)?)?;
-    info::same(Said::new(&theirs, live), Said::new(&ours, OWN_FORM))?;
+    let ours = json(&success(instar_now(folder, sandbox, &line)?)?)?;
+    info::same(&qemu_img_version()?, &theirs, &ours)?;
     Ok(theirs)
 }
 
@@ -95,7 +93,7 @@ pub fn stays_sound(case: &Case, sandbox: &str) -> Outcome {
 pub fn sound(folder: &Path, sandbox: &str, format: &str) -> Outcome {
     let line = format!("check -f {format} disk");
     let theirs = run(folder, QEMU_IMG, &line)?;
-    let ours = instar(folder, sandbox, &line)?;
+    let ours = instar_now(folder, sandbox, &line)?;
     if format == "vpc" {
         // Only instar checks it.
         equal("qemu-img check", 63, theirs.code)?;

@@ -30,6 +30,15 @@ pub fn instar(folder: &Path, sandbox: &str, line: &str) -> Result<Step, String> 
     transcript::run(folder, INSTAR, &transcript::words(line), &environment)
 }
 
+/// Runs instar, which follows a version of qemu-img.
+pub fn instar_as(version: &str, folder: &Path, sandbox: &str, line: &str) -> Result<Step, String> {
+    let environment = [
+        ("INSTAR_ISOLATION", sandbox),
+        ("INSTAR_QEMU_VERSION", version),
+    ];
+    transcript::run(folder, INSTAR, &transcript::words(line), &environment)
+}
+
 /// Runs a program; qemu-img is the one that the environment names.
 pub fn run(folder: &Path, program: &str, line: &str) -> Result<Step, String> {
     let program = match program {

@@ -5,7 +5,7 @@
 //! first, the first sector commits: before it the file is no qcow2 image.
 
 use super::format::{compatible, extension, header, limit};
-use super::fresh::{self, Fill, FillRange};
+use super::fresh::{self, Fill, FillRange, Subclusters};
 use super::geometry::Geometry;
 use super::layout::{Counting, Cursor, Run, counting};
 use super::options::{self, Options};
@@ -176,9 +176,9 @@ impl Layout {
         };
         let mapped = FillRange {
             clusters: 0..geometry.clusters(create.size),
-            fill: match create.backing {
-                Some(_) => Fill::Shell { at },
-                None => Fill::Data { at },
+            fill: Fill::Data {
+                at,
+                subclusters: Subclusters::Unallocated,
             },
         };
         let (at, len) = place(self.l2);

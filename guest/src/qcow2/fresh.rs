@@ -68,20 +68,29 @@ pub fn fill_table(
     Ok(())
 }
 
+/// What new extended L2 entries with host clusters say of their subclusters, as
+/// the second half of the entry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u64)]
+pub enum Subclusters {
+    /// All unallocated: the host clusters are there for later, and what is behind
+    /// the image shows through.
+    Unallocated = 0,
+    /// All allocated.
+    Allocated = u32::MAX as u64,
+    /// All read as zeroes, whatever is behind the image.
+    Zero = (u32::MAX as u64) << 32,
+}
+
 /// What new L2 entries say about a contiguous run of guest clusters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fill {
-    /// Data at consecutive host clusters from this byte offset on; with
-    /// extended L2, every subcluster allocated.
+    /// Data at consecutive host clusters.
     Data {
         /// Host offset of the first cluster's data.
         at: u64,
-    },
-    /// As `Data`, but the subclusters stay unallocated: the host clusters are
-    /// there for later, and what is behind the image shows through.
-    Shell {
-        /// Host offset of the first cluster's data.
-        at: u64,
+        /// What extended L2 entries say of the subclusters.
+        subclusters: Subclusters,
     },
     /// Reads as zeroes (version 3).
     Zero,
@@ -92,14 +101,13 @@ impl Fill {
     fn put(self, geometry: Geometry, index: u64, slot: &mut [u8]) -> Result<(), Failure> {
         let data = |at: u64| at.saturating_add(geometry.host_offset(index)) | entry::COPIED;
         let (word, subclusters) = match self {
-            Self::Data { at } => (data(at), u64::from(u32::MAX)),
-            Self::Shell { at } => (data(at), 0),
-            Self::Zero if geometry.extended_l2() => (0, u64::from(u32::MAX) << 32),
-            Self::Zero => (entry::ZERO, 0),
+            Self::Data { at, subclusters } => (data(at), subclusters),
+            Self::Zero if geometry.extended_l2() => (0, Subclusters::Zero),
+            Self::Zero => (entry::ZERO, Subclusters::Unallocated),
         };
         bytes::put_be64(slot, 0, word)?;
         if geometry.extended_l2() {
-            bytes::put_be64(slot, 8, subclusters)?;
+            bytes::put_be64(slot, 8, subclusters as u64)?;
         }
         Ok(())
     }
@@ -196,14 +204,20 @@ mod tests {
 
         #[test]
         fn l2_tables_map_the_range_and_nothing_else(
-            extended: bool, start in 0u64..100, len in 0u64..3000, step in 1usize..9
+            extended: bool, kind in 0usize..3,
+            start in 0u64..100, len in 0u64..3000, step in 1usize..9
         ) {
+            let (subclusters, bits) = [
+                (Subclusters::Unallocated, 0),
+                (Subclusters::Allocated, 0xffff_ffff),
+                (Subclusters::Zero, 0xffff_ffff << 32),
+            ][kind];
             let geometry = Geometry::new(14, extended, 4);
             let per_table = geometry.l2_entries();
             let table = start / per_table;
             let range = FillRange {
                 clusters: start..start + len,
-                fill: Fill::Data { at: 1 << 30 },
+                fill: Fill::Data { at: 1 << 30, subclusters },
             };
             let tables = windows(3 * 16384, step * 512, |at, window| {
                 range.fill_l2(geometry, table, at, window).unwrap();
@@ -216,7 +230,7 @@ mod tests {
                 };
                 prop_assert_eq!(bytes::be64(slot, 0).unwrap(), expected);
                 if extended {
-                    let bits = if expected == 0 { 0 } else { 0xffff_ffff };
+                    let bits = if expected == 0 { 0 } else { bits };
                     prop_assert_eq!(bytes::be64(slot, 8).unwrap(), bits);
                 }
             }

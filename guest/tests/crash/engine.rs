@@ -7,7 +7,7 @@ use super::disk::{Epoch, Event, Files, Numbers, epochs_of};
 use instar_guest::findings::{Finding, Repair, Report};
 use instar_guest::plan::{Plan, Stage};
 use instar_guest::proto::{
-    Content, Extent, ExtentKind, Fresh, MAX_INFLATE, Place, PlanReply, Preallocation,
+    Content, Extent, ExtentKind, FileNo, Fresh, MAX_INFLATE, Place, PlanReply, Preallocation,
 };
 use instar_guest::{Engine, Facts, Failure, FailureKind, Format, Host, Read, Reply, Request};
 
@@ -196,13 +196,23 @@ impl<'a> Session<'a> {
     /// on.
     pub fn is_mapped_from(&mut self, offset: u64) -> Result<bool, String> {
         let size = self.facts.virtual_size;
+        let numbers = &self.world.numbers;
+        let data = numbers.file(FileNo::DATA).or(numbers.file(FileNo::IMAGE))?;
+        let data_len = self.world.files.bytes(data).len();
         let mut at = offset;
         while at < size {
             let len = size - at;
             let Reply::Extents(extents) = self.ask(Request::Map { offset: at, len })? else {
                 return Err("map was not answered by extents".to_owned());
             };
-            let mapped = |extent: &Extent| matches!(extent.kind, ExtentKind::Data { .. });
+            let mapped = |extent: &Extent| match extent.kind {
+                ExtentKind::Data { .. } => true,
+                // Subclusters that are not written yet.
+                ExtentKind::Unallocated { at: Some(at) } | ExtentKind::Zero { at: Some(at) } => {
+                    at + extent.len <= data_len
+                }
+                _ => false,
+            };
             if extents.is_empty() || !extents.iter().all(mapped) {
                 return Ok(false);
             }

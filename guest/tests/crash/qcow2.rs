@@ -4,7 +4,7 @@ use super::case::{Ask, BASIC, Case, Judges, K, M, patch};
 use super::disk::Files;
 use super::readers::qcow2::nothing_beyond;
 use instar_guest::Format;
-use instar_guest::proto::Preallocation::{Falloc, Off};
+use instar_guest::proto::Preallocation::{Falloc, Metadata, Off};
 
 /// qemu-img checks and reads the format, and grows it.
 pub const JUDGES: Judges = Judges {
@@ -250,6 +250,15 @@ pub const ENDS: &[Case] = &[
         backing: Some((M, &["io write -P 9 0 1M"])),
         prepare: &["io write -P 1 0 64k"],
         ask: Ask::Grow(700 * K, Falloc),
+        ..QCOW2
+    },
+    Case {
+        name: "backing/longer, metadata, extended L2",
+        options: "cluster_size=16384,extended_l2=on",
+        size: 512 * K,
+        backing: Some((2 * M, &["io write -P 9 0 2M"])),
+        prepare: &["io write -P 1 0 64k"],
+        ask: Ask::Grow(3 * M, Metadata),
         ..QCOW2
     },
     Case {

@@ -2,7 +2,7 @@
 
 use super::super::Qcow2;
 use super::super::format::{entry, refcount};
-use super::super::fresh::{Fill, FillRange};
+use super::super::fresh::{Fill, FillRange, Subclusters};
 use super::super::geometry::Geometry;
 use super::super::layout::Run;
 use super::super::refcount::Refcounts;
@@ -17,7 +17,7 @@ use crate::engine::Host;
 use crate::error::Failure;
 use crate::plan::{Plan, Purpose, SECTOR, Stage, Step};
 use crate::prepare::{Prepare, writes};
-use crate::proto::FileNo;
+use crate::proto::{FileNo, Preallocation};
 use crate::resize::Wish;
 use crate::units::HostOffset;
 use alloc::vec;
@@ -108,14 +108,20 @@ impl Grow<'_> {
     /// What the new entries are to say, now that places are known.
     pub(super) fn fill(&self) -> FillRange {
         let cluster = self.geometry().cluster_size();
+        let first = match self.image.header.has_data_file() {
+            true => self.survey.fill.start,
+            false => self.placement.data.first,
+        };
+        let at = first * cluster;
+        let hides = self.wish.backing_size.unwrap_or(0) > self.image.header.size;
+        let subclusters = match self.wish.preallocation {
+            _ if !hides => Subclusters::Unallocated,
+            Preallocation::Off | Preallocation::Metadata => Subclusters::Zero,
+            Preallocation::Falloc | Preallocation::Full => Subclusters::Allocated,
+        };
         let fill = match self.survey.content {
             Content::Zero => Fill::Zero,
-            Content::Data if self.image.header.has_data_file() => Fill::Data {
-                at: self.survey.fill.start * cluster,
-            },
-            Content::Data => Fill::Data {
-                at: self.placement.data.first * cluster,
-            },
+            Content::Data => Fill::Data { at, subclusters },
         };
         FillRange {
             clusters: self.survey.fill.clone(),
