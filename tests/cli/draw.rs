@@ -6,6 +6,8 @@ const SECTOR: u64 = 512;
 const MIB: u64 = 1 << 20;
 /// The largest disk that is drawn, in bytes.
 const MAX_SIZE: u64 = 12 * MIB;
+/// The size of the largest clusters in bytes.
+const CLUSTER: u64 = 2 * MIB;
 
 /// An image as it was drawn, and how it has become.
 pub struct Drawn {
@@ -175,6 +177,9 @@ impl Drawn {
         let drawn = size(random).next_multiple_of(unit);
         self.next = match grows {
             true => self.size.next_multiple_of(unit) + drawn.min(MAX_SIZE - self.size).max(unit),
+            // qemu-img leaves what lies behind the new end in its last cluster, and
+            // shows it again in a larger disk.
+            false if self.format == "qcow2" => drawn.next_multiple_of(CLUSTER).min(self.size),
             false => drawn.min(self.size),
         };
         let mut args = vec!["resize", "-f", self.format];
