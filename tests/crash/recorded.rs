@@ -21,7 +21,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 
 /// States from which the same request is made again.
-const REPEATED: usize = 8;
+const REPEATED: usize = 4;
 
 /// What happened so far.
 struct Tape {
