@@ -11,7 +11,7 @@ use crate::{Claim, PASSTHROUGH, claim};
 use nix::fcntl::{FcntlArg, fcntl};
 use std::fs::{self, File};
 use std::io::{Read as _, Write as _};
-use std::os::unix::fs::{FileExt as _, MetadataExt as _};
+use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
@@ -39,11 +39,6 @@ pub const PASSED: &[Claim] = &[
 /// And of a qcow2 image whose writes the kernel gathers.
 pub const GATHERED: &[Claim] = &[
     claim("writes_are_gathered", &[], writes_are_gathered),
-    claim(
-        "one_that_changed_while_it_was_closed_is_another_file",
-        &[],
-        one_that_changed_is_another_file,
-    ),
     claim(
         "a_size_that_was_rounded_up_is_seen_after_the_close",
         &[],
@@ -212,34 +207,6 @@ fn writes_are_gathered(rig: &Rig) {
     drop(disk);
     mount.unmount();
     rig.check();
-}
-
-fn one_that_changed_is_another_file(rig: &Rig) {
-    let mount = rig.mount();
-    let before = fs::metadata(&mount.disk).unwrap();
-    assert_eq!(before.len(), DISK);
-    let disk = File::options().write(true).open(&mount.disk).unwrap();
-    disk.write_all_at(&[1; 4096], 0).unwrap();
-    drop(disk);
-    let size = DISK + (1 << 20);
-    let image = rig.image.to_str().unwrap();
-    run("qemu-img", &["resize", "-q", "-f", "qcow2", image, "+1M"]);
-    eventually("the new size is seen", || {
-        fs::metadata(&mount.disk).unwrap().len() == size
-    });
-    assert_ne!(fs::metadata(&mount.disk).unwrap().ino(), before.ino());
-    let disk = File::options().read(true).write(true).open(&mount.disk);
-    let disk = disk.unwrap();
-    disk.write_all_at(&[2; 512], size - 512).unwrap();
-    let mut seen = [0; 512];
-    disk.read_exact_at(&mut seen, 0).unwrap();
-    assert_eq!(seen, [1; 512]);
-    drop(disk);
-    let ours = fs::metadata(&mount.disk).unwrap().ino();
-    mount.unmount();
-    rig.check();
-    assert_eq!(rig.virtual_size(), size);
-    assert_ne!(ours, before.ino());
 }
 
 fn a_size_that_was_rounded_up(rig: &Rig) {

@@ -94,6 +94,8 @@ impl MemHost {
                 self.step(step);
             }
         }
+        // From now on the files have other numbers.
+        self.placed = None;
     }
 
     /// Executes one step.
