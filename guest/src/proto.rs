@@ -260,6 +260,9 @@ pub struct PlanReply {
     pub options: Vec<(String, String)>,
     /// Warnings for the user.
     pub warnings: Vec<String>,
+    /// For `Flush`: once the plan is executed more can be overwritten in place
+    /// than `Map` said before.
+    pub remap: bool,
 }
 
 /// What lies behind a guest-visible range. Offsets and lengths are bytes.

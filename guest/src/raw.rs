@@ -162,7 +162,7 @@ pub fn create(create: &Create) -> Result<PlanReply, Failure> {
     Ok(PlanReply {
         plan: lengthen(0, create.size, preallocation, false)?,
         options,
-        warnings: Vec::new(),
+        ..PlanReply::default()
     })
 }
 

@@ -281,8 +281,7 @@ mod tests {
             plan: Plan {
                 stages: stages.iter().map(stage).collect(),
             },
-            options: vec![],
-            warnings: vec![],
+            ..PlanReply::default()
         }
     }
 

@@ -94,6 +94,9 @@ impl Image {
         if reply.plan.is_empty() {
             self.sync()?;
         }
+        if reply.remap {
+            exclusive(&self.extents).clear();
+        }
         self.carry_flush(link, reply.plan)?;
         self.unflushed.store(false, Ordering::Release);
         link.placed = 0;

@@ -40,6 +40,11 @@ pub const PASSED: &[Claim] = &[
 pub const GATHERED: &[Claim] = &[
     claim("writes_are_gathered", &[], writes_are_gathered),
     claim(
+        "one_that_changed_while_it_was_closed_is_known_anew",
+        &[],
+        one_that_changed_is_known_anew,
+    ),
+    claim(
         "a_size_that_was_rounded_up_is_seen_after_the_close",
         &[],
         a_size_that_was_rounded_up,
@@ -207,6 +212,30 @@ fn writes_are_gathered(rig: &Rig) {
     drop(disk);
     mount.unmount();
     rig.check();
+}
+
+fn one_that_changed_is_known_anew(rig: &Rig) {
+    let mount = rig.mount();
+    assert_eq!(fs::metadata(&mount.disk).unwrap().len(), DISK);
+    let disk = File::options().write(true).open(&mount.disk).unwrap();
+    disk.write_all_at(&[1; 4096], 0).unwrap();
+    drop(disk);
+    let size = DISK + (1 << 20);
+    let image = rig.image.to_str().unwrap();
+    run("qemu-img", &["resize", "-q", "-f", "qcow2", image, "+1M"]);
+    eventually("the new size is seen", || {
+        fs::metadata(&mount.disk).unwrap().len() == size
+    });
+    let disk = File::options().read(true).write(true).open(&mount.disk);
+    let disk = disk.unwrap();
+    disk.write_all_at(&[2; 512], size - 512).unwrap();
+    let mut seen = [0; 512];
+    disk.read_exact_at(&mut seen, 0).unwrap();
+    assert_eq!(seen, [1; 512]);
+    drop(disk);
+    mount.unmount();
+    rig.check();
+    assert_eq!(rig.virtual_size(), size);
 }
 
 fn a_size_that_was_rounded_up(rig: &Rig) {

@@ -104,6 +104,12 @@ const OPERATIONS: &[Operation] = &[
     other("vmdk: read again", Format::Vmdk, read).after(read),
     other("vmdk: overwrite 4 KiB and flush", Format::Vmdk, overwrite).after(overwrite),
     other(
+        "vmdk: overwrite 4 KiB more of what was read before",
+        Format::Vmdk,
+        write_second,
+    )
+    .after(read_and_write_first),
+    other(
         "vmdk: write 1 MiB more into new space",
         Format::Vmdk,
         second_mib,
@@ -124,6 +130,12 @@ const OPERATIONS: &[Operation] = &[
     other("vhd: read again", Format::Vhd, read).after(read),
     other("vhd: overwrite 4 KiB and flush", Format::Vhd, overwrite).after(overwrite),
     other(
+        "vhd: overwrite 4 KiB more of what was read before",
+        Format::Vhd,
+        write_second,
+    )
+    .after(read_and_write_first),
+    other(
         "vhd: write 1 MiB more into new space",
         Format::Vhd,
         second_mib,
@@ -141,6 +153,12 @@ const OPERATIONS: &[Operation] = &[
     other("vhd: shrink", Format::Vhd, |image| shrink(image, 32 * MIB)),
     other("vhdx: read again", Format::Vhdx, read).after(read),
     other("vhdx: overwrite 4 KiB and flush", Format::Vhdx, overwrite).after(overwrite),
+    other(
+        "vhdx: overwrite 4 KiB more of what was read before",
+        Format::Vhdx,
+        write_second,
+    )
+    .after(read_and_write_first),
     other(
         "vhdx: write 1 MiB more into new space",
         Format::Vhdx,
@@ -250,6 +268,16 @@ fn read(image: &Image) -> Outcome {
 fn overwrite(image: &Image) -> Outcome {
     image.write_at(&[7; 4096], 0)?;
     image.flush()
+}
+
+/// Reads all data before the first write.
+fn read_and_write_first(image: &Image) -> Outcome {
+    image.read_at(&mut [0; 256 << 10], 0)?;
+    image.write_at(&[7; 4096], 0)
+}
+
+fn write_second(image: &Image) -> Outcome {
+    image.write_at(&[7; 4096], 128 << 10)
 }
 
 /// What a sequential writer does first and then, where nothing was.

@@ -123,8 +123,7 @@ pub fn resized(file: &[u8]) -> Vec<u8> {
 fn reply(stages: Vec<Stage>) -> PlanReply {
     PlanReply {
         plan: Plan { stages },
-        options: Vec::new(),
-        warnings: Vec::new(),
+        ..PlanReply::default()
     }
 }
 

@@ -80,7 +80,7 @@ pub fn create(host: &mut dyn Host, create: &Create) -> Result<PlanReply, Failure
             stages: stages.collect(),
         },
         options: list,
-        warnings: Vec::new(),
+        ..PlanReply::default()
     })
 }
 

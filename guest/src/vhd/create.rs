@@ -52,7 +52,7 @@ pub fn create(host: &mut dyn Host, mut creating: Creating<'_>) -> Result<PlanRep
             stages: stages.collect(),
         },
         options: list,
-        warnings: Vec::new(),
+        ..PlanReply::default()
     })
 }
 

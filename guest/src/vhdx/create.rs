@@ -47,7 +47,7 @@ pub fn create(host: &mut dyn Host, creating: Creating<'_>) -> Result<PlanReply, 
     Ok(PlanReply {
         plan: Plan { stages },
         options: list,
-        warnings: Vec::new(),
+        ..PlanReply::default()
     })
 }
 

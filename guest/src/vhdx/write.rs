@@ -153,7 +153,8 @@ impl Vhdx {
             });
         }
         let mut stages = Vec::new();
-        if self.pending.writes && !self.pending.marked {
+        let remap = self.pending.writes && !self.pending.marked;
+        if remap {
             let mut headers = HeaderWriter::new(&self.headers, &mut self.chance);
             let data_write = fresh_guid(&mut self.chance);
             first.extend(headers.announce(Some(data_write))?);
@@ -182,6 +183,7 @@ impl Vhdx {
         self.pending.undo = None;
         Ok(PlanReply {
             plan: Plan { stages },
+            remap,
             ..PlanReply::default()
         })
     }

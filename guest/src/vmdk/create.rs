@@ -42,7 +42,7 @@ pub fn create(host: &mut dyn Host, creating: Creating<'_>) -> Result<PlanReply, 
     Ok(PlanReply {
         plan: Plan { stages },
         options: list,
-        warnings: Vec::new(),
+        ..PlanReply::default()
     })
 }
 
@@ -114,7 +114,7 @@ fn descriptor(
         "# Disk DescriptorFile\n\
          version=1\n\
          CID={cid:08x}\n\
-         parentCID={parent_cid:08x}\n\
+         parentCID={parent_cid:x}\n\
          createType=\"{create_type}\"\n\
          {parent}\n\
          # Extent description\n\

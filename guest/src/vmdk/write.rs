@@ -71,6 +71,13 @@ impl Vmdk {
         if placed.is_err() {
             self.take_back();
         }
+        let nothing_new = placed.is_ok() && self.pending.last.is_empty();
+        if nothing_new && self.pending.overwrites && !self.pending.is_marked() {
+            return Err(Failure::new(
+                FailureKind::FlushFirst,
+                "a flush has to tell children first that the content changes",
+            ));
+        }
         placed.map(Reply::Placed)
     }
 
@@ -259,6 +266,7 @@ impl Vmdk {
             }
         }
         link.append(&mut redundant);
+        let remap = !self.pending.is_marked();
         link.extend(self.new_cid()?);
         self.planned = true;
         let lens = lens.into_iter();
@@ -277,6 +285,7 @@ impl Vmdk {
         stages.retain(|stage| !stage.steps.is_empty());
         Ok(PlanReply {
             plan: Plan { stages },
+            remap,
             ..PlanReply::default()
         })
     }

@@ -28,8 +28,7 @@ fn planning(stages: Vec<Stage>) -> impl FnMut(&Request) -> Reply + Clone {
             plan: Plan {
                 stages: stages.clone(),
             },
-            options: Vec::new(),
-            warnings: Vec::new(),
+            ..PlanReply::default()
         }),
         other => panic!("{other:?}"),
     }

@@ -33,8 +33,7 @@ fn image(
 fn planned(stages: Vec<Stage>) -> Reply {
     Reply::Plan(PlanReply {
         plan: Plan { stages },
-        options: Vec::new(),
-        warnings: Vec::new(),
+        ..PlanReply::default()
     })
 }
 

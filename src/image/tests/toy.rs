@@ -220,8 +220,7 @@ impl State {
 fn planned(plan: Plan) -> Reply {
     Reply::Plan(PlanReply {
         plan,
-        options: Vec::new(),
-        warnings: Vec::new(),
+        ..PlanReply::default()
     })
 }
 
