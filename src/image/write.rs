@@ -116,6 +116,7 @@ impl Image {
         let end = offset + (buf.len() as u64).min(CHUNK);
         let end = self.end_of_fixed(&mut link, offset, end)?;
         if end == offset {
+            link.made_room = false;
             return Ok(0);
         }
         let body = &buf[..(end - offset) as usize];
@@ -364,6 +365,7 @@ impl Image {
             in_place: true,
         } = extent.kind
         {
+            link.made_room = false;
             self.files.reserve(file, at, extent.len)?;
             return Ok(start + extent.len);
         }

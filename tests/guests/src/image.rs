@@ -3,7 +3,6 @@
 use crate::{refusal, reply, request, tell};
 use alloc::vec;
 use alloc::vec::Vec;
-use instar_guest::Plan;
 use instar_guest::proto::{Extent, ExtentKind, PlanReply, ReadOp, Reply, Request, ToHost};
 use instar_test_guest::Image;
 
@@ -19,7 +18,7 @@ pub fn play(image: Image) -> ! {
                 Some(Reply::Extents(part(&image.extents, offset, len)))
             }
             Some(Request::Resize { .. }) => Some(Reply::Plan(image.resize.clone())),
-            Some(Request::Flush) => Some(Reply::Plan(nothing())),
+            Some(Request::Flush) => Some(Reply::Plan(PlanReply::default())),
             Some(Request::Attach { .. } | Request::Undo) => Some(Reply::Done),
             _ => None,
         };
@@ -43,14 +42,6 @@ fn read_ranges(image: &Image) {
     }
     if !ops.is_empty() {
         tell(&ToHost::Read(ops));
-    }
-}
-
-fn nothing() -> PlanReply {
-    PlanReply {
-        plan: Plan::default(),
-        options: Vec::new(),
-        warnings: Vec::new(),
     }
 }
 
