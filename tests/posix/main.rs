@@ -81,8 +81,13 @@ impl Claim {
     }
 }
 
+/// Proofs that run at a time: most of their time they wait for the daemon's
+/// clock, the kernel's or each other's disks.
+const AT_A_TIME: usize = 4;
+
 fn main() -> ExitCode {
-    let arguments = Arguments::from_args();
+    let mut arguments = Arguments::from_args();
+    arguments.test_threads.get_or_insert(AT_A_TIME);
     let originals = Arc::new(Originals::new());
     let mut trials = Vec::new();
     let as_user = std::env::var_os(FAMILIES_ONLY).is_some();
