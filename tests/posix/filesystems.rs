@@ -53,24 +53,37 @@ const FILES: usize = 3_000;
 struct Programs {
     make: &'static [&'static str],
     grow: &'static str,
-    /// Whether it grows while it is mounted: ext4 does so too, but only for
-    /// those who may override its reserve, which root in a container may not.
-    online: bool,
+    /// Whether we may grow it while it is mounted.
+    online: fn() -> bool,
+    /// Whether that takes the mountpoint and not the device.
+    by_mountpoint: bool,
     check: &'static [&'static str],
 }
 
 const EXT4: Programs = Programs {
     make: &["mkfs.ext4", "-q", "-F"],
     grow: "resize2fs",
-    online: false,
+    online: may_override_reserves,
+    by_mountpoint: false,
     check: &["e2fsck", "-fn"],
 };
 const XFS: Programs = Programs {
     make: &["mkfs.xfs", "-q", "-f"],
     grow: "xfs_growfs",
-    online: true,
+    online: || true,
+    by_mountpoint: true,
     check: &["xfs_repair", "-n"],
 };
+
+/// What a mounted ext4 asks of whoever grows it: `CAP_SYS_RESOURCE`, which root
+/// in a container may not have.
+fn may_override_reserves() -> bool {
+    const SYS_RESOURCE: u32 = 24;
+    let status = fs::read_to_string("/proc/self/status").unwrap();
+    let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+    let effective = u64::from_str_radix(effective.unwrap().trim(), 16).unwrap();
+    effective & (1 << SYS_RESOURCE) != 0
+}
 
 fn with(command: &[&str], path: &Path) {
     let mut words: Vec<&Path> = command[1..].iter().map(Path::new).collect();
@@ -119,9 +132,13 @@ fn lives_on(rig: &Rig, programs: &Programs) {
     run("truncate", &[Path::new(GROWTH), &mount.disk]);
     run("losetup", &[Path::new("-c"), &device.0]);
     assert_eq!(device.size(), SIZE + (1 << 30));
-    let inner = match programs.online {
+    let inner = match (programs.online)() {
         true => {
-            run(programs.grow, &[&inner.0]);
+            let by = match programs.by_mountpoint {
+                true => &inner.0,
+                false => &device.0,
+            };
+            run(programs.grow, &[by]);
             inner
         }
         false => {
