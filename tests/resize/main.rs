@@ -17,6 +17,9 @@ mod lock;
 #[path = "../support/machine.rs"]
 mod machine;
 mod matrix;
+#[allow(dead_code)] // Shared: not every test binary needs all of it.
+#[path = "../support/recording.rs"]
+mod recorded;
 mod recorder;
 mod recording;
 mod tools;

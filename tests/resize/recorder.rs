@@ -1,33 +1,21 @@
 //! The recorder: runs the cases by the qemu-img that the environment names.
 
 use crate::cases::{CASES, Case, TARGETS};
-use crate::machine::qemu_img_version;
-use crate::recording::{Meta, Ran, Record, Recording, folder_of};
+use crate::machine::Outcome;
+use crate::recorded;
+use crate::recording::{Meta, Ran, Record};
 use crate::tools::{folder, json, run, space, success};
 use crate::transcript::QEMU_IMG;
-use serde_json::Map;
-use std::fs;
 use std::path::Path;
 
 /// Writes what qemu-img says to all cases, where the recordings are looked for.
-pub fn record() -> Result<(), String> {
-    let version = qemu_img_version()?;
+pub fn record() -> Outcome {
     for &target in TARGETS {
-        let mut cases = Map::new();
-        for case in CASES.iter().filter(|case| case.target == target) {
-            let record = serde_json::to_value(ask(case)?).map_err(|error| error.to_string())?;
-            cases.insert(case.name.to_owned(), record);
-        }
-        let recording = Recording {
-            version: version.clone(),
-            target: target.to_owned(),
-            cases,
-        };
-        let path = folder_of(target).join(format!("{version}.json"));
-        fs::create_dir_all(folder_of(target))
-            .and_then(|()| fs::write(&path, recording.text()))
-            .map_err(|error| format!("{}: {error}", path.display()))?;
-        println!("{}", path.display());
+        let cases = CASES.iter().filter(|case| case.target == target);
+        recorded::save(
+            target,
+            cases.map(|case| Ok((case.name.to_owned(), ask(case)?))),
+        )?;
     }
     Ok(())
 }
