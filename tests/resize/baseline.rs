@@ -6,9 +6,9 @@ use crate::live::said_by_both;
 use crate::machine::{Outcome, qemu_img_version};
 use crate::recorded;
 use crate::recorder;
-use crate::recording::{Ran, Record, load, versions};
+use crate::recording::{Record, found_targets, found_versions, load, versions};
 use crate::tools::{bytes, equal, folder, instar, instar_as, json, space, success, unchanged};
-use crate::transcript::{self, Step, words};
+use crate::transcript;
 use std::path::Path;
 
 /// What qemu-img says to a resize in a format that it does not resize.
@@ -27,12 +27,9 @@ pub fn names_the_same(target: &str, version: &str) -> Outcome {
 /// Whether there are recordings of exactly the targets and versions that there
 /// have to be.
 pub fn every_version() -> Outcome {
-    recorded::has_every_version(TARGETS)?;
+    recorded::has_every_version(found_versions())?;
     let targets = TARGETS.iter().map(|&target| target.to_owned());
-    let mut found = recorded::found_subjects();
-    // They have trials of their own.
-    found.retain(|subject| ![recorded::CREATE, recorded::CHECK].contains(&&**subject));
-    equal("recorded targets", targets.collect(), found)
+    equal("recorded targets", targets.collect(), found_targets())
 }
 
 /// What every version said to a case.
@@ -69,20 +66,11 @@ pub fn still_says_so(case: &Case) -> Outcome {
     ] {
         equal("length", expected.length, got.length)?;
         // Disk space depends on the filesystem.
-        transcript::same(&step(expected), &step(got))?;
+        transcript::same(&expected.said.step(), &got.said.step())?;
     }
     match (&recorded.info, &asked.info) {
         (Some(expected), Some(got)) => info::alike(expected, got),
         (expected, got) => equal("info", expected, got),
-    }
-}
-
-fn step(ran: &Ran) -> Step {
-    Step {
-        args: words(&ran.line),
-        stdout: ran.stdout.clone(),
-        stderr: ran.stderr.clone(),
-        code: ran.code,
     }
 }
 
@@ -92,25 +80,25 @@ pub fn as_recorded(case: &Case, sandbox: &str) -> Outcome {
     let records = records(case)?;
     for (version, record) in &records {
         equal(version, &recorder::meta(case)?, &record.meta)?;
-        equal(version, &case.create(), &record.create.line)?;
-        equal(version, &case.resize(), &record.resize.line)?;
+        equal(version, &case.create(), &record.create.said.line)?;
+        equal(version, &case.resize(), &record.resize.said.line)?;
     }
     let folder = folder()?;
     let folder = folder.path();
     let created = instar(folder, sandbox, &case.create())?;
     let before = bytes(folder, "disk")?;
     for (version, record) in &records {
-        transcript::same(&step(&record.create), &created)?;
+        transcript::same(&record.create.said.step(), &created)?;
         equal(version, record.create.length, space(folder, "disk")?.0)?;
     }
     let resized = instar(folder, sandbox, &case.resize())?;
     for (version, record) in &records {
-        if record.resize.stderr == NO_RESIZE {
+        if record.resize.said.stderr == NO_RESIZE {
             equal(version, false, case.qemu_resizes())?;
             equal(version, "Image resized.\n", &success(resized.clone())?)?;
             continue;
         }
-        transcript::same(&step(&record.resize), &resized)?;
+        transcript::same(&record.resize.said.step(), &resized)?;
     }
     if resized.code != 0 {
         unchanged(folder, "disk", &before)?;

@@ -1,9 +1,10 @@
 //! The recorder: runs the cases by the qemu-img that the environment names.
 
 use crate::cases::{CASES, Case, TARGETS};
+use crate::created;
 use crate::machine::Outcome;
-use crate::recorded;
-use crate::recording::{Meta, Ran, Record};
+use crate::recorded::{Recording, Said};
+use crate::recording::{Meta, Ran, Record, save};
 use crate::tools::{folder, json, run, space, success};
 use crate::transcript::QEMU_IMG;
 use std::path::Path;
@@ -12,12 +13,10 @@ use std::path::Path;
 pub fn record() -> Outcome {
     for &target in TARGETS {
         let cases = CASES.iter().filter(|case| case.target == target);
-        recorded::save(
-            target,
-            cases.map(|case| Ok((case.name.to_owned(), ask(case)?))),
-        )?;
+        let asked = cases.map(|case| Ok((case.name.to_owned(), ask(case)?)));
+        save(&Recording::of(target, asked)?)?;
     }
-    Ok(())
+    created::record()
 }
 
 /// What qemu-img says to a case.
@@ -26,7 +25,7 @@ pub fn ask(case: &Case) -> Result<Record, String> {
     let folder = folder.path();
     let create = ran(folder, &case.create())?;
     let resize = ran(folder, &case.resize())?;
-    let info = match resize.code {
+    let info = match resize.said.code {
         0 => {
             let said = run(folder, QEMU_IMG, "info --output=json disk")?;
             Some(json(&success(said)?)?)
@@ -57,10 +56,7 @@ fn ran(folder: &Path, line: &str) -> Result<Ran, String> {
     let step = run(folder, QEMU_IMG, line)?;
     let (length, allocated) = space(folder, "disk")?;
     Ok(Ran {
-        line: line.to_owned(),
-        code: step.code,
-        stdout: step.stdout,
-        stderr: step.stderr,
+        said: Said::new(line, step),
         length,
         allocated,
     })

@@ -3,15 +3,20 @@
 //! `TARGET/VERSION/CASE.{meta.json,stdout.txt,stderr.txt}`.
 
 use crate::cases::TARGETS;
-use crate::recorded::{self, Recording, folder_of, read};
+use crate::machine::Outcome;
+use crate::recorded::{self, Recording, Said, read};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeSet;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// The image, where the recorder did not call it `disk`.
 const FILENAME: &str = "$FILENAME";
+
+/// The levels of a file that have a line for each key: a line for each part of
+/// a case.
+const DEPTH: usize = 3;
 
 /// One case.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
@@ -38,19 +43,54 @@ pub struct Meta {
 /// A command, what it said and what it left.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
 pub struct Ran {
-    /// The command line without the program.
-    pub line: String,
-    pub code: i32,
-    pub stdout: String,
-    pub stderr: String,
+    #[serde(flatten)]
+    pub said: Said,
     /// Length and allocated bytes of the image file afterwards.
     pub length: u64,
     pub allocated: u64,
 }
 
+/// The folder of a target's recordings.
+fn folder_of(target: &str) -> PathBuf {
+    recorded::root().0.join(target)
+}
+
+/// Targets that are recorded.
+pub fn found_targets() -> BTreeSet<String> {
+    let files = fs::read_dir(recorded::root().0).into_iter();
+    let folders = files
+        .flatten()
+        .flatten()
+        .filter(|file| file.path().is_dir());
+    folders
+        .map(|folder| folder.file_name().display().to_string())
+        .collect()
+}
+
+/// Versions that some target is recorded with.
+pub fn found_versions() -> BTreeSet<String> {
+    let folders = TARGETS.iter().map(|target| fs::read_dir(folder_of(target)));
+    let names = folders.flatten().flatten().flatten();
+    let names = names.map(|file| file.file_name().display().to_string());
+    names
+        .map(|name| name.strip_suffix(".json").unwrap_or(&name).to_owned())
+        .collect()
+}
+
 /// Versions that every target has to be recorded with.
 pub fn versions() -> BTreeSet<String> {
-    recorded::versions(TARGETS)
+    recorded::versions(found_versions())
+}
+
+fn path(target: &str, version: &str) -> PathBuf {
+    // The version has dots of its own.
+    folder_of(target).join(format!("{version}.json"))
+}
+
+/// Writes what a version said to the cases of a target.
+pub fn save(recording: &Recording) -> Outcome {
+    let path = path(&recording.subject, &recording.version);
+    recorded::write(&path, recording, DEPTH)
 }
 
 /// Reads what a version said to the cases of a target.
@@ -59,7 +99,7 @@ pub fn load(target: &str, version: &str) -> Result<Recording, String> {
     if folder.is_dir() {
         return load_folder(&folder, target, version);
     }
-    recorded::load(target, version)
+    recorded::parse(&path(target, version))
 }
 
 fn load_folder(folder: &Path, target: &str, version: &str) -> Result<Recording, String> {

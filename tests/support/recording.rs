@@ -1,9 +1,10 @@
-//! Recordings of qemu-img: `SUBJECT/VERSION.json` below `tests/data/qemu-img`, or
-//! below `INSTAR_TESTDATA_PATH`. A subject is what one version was asked about.
+//! Recordings of qemu-img, below `tests/data/qemu-img` or below
+//! `INSTAR_TESTDATA_PATH`.
 
 use crate::machine::{Outcome, qemu_img_version};
+use crate::transcript::{Step, words};
 use serde::de::DeserializeOwned;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeSet;
 use std::fs;
@@ -13,10 +14,6 @@ use std::path::{Path, PathBuf};
 pub const VERSIONS: &[&str] = &[
     "5.2.0", "7.2.18", "7.2.22", "10.0.2", "10.0.13", "11.1.2", "11.1.3",
 ];
-
-/// The subject of new images, and that of damaged ones. All others are resized.
-pub const CREATE: &str = "create";
-pub const CHECK: &str = "check";
 
 /// Where the recordings of another set may be.
 const FOLDER: &str = "expected-outputs/resize-info-json";
@@ -31,8 +28,39 @@ pub struct Recording {
     pub cases: Map<String, Value>,
 }
 
+/// A command and what it said.
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
+pub struct Said {
+    /// The command line without the program.
+    pub line: String,
+    pub code: i32,
+    pub stdout: String,
+    #[serde(serialize_with = "folded", deserialize_with = "unfolded")]
+    pub stderr: String,
+}
+
+impl Said {
+    pub fn new(line: &str, step: Step) -> Self {
+        Self {
+            line: line.to_owned(),
+            code: step.code,
+            stdout: step.stdout,
+            stderr: step.stderr,
+        }
+    }
+
+    pub fn step(&self) -> Step {
+        Step {
+            args: words(&self.line),
+            stdout: self.stdout.clone(),
+            stderr: self.stderr.clone(),
+            code: self.code,
+        }
+    }
+}
+
 /// The folder of the recordings, and whether it is the tests' own.
-fn root() -> (PathBuf, bool) {
+pub fn root() -> (PathBuf, bool) {
     let Some(other) = std::env::var_os("INSTAR_TESTDATA_PATH") else {
         let own = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/qemu-img");
         return (own, true);
@@ -44,57 +72,18 @@ fn root() -> (PathBuf, bool) {
     }
 }
 
-/// Whether the recordings are the tests' own.
-pub fn are_own() -> bool {
-    root().1
-}
-
-/// The folder of a subject's recordings.
-pub fn folder_of(subject: &str) -> PathBuf {
-    root().0.join(subject)
-}
-
-/// Why there is nothing recorded of a subject, if that is so. The tests' own
-/// set has to have it.
-pub fn missing(subject: &str) -> Option<String> {
-    let folder = folder_of(subject);
-    let why = || format!("{} is not there", folder.display());
-    (!are_own() && !folder.is_dir()).then(why)
-}
-
-/// Subjects that are recorded.
-pub fn found_subjects() -> BTreeSet<String> {
-    let files = fs::read_dir(root().0).into_iter().flatten().flatten();
-    let folders = files.filter(|file| file.path().is_dir());
-    folders
-        .map(|folder| folder.file_name().display().to_string())
-        .collect()
-}
-
-/// Versions that some of these subjects is recorded with.
-pub fn found_versions(subjects: &[&str]) -> BTreeSet<String> {
-    let folders = subjects
-        .iter()
-        .map(|subject| fs::read_dir(folder_of(subject)));
-    let names = folders.flatten().flatten().flatten();
-    let names = names.map(|file| file.file_name().display().to_string());
-    names
-        .map(|name| name.strip_suffix(".json").unwrap_or(&name).to_owned())
-        .collect()
-}
-
-/// Versions that each of these subjects has to be recorded with.
-pub fn versions(subjects: &[&str]) -> BTreeSet<String> {
-    match are_own() {
-        true => VERSIONS.iter().map(|&version| version.into()).collect(),
-        false => found_versions(subjects),
+/// Versions that have to be recorded: in another set than the tests' own those
+/// that are.
+pub fn versions(found: BTreeSet<String>) -> BTreeSet<String> {
+    match root() {
+        (_, true) => VERSIONS.iter().map(|&version| version.into()).collect(),
+        (_, false) => found,
     }
 }
 
-/// Whether these subjects are recorded with exactly the versions that they have
-/// to be recorded with.
-pub fn has_every_version(subjects: &[&str]) -> Outcome {
-    let (wanted, found) = (versions(subjects), found_versions(subjects));
+/// Whether exactly the versions are recorded that have to be.
+pub fn has_every_version(found: BTreeSet<String>) -> Outcome {
+    let wanted = versions(found.clone());
     match (wanted == found, wanted.is_empty()) {
         (true, false) => Ok(()),
         (true, true) => Err("there are no recordings".to_owned()),
@@ -102,63 +91,25 @@ pub fn has_every_version(subjects: &[&str]) -> Outcome {
     }
 }
 
-/// Reads what a version said about a subject.
-pub fn load(subject: &str, version: &str) -> Result<Recording, String> {
-    // The version has dots of its own.
-    let path = folder_of(subject).join(format!("{version}.json"));
-    serde_json::from_str(&read(&path)?).map_err(|error| format!("{}: {error}", path.display()))
-}
-
-/// Writes what the qemu-img that is asked says about a subject: name and answer
-/// of every case.
-pub fn save<T: Serialize>(
-    subject: &str,
-    cases: impl Iterator<Item = Result<(String, T), String>>,
-) -> Outcome {
-    let version = qemu_img_version()?;
-    let folder = folder_of(subject);
-    let path = folder.join(format!("{version}.json"));
-    let mut recording = Recording {
-        version,
-        subject: subject.to_owned(),
-        cases: Map::new(),
-    };
-    for case in cases {
-        let (name, answer) = case?;
-        let answer = serde_json::to_value(answer).map_err(|error| error.to_string())?;
-        recording.cases.insert(name, answer);
-    }
-    fs::create_dir_all(&folder)
-        .and_then(|()| fs::write(&path, recording.text()))
-        .map_err(|error| format!("{}: {error}", path.display()))?;
-    println!("{}", path.display());
-    Ok(())
-}
-
-/// What every version said to a case.
-pub fn records<T: DeserializeOwned>(subject: &str, case: &str) -> Result<Vec<(String, T)>, String> {
-    let all = versions(&[subject]).into_iter().map(|version| {
-        let record = load(subject, &version)?.case(case)?;
-        Ok((version, record))
-    });
-    match all.collect::<Result<Vec<_>, String>>()? {
-        none if none.is_empty() => Err("there are no recordings".to_owned()),
-        records => Ok(records),
-    }
-}
-
-/// Why the qemu-img that is asked cannot be compared with a recording of its own
-/// version, if that is so.
-pub fn missing_version(subject: &str) -> Option<String> {
-    let version = match qemu_img_version() {
-        Ok(version) => version,
-        Err(why) => return Some(why),
-    };
-    let recorded = versions(&[subject]).contains(&version);
-    (!recorded).then(|| format!("qemu-img {version} is not recorded"))
-}
-
 impl Recording {
+    /// What the qemu-img that is asked says: name and answer of every case.
+    pub fn of<T: Serialize>(
+        subject: &str,
+        cases: impl Iterator<Item = Result<(String, T), String>>,
+    ) -> Result<Self, String> {
+        let mut recording = Self {
+            version: qemu_img_version()?,
+            subject: subject.to_owned(),
+            cases: Map::new(),
+        };
+        for case in cases {
+            let (name, answer) = case?;
+            let answer = serde_json::to_value(answer).map_err(|error| error.to_string())?;
+            recording.cases.insert(name, answer);
+        }
+        Ok(recording)
+    }
+
     /// One case of it.
     pub fn case<T: DeserializeOwned>(&self, name: &str) -> Result<T, String> {
         let what = format!("{} {}/{name}", self.version, self.subject);
@@ -181,29 +132,91 @@ impl Recording {
             (false, _) => Err(format!("in the table or recorded only: {different:?}")),
         }
     }
-
-    /// The text of the file: a line for each part of a case.
-    fn text(&self) -> String {
-        let cases: Vec<String> = self
-            .cases
-            .iter()
-            .map(|(name, case)| {
-                let parts = case.as_object().into_iter().flatten();
-                let parts: Vec<String> = parts
-                    .map(|(key, value)| format!("  {}: {value}", json!(key)))
-                    .collect();
-                format!(" {}: {{\n{}\n }}", json!(name), parts.join(",\n"))
-            })
-            .collect();
-        format!(
-            "{{\n\"version\": {},\n\"target\": {},\n\"cases\": {{\n{}\n}}\n}}\n",
-            json!(self.version),
-            json!(self.subject),
-            cases.join(",\n")
-        )
-    }
 }
 
 pub fn read(path: &Path) -> Result<String, String> {
     fs::read_to_string(path).map_err(|error| format!("{}: {error}", path.display()))
+}
+
+pub fn parse<T: DeserializeOwned>(path: &Path) -> Result<T, String> {
+    serde_json::from_str(&read(path)?).map_err(|error| format!("{}: {error}", path.display()))
+}
+
+/// Writes a file whose outer `depth` objects have a line for each key.
+pub fn write(path: &Path, value: &impl Serialize, depth: usize) -> Outcome {
+    let value = serde_json::to_value(value).map_err(|error| error.to_string())?;
+    let folder = path.parent().unwrap_or(path);
+    fs::create_dir_all(folder)
+        .and_then(|()| fs::write(path, text(&value, 0, depth) + "\n"))
+        .map_err(|error| format!("{}: {error}", path.display()))?;
+    println!("{}", path.display());
+    Ok(())
+}
+
+fn text(value: &Value, level: usize, depth: usize) -> String {
+    let Some(all) = value.as_object().filter(|_| level < depth) else {
+        return value.to_string();
+    };
+    let entry = |(key, value): (&String, &Value)| {
+        let value = text(value, level + 1, depth);
+        format!("{}{}: {value}", " ".repeat(level), json!(key))
+    };
+    let entries: Vec<String> = all.iter().map(entry).collect();
+    let end = " ".repeat(level.saturating_sub(1));
+    format!("{{\n{}\n{end}}}", entries.join(",\n"))
+}
+
+/// A text, or how often each of its passages is repeated.
+#[derive(Serialize, Deserialize)]
+#[serde(untagged)]
+enum Text {
+    Plain(String),
+    Folded(Vec<(usize, String)>),
+}
+
+/// The longest passage in lines whose repetition is looked for, and how often
+/// it has to be there.
+const PASSAGE: usize = 4;
+const OFTEN: usize = 3;
+
+/// Damage that is in every entry of a table is complained of in hundreds of
+/// equal lines.
+fn folded<S: Serializer>(text: &str, serializer: S) -> Result<S::Ok, S::Error> {
+    let lines: Vec<&str> = text.split_inclusive('\n').collect();
+    let mut passages: Vec<(usize, String)> = Vec::new();
+    let mut rest = lines.as_slice();
+    while !rest.is_empty() {
+        let times = |length: usize| {
+            let passages = rest.chunks_exact(length);
+            (
+                passages
+                    .take_while(|lines| *lines == &rest[..length])
+                    .count(),
+                length,
+            )
+        };
+        let mut found = (1..=PASSAGE.min(rest.len())).map(times);
+        let (count, length) = found.find(|(count, _)| *count >= OFTEN).unwrap_or((1, 1));
+        let passage = rest[..length].concat();
+        rest = &rest[count * length..];
+        match passages.last_mut() {
+            Some((1, last)) if count == 1 => last.push_str(&passage),
+            _ => passages.push((count, passage)),
+        }
+    }
+    let folded = match passages.iter().any(|(count, _)| *count > 1) {
+        true => Text::Folded(passages),
+        false => Text::Plain(text.to_owned()),
+    };
+    folded.serialize(serializer)
+}
+
+fn unfolded<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
+    Ok(match Text::deserialize(deserializer)? {
+        Text::Plain(text) => text,
+        Text::Folded(passages) => passages
+            .iter()
+            .map(|(count, passage)| passage.repeat(*count))
+            .collect(),
+    })
 }
