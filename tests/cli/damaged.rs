@@ -6,6 +6,7 @@ use crate::live::{FILLED, IMG, IO, copy, folder, must, patched};
 use crate::machine::{Outcome, qemu_img, qemu_img_version};
 use crate::transcript::{self, Step, words};
 use serde_json::Value;
+use tempfile::TempDir;
 
 /// Damage, and the checks that have to find and repair the same.
 pub struct Damage {
@@ -14,7 +15,7 @@ pub struct Damage {
     /// Offsets, and the bytes that are written there.
     patch: &'static [(u64, &'static [u8])],
     /// Lists of commands, each for a copy of its own.
-    asked: &'static [&'static [&'static str]],
+    pub asked: &'static [&'static [&'static str]],
 }
 
 const LOOK: &[&str] = &["check disk", "check --output=json disk"];
@@ -101,27 +102,45 @@ pub const DAMAGES: &[Damage] = &[
     damage("vhdx, header", VHDX, &[(0x1_0010, &[9])], NOT_REBUILT),
 ];
 
+impl Damage {
+    /// A folder with the damaged image, always by the qemu-img of the machine.
+    pub fn made(&self) -> Result<TempDir, String> {
+        let damaged = folder()?;
+        for (program, line) in self.make {
+            must(damaged.path(), program, line)?;
+        }
+        for (offset, bytes) in self.patch {
+            patched(damaged.path(), "disk", *offset, bytes)?;
+        }
+        Ok(damaged)
+    }
+
+    /// Whether a version is known to say something else than instar.
+    pub fn is_known(&self, version: &str, line: &str) -> bool {
+        crate::changed::is_known(version, self.name, line)
+    }
+}
+
 /// Both say the same of the damage, and of what they leave of it.
 pub fn as_qemu_img(damage: &Damage, sandbox: &str) -> Outcome {
     let version = qemu_img_version()?;
-    let damaged = folder()?;
-    for (program, line) in damage.make {
-        must(damaged.path(), program, line)?;
-    }
-    for (offset, bytes) in damage.patch {
-        patched(damaged.path(), "disk", *offset, bytes)?;
-    }
+    let damaged = damage.made()?;
     for commands in damage.asked {
         let (theirs, ours) = (copy(damaged.path())?, copy(damaged.path())?);
         for line in *commands {
             let expected = transcript::run(theirs.path(), qemu_img(), &words(line), &[])?;
             let got = crate::instar_now(ours.path(), sandbox, &words(line))?;
-            if !crate::changed::is_known(&version, damage.name, line) {
-                transcript::same(&comparable(expected)?, &comparable(got)?)?;
+            if !damage.is_known(&version, line) {
+                same(expected, got)?;
             }
         }
     }
     Ok(())
+}
+
+/// Compares without warnings, and without what comes behind a rebuild.
+pub fn same(expected: Step, got: Step) -> Outcome {
+    transcript::same(&comparable(expected)?, &comparable(got)?)
 }
 
 /// Without warnings, and without what comes behind a rebuild: each program puts

@@ -3,13 +3,17 @@
 //!
 //! What qemu-img 10.0 says is recorded in `tests/data/cli`, so the comparison
 //! needs no qemu-img; where one is installed, it is asked whether it still says
-//! so. `INSTAR_BLESS=1` records anew. Images that are too large to be kept with
-//! the tests are made on the spot, if there is a qemu-img. `INSTAR_QEMU_IMG` names
-//! another qemu-img to ask, of any version: instar then follows that version.
+//! so. Images that are too large to be kept with the tests are made on the spot,
+//! if there is a qemu-img; what seven versions say of the damaged ones is recorded
+//! as well. `INSTAR_QEMU_IMG` names another qemu-img to ask, of any version: instar
+//! then follows that version. `INSTAR_BLESS=1` records what it says.
 
+#[path = "../support/answers.rs"]
+mod answers;
 mod called;
 mod cases;
 mod changed;
+mod checked;
 mod damaged;
 mod differential;
 mod draw;
@@ -20,10 +24,14 @@ mod machine;
 mod own;
 #[path = "../support/random.rs"]
 mod random;
+#[allow(dead_code)] // Shared: not every test binary needs all of it.
+#[path = "../support/recording.rs"]
+mod recorded;
 #[path = "../support/transcript.rs"]
 mod transcript;
 
 use cases::Case;
+use checked::CHECK;
 use libtest_mimic::{Arguments, Trial};
 use machine::{
     Outcome, missing_program, missing_qemu_img_10, qemu_img, qemu_img_version, sandboxes, trial,
@@ -39,7 +47,7 @@ const INSTAR: &str = env!("CARGO_BIN_EXE_instar");
 fn main() -> ExitCode {
     let arguments = Arguments::from_args();
     if std::env::var_os("INSTAR_BLESS").is_some() {
-        return match cases::CASES.iter().try_for_each(record) {
+        return match bless() {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => {
                 eprintln!("{error}");
@@ -77,17 +85,41 @@ fn main() -> ExitCode {
     }
     let (sandbox, missing) = a_sandbox();
     let no_tools = missing.or_else(|| missing_program(&["qemu-img", "qemu-io"]));
-    for damage in damaged::DAMAGES {
-        let name = format!("{sandbox}/damaged/{}", damage.name);
-        trials.push(trial(name, no_tools.clone(), || {
-            damaged::as_qemu_img(damage, sandbox)
-        }));
-    }
+    damages(&mut trials, sandbox, &no_tools);
     let name = "recordings/exactly the cases";
     trials.push(trial(name, None, recordings_are_the_cases));
     trials.extend(other_versions());
     trials.extend(differential_runs());
     libtest_mimic::run(&arguments, trials).exit_code()
+}
+
+/// Damaged images, as recorded and as by the qemu-img that is installed.
+fn damages(trials: &mut Vec<Trial>, sandbox: &'static str, no_tools: &Option<String>) {
+    let not_recorded = answers::missing(CHECK);
+    let name = "recordings/check/every version";
+    trials.push(trial(name, not_recorded.clone(), || {
+        answers::every_version(CHECK)
+    }));
+    for version in answers::versions_of(CHECK) {
+        let name = format!("recordings/check/{version} has exactly the cases");
+        trials.push(trial(name, None, move || checked::names_the_same(&version)));
+    }
+    let not_run = not_recorded.or_else(|| no_tools.clone());
+    let not_asked = not_run.clone().or_else(|| answers::missing_version(CHECK));
+    for damage in damaged::DAMAGES {
+        let name = format!("qemu-img still says so/check/{}", damage.name);
+        trials.push(trial(name, not_asked.clone(), || {
+            checked::still_says_so(damage)
+        }));
+        let name = format!("{sandbox}/damaged as recorded/{}", damage.name);
+        trials.push(trial(name, not_run.clone(), || {
+            checked::as_recorded(damage, sandbox)
+        }));
+        let name = format!("{sandbox}/damaged/{}", damage.name);
+        trials.push(trial(name, no_tools.clone(), || {
+            damaged::as_qemu_img(damage, sandbox)
+        }));
+    }
 }
 
 /// A sandbox that works here, rather the one that starts at once: what does not
@@ -149,14 +181,21 @@ pub fn instar(folder: &Path, sandbox: &str, args: &[String]) -> Result<Step, Str
 
 /// Runs instar as the qemu-img of the version that is asked.
 pub fn instar_now(folder: &Path, sandbox: &str, args: &[String]) -> Result<Step, String> {
-    let version = qemu_img_version()?;
+    instar_as(&qemu_img_version()?, folder, sandbox, args)
+}
+
+/// Runs instar as the qemu-img of a version.
+pub fn instar_as(
+    version: &str,
+    folder: &Path,
+    sandbox: &str,
+    args: &[String],
+) -> Result<Step, String> {
     let environment = [
         ("INSTAR_ISOLATION", sandbox),
-        ("INSTAR_QEMU_VERSION", version.as_str()),
+        ("INSTAR_QEMU_VERSION", version),
     ];
-    let mut step = transcript::run(folder, INSTAR, args, &environment)?;
-    step.args = args.to_vec();
-    Ok(step)
+    transcript::run(folder, INSTAR, args, &environment)
 }
 
 fn data() -> PathBuf {
@@ -247,6 +286,16 @@ fn still_recorded(case: &Case) -> Outcome {
     pairs
         .into_iter()
         .try_for_each(|(recorded, live)| transcript::same(&recorded, &live))
+}
+
+/// Records what the qemu-img that is asked says: of the damages in any case, and
+/// to the commands if it is the version whose texts are kept.
+fn bless() -> Outcome {
+    let version = qemu_img_version()?;
+    if version.starts_with("10.0.") && recorded::root().1 {
+        cases::CASES.iter().try_for_each(record)?;
+    }
+    checked::record()
 }
 
 fn record(case: &Case) -> Outcome {

@@ -4,11 +4,11 @@ use crate::cases::{CASES, Case, TARGETS};
 use crate::info::{self, numbers};
 use crate::live::said_by_both;
 use crate::machine::{Outcome, qemu_img_version};
+use crate::recorded;
 use crate::recorder;
-use crate::recording::{Ran, Record, found_targets, found_versions, load, versions};
+use crate::recording::{Record, found_targets, found_versions, load, versions};
 use crate::tools::{bytes, equal, folder, instar, instar_as, json, space, success, unchanged};
-use crate::transcript::{self, Step, words};
-use std::collections::BTreeSet;
+use crate::transcript;
 use std::path::Path;
 
 /// What qemu-img says to a resize in a format that it does not resize.
@@ -19,28 +19,17 @@ const INFO: &str = "info --output=json disk";
 
 /// Whether the recordings of a target and the table name the same cases.
 pub fn names_the_same(target: &str, version: &str) -> Outcome {
-    let recording = load(target, version)?;
     let of_this = CASES.iter().filter(|case| case.target == target);
-    let table: BTreeSet<&str> = of_this.map(|case| case.name).collect();
-    let recorded: BTreeSet<&str> = recording.cases.keys().map(String::as_str).collect();
-    equal("cases", table, recorded)?;
-    equal(
-        "what is recorded",
-        (target, version),
-        (&*recording.target, &*recording.version),
-    )
+    let table: Vec<String> = of_this.map(|case| case.name.to_owned()).collect();
+    load(target, version)?.has_exactly(target, version, &table)
 }
 
 /// Whether there are recordings of exactly the targets and versions that there
 /// have to be.
 pub fn every_version() -> Outcome {
-    equal("recorded versions", versions(), found_versions())?;
+    recorded::has_every_version(found_versions())?;
     let targets = TARGETS.iter().map(|&target| target.to_owned());
-    equal("recorded targets", targets.collect(), found_targets())?;
-    match versions().is_empty() {
-        true => Err("there are no recordings".to_owned()),
-        false => Ok(()),
-    }
+    equal("recorded targets", targets.collect(), found_targets())
 }
 
 /// What every version said to a case.
@@ -77,20 +66,11 @@ pub fn still_says_so(case: &Case) -> Outcome {
     ] {
         equal("length", expected.length, got.length)?;
         // Disk space depends on the filesystem.
-        transcript::same(&step(expected), &step(got))?;
+        transcript::same(&expected.said.step(), &got.said.step())?;
     }
     match (&recorded.info, &asked.info) {
         (Some(expected), Some(got)) => info::alike(expected, got),
         (expected, got) => equal("info", expected, got),
-    }
-}
-
-fn step(ran: &Ran) -> Step {
-    Step {
-        args: words(&ran.line),
-        stdout: ran.stdout.clone(),
-        stderr: ran.stderr.clone(),
-        code: ran.code,
     }
 }
 
@@ -100,25 +80,25 @@ pub fn as_recorded(case: &Case, sandbox: &str) -> Outcome {
     let records = records(case)?;
     for (version, record) in &records {
         equal(version, &recorder::meta(case)?, &record.meta)?;
-        equal(version, &case.create(), &record.create.line)?;
-        equal(version, &case.resize(), &record.resize.line)?;
+        equal(version, &case.create(), &record.create.said.line)?;
+        equal(version, &case.resize(), &record.resize.said.line)?;
     }
     let folder = folder()?;
     let folder = folder.path();
     let created = instar(folder, sandbox, &case.create())?;
     let before = bytes(folder, "disk")?;
     for (version, record) in &records {
-        transcript::same(&step(&record.create), &created)?;
+        transcript::same(&record.create.said.step(), &created)?;
         equal(version, record.create.length, space(folder, "disk")?.0)?;
     }
     let resized = instar(folder, sandbox, &case.resize())?;
     for (version, record) in &records {
-        if record.resize.stderr == NO_RESIZE {
+        if record.resize.said.stderr == NO_RESIZE {
             equal(version, false, case.qemu_resizes())?;
             equal(version, "Image resized.\n", &success(resized.clone())?)?;
             continue;
         }
-        transcript::same(&step(&record.resize), &resized)?;
+        transcript::same(&record.resize.said.step(), &resized)?;
     }
     if resized.code != 0 {
         unchanged(folder, "disk", &before)?;

@@ -1,10 +1,5 @@
 //! The 41 resizes that are recorded and repeated: one table for every test.
 
-/// The qemu-img versions whose recordings are kept with the tests.
-pub const VERSIONS: &[&str] = &[
-    "5.2.0", "7.2.18", "7.2.22", "10.0.2", "10.0.13", "11.1.2", "11.1.3",
-];
-
 /// What is resized: the folders of the recordings.
 pub const TARGETS: &[&str] = &["qcow2", "raw", "vmdk", "vhd", "vhdx"];
 

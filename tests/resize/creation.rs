@@ -3,9 +3,10 @@
 
 use crate::info::{self, numbers};
 use crate::live::{BOTH, no_larger, run_by, said_by_both, sound};
-use crate::machine::{Outcome, qemu_img_version};
+use crate::machine::Outcome;
 use crate::tools::{equal, folder, must, success};
 use crate::transcript::{self, QEMU_IMG};
+use serde_json::Value;
 use std::fs;
 use std::path::Path;
 
@@ -18,14 +19,42 @@ pub struct Creation {
 }
 
 impl Creation {
-    /// Why a version of qemu-img cannot be asked, if that is so.
-    pub fn too_early(&self) -> Option<String> {
-        let version = qemu_img_version().ok()?;
+    /// The row of the table, in words.
+    pub fn name(&self) -> String {
+        let options = match self.options {
+            "" => "no options",
+            options => options,
+        };
+        format!("{}/{options}/{}", self.format, self.size)
+    }
+
+    /// The command line, without the program.
+    pub fn line(&self) -> String {
+        let options = match self.options {
+            "" => String::new(),
+            options => format!("-o {options} "),
+        };
+        format!("create -f {} {options}disk {}", self.format, self.size)
+    }
+
+    /// The command line that shows the image.
+    pub fn info(&self) -> String {
+        format!("info -f {} --output=json disk", self.format)
+    }
+
+    /// Whether the disk has to have all its space from the beginning.
+    pub fn is_allocated(&self) -> bool {
+        let modes = ["preallocation=falloc", "preallocation=full"];
+        modes.iter().any(|mode| self.options.contains(mode))
+    }
+
+    /// Why a version of qemu-img does something else, if that is so.
+    pub fn too_early(&self, version: &str) -> Option<String> {
         let later = [
             ("zstd", "comes without zstd"),
             ("data_file_raw", "leaves the tables of a raw data file away"),
         ];
-        let mut later = later.iter().filter(|_| numbers(&version) < (6, 0));
+        let mut later = later.iter().filter(|_| numbers(version) < (6, 0));
         let (_, why) = later.find(|(option, _)| self.options.contains(option))?;
         Some(format!("qemu-img {version} {why}"))
     }
@@ -105,15 +134,10 @@ const READABLE: u64 = 8 << 30;
 /// zeroes and no fault.
 pub fn as_qemu_img(creation: &Creation, sandbox: &str) -> Outcome {
     let format = creation.format;
-    let options = match creation.options {
-        "" => String::new(),
-        options => format!("-o {options}"),
-    };
-    let line = format!("create -f {format} {options} disk {}", creation.size);
     let (theirs, ours) = (folder()?, folder()?);
     let mut said = Vec::new();
     for (program, folder) in BOTH.into_iter().zip([theirs.path(), ours.path()]) {
-        said.push(run_by(program, folder, sandbox, &line)?);
+        said.push(run_by(program, folder, sandbox, &creation.line())?);
     }
     transcript::same(&said[0], &said[1])?;
     equal("exit status", 0, said[0].code)?;
@@ -122,10 +146,8 @@ pub fn as_qemu_img(creation: &Creation, sandbox: &str) -> Outcome {
     let of_theirs = said_by_both(format, theirs.path(), sandbox)?;
     let of_ours = said_by_both(format, ours.path(), sandbox)?;
     info::alike(&of_theirs, &of_ours)?;
-    // Without clusters there may be a descriptor, whose text grew with time.
-    let cluster = of_ours["cluster-size"].as_u64().unwrap_or(512);
     for file in &files {
-        no_larger(file, theirs.path(), ours.path(), cluster)?;
+        no_larger(file, theirs.path(), ours.path(), cluster(&of_ours))?;
     }
     sound(ours.path(), sandbox, format)?;
     match of_ours["virtual-size"].as_u64() {
@@ -135,8 +157,14 @@ pub fn as_qemu_img(creation: &Creation, sandbox: &str) -> Outcome {
     }
 }
 
+/// By how many bytes a file of an image may be larger than another. Without
+/// clusters there may be a descriptor, whose text grew with time.
+pub fn cluster(info: &Value) -> u64 {
+    info["cluster-size"].as_u64().unwrap_or(512)
+}
+
 /// The names of a folder's files.
-fn files(folder: &Path) -> Result<Vec<String>, String> {
+pub fn files(folder: &Path) -> Result<Vec<String>, String> {
     let files = fs::read_dir(folder).map_err(|error| error.to_string())?;
     let mut names: Vec<String> = files
         .flatten()

@@ -50,11 +50,16 @@ pub fn as_qemu_img(case: &Case, sandbox: &str) -> Outcome {
     no_larger("disk", theirs, ours, cluster)
 }
 
-/// A file of ours is at most a cluster longer than theirs, and takes at most so
-/// much more space.
+/// [`is_no_larger`] for files in two folders.
 pub fn no_larger(file: &str, theirs: &Path, ours: &Path, cluster: u64) -> Outcome {
-    let (most_length, most_space) = space(theirs, file)?;
-    let (length, allocated) = space(ours, file)?;
+    is_no_larger(file, space(theirs, file)?, space(ours, file)?, cluster)
+}
+
+/// A file of ours is at most a cluster longer than theirs, and takes at most so
+/// much more space. Length and space go together.
+pub fn is_no_larger(file: &str, theirs: (u64, u64), ours: (u64, u64), cluster: u64) -> Outcome {
+    let (most_length, most_space) = theirs;
+    let (length, allocated) = ours;
     let most = (most_length + cluster, most_space + cluster.max(BLOCK));
     match length <= most.0 && allocated <= most.1 {
         true => Ok(()),

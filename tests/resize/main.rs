@@ -1,13 +1,17 @@
 //! Resizing images: one table of cases against the recordings of seven qemu-img
 //! versions and against the qemu-img that is installed, in six ways; images with
-//! every feature; and every way to be refused.
+//! every feature; new images over the options of every format, against the same
+//! versions; and every way to be refused.
 //!
 //! `INSTAR_QEMU_IMG` names another qemu-img to ask, `INSTAR_TESTDATA_PATH` another
 //! set of recordings, and `INSTAR_BLESS=1` has that qemu-img recorded there.
 
+#[path = "../support/answers.rs"]
+mod answers;
 mod baseline;
 mod cases;
 mod consistency;
+mod created;
 mod creation;
 mod errors;
 mod info;
@@ -17,6 +21,9 @@ mod lock;
 #[path = "../support/machine.rs"]
 mod machine;
 mod matrix;
+#[allow(dead_code)] // Shared: not every test binary needs all of it.
+#[path = "../support/recording.rs"]
+mod recorded;
 mod recorder;
 mod recording;
 mod tools;
@@ -25,6 +32,7 @@ mod tools;
 mod transcript;
 
 use cases::{CASES, Case, TARGETS};
+use created::CREATE;
 use libtest_mimic::{Arguments, Trial};
 use machine::{Outcome, missing_program, sandboxes, trial};
 use std::process::ExitCode;
@@ -57,20 +65,7 @@ fn main() -> ExitCode {
             }));
         }
     }
-    for creation in creation::CREATIONS {
-        let options = match creation.options {
-            "" => "no options",
-            options => options,
-        };
-        let name = format!(
-            "{first}/new as by qemu-img/{}/{options}/{}",
-            creation.format, creation.size
-        );
-        let missing = no_tools.clone().or_else(|| creation.too_early());
-        trials.push(trial(name, missing, move || {
-            creation::as_qemu_img(creation, first)
-        }));
-    }
+    creations(&mut trials, first, &missing, &no_tools);
     refusals(&mut trials, first, &missing, &no_tools);
     for (sandbox, missing) in sandboxes {
         let no_tools = missing.or_else(|| missing_program(&["qemu-img", "qemu-io"]));
@@ -137,6 +132,46 @@ fn recordings() -> Vec<Trial> {
         }));
     }
     trials
+}
+
+/// New images, as recorded and as by the qemu-img that is installed.
+fn creations(
+    trials: &mut Vec<Trial>,
+    sandbox: &'static str,
+    missing: &Option<String>,
+    no_tools: &Option<String>,
+) {
+    let version = machine::qemu_img_version().unwrap_or_default();
+    let not_recorded = answers::missing(CREATE);
+    let name = "recordings/create/every version";
+    trials.push(trial(name, not_recorded.clone(), || {
+        answers::every_version(CREATE)
+    }));
+    for version in answers::versions_of(CREATE) {
+        let name = format!("recordings/create/{version} has exactly the cases");
+        trials.push(trial(name, None, move || created::names_the_same(&version)));
+    }
+    let not_asked = not_recorded
+        .clone()
+        .or_else(|| missing_program(&["qemu-img"]))
+        .or_else(|| answers::missing_version(CREATE));
+    for creation in creation::CREATIONS {
+        let row = creation.name();
+        let name = format!("qemu-img still says so/create/{row}");
+        trials.push(trial(name, not_asked.clone(), || {
+            created::still_says_so(creation)
+        }));
+        let not_run = not_recorded.clone().or_else(|| missing.clone());
+        let name = format!("{sandbox}/new as recorded/{row}");
+        trials.push(trial(name, not_run, move || {
+            created::as_recorded(creation, sandbox)
+        }));
+        let name = format!("{sandbox}/new as by qemu-img/{row}");
+        let other = no_tools.clone().or_else(|| creation.too_early(&version));
+        trials.push(trial(name, other, move || {
+            creation::as_qemu_img(creation, sandbox)
+        }));
+    }
 }
 
 /// What is refused, and images that others use.

@@ -1,35 +1,22 @@
 //! The recorder: runs the cases by the qemu-img that the environment names.
 
 use crate::cases::{CASES, Case, TARGETS};
-use crate::machine::qemu_img_version;
-use crate::recording::{Meta, Ran, Record, Recording, folder_of};
+use crate::created;
+use crate::machine::Outcome;
+use crate::recorded::{Recording, Said};
+use crate::recording::{Meta, Ran, Record, save};
 use crate::tools::{folder, json, run, space, success};
 use crate::transcript::QEMU_IMG;
-use serde_json::Map;
-use std::fs;
 use std::path::Path;
 
 /// Writes what qemu-img says to all cases, where the recordings are looked for.
-pub fn record() -> Result<(), String> {
-    let version = qemu_img_version()?;
+pub fn record() -> Outcome {
     for &target in TARGETS {
-        let mut cases = Map::new();
-        for case in CASES.iter().filter(|case| case.target == target) {
-            let record = serde_json::to_value(ask(case)?).map_err(|error| error.to_string())?;
-            cases.insert(case.name.to_owned(), record);
-        }
-        let recording = Recording {
-            version: version.clone(),
-            target: target.to_owned(),
-            cases,
-        };
-        let path = folder_of(target).join(format!("{version}.json"));
-        fs::create_dir_all(folder_of(target))
-            .and_then(|()| fs::write(&path, recording.text()))
-            .map_err(|error| format!("{}: {error}", path.display()))?;
-        println!("{}", path.display());
+        let cases = CASES.iter().filter(|case| case.target == target);
+        let asked = cases.map(|case| Ok((case.name.to_owned(), ask(case)?)));
+        save(&Recording::of(target, asked)?)?;
     }
-    Ok(())
+    created::record()
 }
 
 /// What qemu-img says to a case.
@@ -38,7 +25,7 @@ pub fn ask(case: &Case) -> Result<Record, String> {
     let folder = folder.path();
     let create = ran(folder, &case.create())?;
     let resize = ran(folder, &case.resize())?;
-    let info = match resize.code {
+    let info = match resize.said.code {
         0 => {
             let said = run(folder, QEMU_IMG, "info --output=json disk")?;
             Some(json(&success(said)?)?)
@@ -69,10 +56,7 @@ fn ran(folder: &Path, line: &str) -> Result<Ran, String> {
     let step = run(folder, QEMU_IMG, line)?;
     let (length, allocated) = space(folder, "disk")?;
     Ok(Ran {
-        line: line.to_owned(),
-        code: step.code,
-        stdout: step.stdout,
-        stderr: step.stderr,
+        said: Said::new(line, step),
         length,
         allocated,
     })

@@ -1,28 +1,22 @@
-//! Recordings of qemu-img: `TARGET/VERSION.json` below `tests/data/qemu-img`, or
-//! below `INSTAR_TESTDATA_PATH`. There the same may be in three files for each
-//! case, `TARGET/VERSION/CASE.{meta.json,stdout.txt,stderr.txt}`.
+//! Recordings of resizes: `TARGET/VERSION.json`. Below `INSTAR_TESTDATA_PATH` the
+//! same may be in three files for each case,
+//! `TARGET/VERSION/CASE.{meta.json,stdout.txt,stderr.txt}`.
 
-use crate::cases::{TARGETS, VERSIONS};
-use crate::tools::data;
+use crate::cases::TARGETS;
+use crate::machine::Outcome;
+use crate::recorded::{self, Recording, Said, read};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// Where the recordings of another set may be.
-const FOLDER: &str = "expected-outputs/resize-info-json";
 /// The image, where the recorder did not call it `disk`.
 const FILENAME: &str = "$FILENAME";
 
-/// What one version said to all cases of one target.
-#[derive(Debug, Serialize, Deserialize)]
-pub struct Recording {
-    pub version: String,
-    pub target: String,
-    /// By the name of the case.
-    pub cases: Map<String, Value>,
-}
+/// The levels of a file that have a line for each key: a line for each part of
+/// a case.
+const DEPTH: usize = 3;
 
 /// One case.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
@@ -49,37 +43,25 @@ pub struct Meta {
 /// A command, what it said and what it left.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
 pub struct Ran {
-    /// The command line without the program.
-    pub line: String,
-    pub code: i32,
-    pub stdout: String,
-    pub stderr: String,
+    #[serde(flatten)]
+    pub said: Said,
     /// Length and allocated bytes of the image file afterwards.
     pub length: u64,
     pub allocated: u64,
 }
 
-/// The folder of the recordings, and whether it is the tests' own.
-fn root() -> (PathBuf, bool) {
-    let Some(other) = std::env::var_os("INSTAR_TESTDATA_PATH") else {
-        return (data().join("qemu-img"), true);
-    };
-    let below = Path::new(&other).join(FOLDER);
-    match below.is_dir() {
-        true => (below, false),
-        false => (other.into(), false),
-    }
-}
-
 /// The folder of a target's recordings.
-pub fn folder_of(target: &str) -> PathBuf {
-    root().0.join(target)
+fn folder_of(target: &str) -> PathBuf {
+    recorded::root().0.join(target)
 }
 
 /// Targets that are recorded.
 pub fn found_targets() -> BTreeSet<String> {
-    let files = fs::read_dir(root().0).into_iter().flatten().flatten();
-    let folders = files.filter(|file| file.path().is_dir());
+    let files = fs::read_dir(recorded::root().0).into_iter();
+    let folders = files
+        .flatten()
+        .flatten()
+        .filter(|file| file.path().is_dir());
     folders
         .map(|folder| folder.file_name().display().to_string())
         .collect()
@@ -97,10 +79,18 @@ pub fn found_versions() -> BTreeSet<String> {
 
 /// Versions that every target has to be recorded with.
 pub fn versions() -> BTreeSet<String> {
-    match root() {
-        (_, true) => VERSIONS.iter().map(|&version| version.into()).collect(),
-        (_, false) => found_versions(),
-    }
+    recorded::versions(found_versions())
+}
+
+fn path(target: &str, version: &str) -> PathBuf {
+    // The version has dots of its own.
+    folder_of(target).join(format!("{version}.json"))
+}
+
+/// Writes what a version said to the cases of a target.
+pub fn save(recording: &Recording) -> Outcome {
+    let path = path(&recording.subject, &recording.version);
+    recorded::write(&path, recording, DEPTH)
 }
 
 /// Reads what a version said to the cases of a target.
@@ -109,44 +99,7 @@ pub fn load(target: &str, version: &str) -> Result<Recording, String> {
     if folder.is_dir() {
         return load_folder(&folder, target, version);
     }
-    // The version has dots of its own.
-    let path = folder_of(target).join(format!("{version}.json"));
-    serde_json::from_str(&read(&path)?).map_err(|error| format!("{}: {error}", path.display()))
-}
-
-impl Recording {
-    /// One case of it.
-    pub fn case(&self, name: &str) -> Result<Record, String> {
-        let what = format!("{} {}/{name}", self.version, self.target);
-        let case = self.cases.get(name);
-        let case = case.ok_or_else(|| format!("{what} is not recorded"))?;
-        Record::deserialize(case).map_err(|error| format!("{what}: {error}"))
-    }
-
-    /// The text of the file: a line for each part of a case.
-    pub fn text(&self) -> String {
-        let cases: Vec<String> = self
-            .cases
-            .iter()
-            .map(|(name, case)| {
-                let parts = case.as_object().into_iter().flatten();
-                let parts: Vec<String> = parts
-                    .map(|(key, value)| format!("  {}: {value}", json!(key)))
-                    .collect();
-                format!(" {}: {{\n{}\n }}", json!(name), parts.join(",\n"))
-            })
-            .collect();
-        format!(
-            "{{\n\"version\": {},\n\"target\": {},\n\"cases\": {{\n{}\n}}\n}}\n",
-            json!(self.version),
-            json!(self.target),
-            cases.join(",\n")
-        )
-    }
-}
-
-fn read(path: &Path) -> Result<String, String> {
-    fs::read_to_string(path).map_err(|error| format!("{}: {error}", path.display()))
+    recorded::parse(&path(target, version))
 }
 
 fn load_folder(folder: &Path, target: &str, version: &str) -> Result<Recording, String> {
@@ -158,7 +111,7 @@ fn load_folder(folder: &Path, target: &str, version: &str) -> Result<Recording, 
     let names: BTreeSet<String> = names.collect();
     let mut recording = Recording {
         version: version.to_owned(),
-        target: target.to_owned(),
+        subject: target.to_owned(),
         cases: Map::new(),
     };
     for name in names {
