@@ -13,6 +13,8 @@ const CLUSTER: u64 = 2 * MIB;
 pub struct Drawn {
     pub format: &'static str,
     options: Vec<&'static str>,
+    /// Size in bytes of the raw backing file `base`, if it has one.
+    pub base: Option<u64>,
     /// Size of the disk in bytes.
     pub size: u64,
     /// The size that it is to have.
@@ -87,10 +89,13 @@ pub fn image(random: &mut Random) -> Drawn {
         let drawn = random.below(2 * list.len());
         options.extend(list.get(drawn).copied());
     }
+    let has_base = format == "qcow2" && random.below(3) == 0;
+    let base = has_base.then(|| size(random));
     let size = size(random);
     Drawn {
         format,
         options,
+        base,
         size,
         next: size,
     }
@@ -110,6 +115,9 @@ impl Drawn {
         let options = self.options.join(",");
         if !options.is_empty() {
             args.extend(["-o", &options]);
+        }
+        if self.base.is_some() {
+            args.extend(["-b", "base", "-F", "raw"]);
         }
         let size = self.size.to_string();
         args.extend(["disk", &size]);
