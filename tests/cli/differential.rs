@@ -157,11 +157,13 @@ impl<'a> Pair<'a> {
     fn resize(&mut self) -> Outcome {
         let args = self.drawn.resize(&mut self.random);
         if self.drawn.both_resize() {
-            let shrinks = args.iter().any(|arg| arg == "--shrink");
+            let has = |word: &str| args.iter().any(|arg| arg == word);
+            let before = self.drawn.size;
             let done = self.by_both(&args)?;
-            self.freed |= shrinks;
+            self.freed |= has("--shrink");
             if done.code == 0 {
                 self.drawn.resized();
+                return self.grown(before, has("metadata"));
             }
             return Ok(());
         }
@@ -178,6 +180,27 @@ impl<'a> Pair<'a> {
             true => Ok(()),
             false => Err("the content is another one after the resize".to_owned()),
         }
+    }
+
+    /// What instar has added reads as zeroes. With metadata alone qemu-img may
+    /// put clusters there that were freed before, with what they held: zeroes
+    /// are written over that.
+    fn grown(&self, before: u64, metadata: bool) -> Outcome {
+        let more = self.drawn.size.saturating_sub(before);
+        if more == 0 {
+            return Ok(());
+        }
+        let args =
+            |command: &str| ["-f", self.drawn.format, "-c", command, "disk"].map(str::to_owned);
+        let read = args(&format!("read -P 0 {before} {more}"));
+        succeed(self.ours.path(), "qemu-io", &read)?;
+        if metadata {
+            let write = args(&format!("write -P 0 {before} {more}"));
+            for folder in self.folders() {
+                succeed(folder, "qemu-io", &write)?;
+            }
+        }
+        Ok(())
     }
 
     /// Both programs at both files, and the files beside each other.
