@@ -10,8 +10,10 @@ use crate::image::Access;
 use nix::sys::statvfs::Statvfs;
 use std::path::Path;
 
-/// `st_blksize` of images without an allocation unit, in bytes.
-const BLOCK: u64 = 64 << 10;
+/// `st_blksize` of images in bytes, whatever their allocation unit. Programs that
+/// dig holes (`fallocate -d`) rely on it: no hole that `lseek` tells of begins or
+/// ends inside such a block.
+pub(super) const BLOCK: u64 = 4096;
 
 /// The attributes of a file or directory on the mount.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -139,10 +141,7 @@ impl Filesystem {
         };
         let (size, block) = match face {
             None => (stat.size, u64::from(stat.blksize)),
-            Some(Face::Image(portrait)) => (
-                own_size().unwrap_or(portrait.virtual_size),
-                portrait.cluster_size.unwrap_or(BLOCK),
-            ),
+            Some(Face::Image(portrait)) => (own_size().unwrap_or(portrait.virtual_size), BLOCK),
             Some(Face::Unusable(error)) => match own_size() {
                 Some(size) => (size, BLOCK),
                 None if error.is_passing() => return Err(error.clone()),
@@ -156,11 +155,10 @@ impl Filesystem {
                 .blocks_of_parts(&self.source, path, stat.id, portrait);
             stat.blocks = stat.blocks.saturating_add(parts);
         }
-        let block = block.clamp(4096, 2 << 20).next_power_of_two();
         Ok(Attributes {
             id,
             size,
-            block: u32::try_from(block).unwrap_or(4096),
+            block: u32::try_from(block).unwrap_or(BLOCK as u32),
             stat,
         })
     }

@@ -1,5 +1,6 @@
 //! The calls that concern the content and the size of a disk.
 
+use super::attributes::BLOCK;
 use super::disk::{Disk, Run};
 use super::error::{Error, Result};
 use super::filesystem::Filesystem;
@@ -368,7 +369,8 @@ impl Filesystem {
         ))
     }
 
-    /// The next data or hole at or after `offset`.
+    /// The next data or hole at or after `offset`. A hole has whole blocks, or
+    /// reaches to the end.
     pub fn lseek(&self, handle: u64, offset: u64, whence: Seek) -> Result<u64> {
         let handle = self.handle(handle)?;
         handle.read(self.context(), |disk| {
@@ -376,11 +378,12 @@ impl Filesystem {
             if offset >= size {
                 return Err(Errno::ENXIO.into());
             }
-            let mut at = offset;
+            let mut search = Search::new(offset, size, whence);
+            let mut at = offset / BLOCK * BLOCK;
             let mut look = FIRST_LOOK;
             while at < size {
                 let runs = disk.runs(at, look.min(size - at))?;
-                if let Some(found) = first_match(&runs, at, whence) {
+                if let Some(found) = search.go_on(&runs) {
                     return Ok(found);
                 }
                 at = end_of(&runs).filter(|&end| end > at).ok_or(Errno::EIO)?;
@@ -394,13 +397,106 @@ impl Filesystem {
     }
 }
 
-/// Where the first run of the kind looked for starts, not before `at`.
-fn first_match(runs: &[Run], at: u64, whence: Seek) -> Option<u64> {
-    runs.iter()
-        .find(|run| run.data == (whence == Seek::Data))
-        .map(|run| run.offset.max(at))
+/// What `lseek` looks for in runs that follow each other from the block of
+/// `offset` on.
+struct Search {
+    offset: u64,
+    size: u64,
+    whence: Seek,
+    /// Where the last block with data ends.
+    covered: u64,
+}
+
+impl Search {
+    fn new(offset: u64, size: u64, whence: Seek) -> Self {
+        Self {
+            offset,
+            size,
+            whence,
+            covered: 0,
+        }
+    }
+
+    fn go_on(&mut self, runs: &[Run]) -> Option<u64> {
+        runs.iter().find_map(|run| {
+            let end = run.offset + run.len;
+            match (run.data, self.whence) {
+                (true, Seek::Data) => Some((run.offset / BLOCK * BLOCK).max(self.offset)),
+                (false, Seek::Data) => None,
+                (true, Seek::Hole) => {
+                    self.covered = end.next_multiple_of(BLOCK);
+                    None
+                }
+                (false, Seek::Hole) => {
+                    let start = self.covered.max(self.offset);
+                    let whole = match end == self.size {
+                        true => end,
+                        false => end / BLOCK * BLOCK,
+                    };
+                    (whole > start).then_some(start)
+                }
+            }
+        })
+    }
 }
 
 fn end_of(runs: &[Run]) -> Option<u64> {
     runs.last().map(|run| run.offset + run.len)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Lengths of data and holes in turns, data first.
+    fn runs(lens: &[u64]) -> Vec<Run> {
+        let mut offset = 0;
+        let runs = lens.iter().enumerate().map(|(index, &len)| {
+            let run = Run {
+                offset,
+                len,
+                data: index % 2 == 0,
+            };
+            offset += len;
+            run
+        });
+        runs.filter(|run| run.len > 0).collect()
+    }
+
+    fn found(lens: &[u64], offset: u64, whence: Seek) -> Option<u64> {
+        let runs = runs(lens);
+        let size = end_of(&runs).unwrap_or(0);
+        // As if each run were a look of its own.
+        let mut search = Search::new(offset, size, whence);
+        let later = runs
+            .iter()
+            .filter(|run| run.offset + run.len > offset / BLOCK * BLOCK);
+        later.cloned().find_map(|run| search.go_on(&[run]))
+    }
+
+    #[test]
+    fn a_hole_has_whole_blocks() {
+        let hole = |lens: &[u64], offset| found(lens, offset, Seek::Hole);
+        assert_eq!(hole(&[4096, 4096, 4096], 0), Some(4096));
+        assert_eq!(hole(&[4096, 4096, 4096], 5000), Some(5000));
+        assert_eq!(hole(&[4096, 4096, 4096], 8192), None);
+        assert_eq!(hole(&[4608, 4096, 4096], 0), None);
+        assert_eq!(hole(&[4608, 7680, 4096], 0), Some(8192));
+        assert_eq!(hole(&[4608, 7680, 4096], 4608), Some(8192));
+        // Up to the end of the disk.
+        assert_eq!(hole(&[4608, 4096], 0), Some(8192));
+        assert_eq!(hole(&[512, 512], 0), None);
+        assert_eq!(hole(&[0, 512], 0), Some(0));
+        // In several runs.
+        assert_eq!(hole(&[512, 4000, 0, 5000, 512], 0), Some(4096));
+    }
+
+    #[test]
+    fn data_begins_with_its_block() {
+        let data = |lens: &[u64], offset| found(lens, offset, Seek::Data);
+        assert_eq!(data(&[0, 4608, 512], 0), Some(4096));
+        assert_eq!(data(&[0, 4608, 512], 4100), Some(4100));
+        assert_eq!(data(&[512, 8192], 600), Some(600));
+        assert_eq!(data(&[512, 8192], 4096), None);
+    }
 }

@@ -23,7 +23,11 @@ use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, RwLock};
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// After a close the kernel gives the handle back by itself, in general at once.
+const RELEASED_WITHIN: Duration = Duration::from_millis(100);
 
 /// How the mounted filesystem behaves.
 #[derive(Clone, Debug)]
@@ -269,9 +273,10 @@ impl Filesystem {
         let (mut handle, keep_cache) = opened?;
         let passage = handle.file.passage_or(|| self.passage(&node, way));
         handle.found = passage.as_ref().and_then(|passage| passage.version());
-        if passage.is_some() {
+        match passage {
             // What the kernel has in its cache from before is not kept right.
-            self.memory.forget(node.id);
+            Some(_) => self.memory.forget(node.id),
+            None => node.note_cached(),
         }
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         write(&self.handles).insert(number, Arc::new(handle));
@@ -312,14 +317,46 @@ impl Filesystem {
             return Err(Errno::ESTALE.into());
         }
         let file = self.file(node);
-        let in_use = file.is_locked();
-        let handle = file.handle(self.context(), writable);
-        if handle.is_err() {
+        let opened = self.open_file(&file, writable);
+        if opened.is_err() {
             self.leave(&file);
         }
-        let handle = handle?;
-        let keep_cache = in_use || file.is_current(self.context());
-        Ok((handle, keep_cache))
+        opened
+    }
+
+    /// Opens a handle, and says whether what the kernel has cached is right. Where
+    /// it is not, it would be dropped when the kernel gets the answer, and with it
+    /// what others who have opened the file by then are writing: old content could
+    /// come back. So the file becomes another one, of which nothing is cached,
+    /// unless somebody has it open.
+    fn open_file(&self, file: &Arc<OpenFile>, writable: bool) -> Result<(Handle, bool)> {
+        let _alone = file.opening();
+        if file.node.is_retired() {
+            return Err(Errno::ESTALE.into());
+        }
+        let in_use = file.is_locked();
+        let handle = file.handle(self.context(), writable)?;
+        let is_right = in_use || !file.node.may_be_cached() || file.is_current(self.context());
+        if is_right || self.outlives_a_close(file) {
+            return Ok((handle, is_right));
+        }
+        self.nodes.retire(&file.node);
+        handle.rest();
+        file.settle(self.context())?;
+        Err(Errno::ESTALE.into())
+    }
+
+    /// Whether the kernel has handles of a file and does not give them back soon:
+    /// it says so a while after a close.
+    fn outlives_a_close(&self, file: &Arc<OpenFile>) -> bool {
+        let end = Instant::now() + RELEASED_WITHIN;
+        while !self.handles_of(file).is_empty() {
+            if Instant::now() >= end {
+                return true;
+            }
+            thread::sleep(Duration::from_millis(1));
+        }
+        false
     }
 
     /// Closes a handle.

@@ -48,6 +48,8 @@ pub struct Node {
     is_misjudged: AtomicBool,
     /// Whether the file has another node by now.
     is_retired: AtomicBool,
+    /// Whether the kernel has ever been able to cache its content.
+    may_be_cached: AtomicBool,
 }
 
 /// Size and time of modification of a source file.
@@ -66,6 +68,7 @@ impl Node {
             noted: Mutex::default(),
             is_misjudged: AtomicBool::new(false),
             is_retired: AtomicBool::new(false),
+            may_be_cached: AtomicBool::new(false),
         })
     }
 
@@ -84,6 +87,21 @@ impl Node {
     pub fn is_as_noted(&self, stat: &Stat) -> bool {
         let misjudged = self.is_misjudged.load(Ordering::Acquire);
         !misjudged && *lock(&self.noted) == Some((stat.size, stat.mtime))
+    }
+
+    /// Takes note that from now on the kernel may cache its content.
+    pub fn note_cached(&self) {
+        self.may_be_cached.store(true, Ordering::Release);
+    }
+
+    /// Whether the kernel may have cached its content.
+    pub fn may_be_cached(&self) -> bool {
+        self.may_be_cached.load(Ordering::Acquire)
+    }
+
+    /// Whether its file has another node by now.
+    pub fn is_retired(&self) -> bool {
+        self.is_retired.load(Ordering::Acquire)
     }
 
     /// Path below SOURCE; empty for the root. Of a node without a name, the

@@ -34,6 +34,7 @@ pub struct OpenFile {
     size: Mutex<Option<u64>>,
     uses: Mutex<Uses>,
     sizing: Mutex<()>,
+    opening: Mutex<()>,
     /// The kernel's own way to the content, or that it has none: decided with
     /// the first handle.
     passage: OnceLock<Option<Arc<Passage>>>,
@@ -109,6 +110,7 @@ impl OpenFile {
             size: Mutex::default(),
             uses: Mutex::default(),
             sizing: Mutex::default(),
+            opening: Mutex::default(),
             passage: OnceLock::new(),
             unlocked: AtomicU32::new(0),
         })
@@ -172,6 +174,12 @@ impl OpenFile {
         let mut uses = lock(&self.uses);
         uses.users -= 1;
         uses.users == 0
+    }
+
+    /// Held by whoever opens a handle, until it is known whether the kernel's
+    /// cache is right.
+    pub fn opening(&self) -> MutexGuard<'_, ()> {
+        lock(&self.opening)
     }
 
     /// Whether nobody uses it.

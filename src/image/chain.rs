@@ -89,7 +89,6 @@ impl Opening<'_> {
                 seat: Seat::new(guest, self.guests),
                 reach: self.reach,
                 placed: 0,
-                made_room: false,
                 stale: false,
                 postponed: None,
             }),

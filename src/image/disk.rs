@@ -62,8 +62,6 @@ pub(super) struct Link {
     pub reach: Reach,
     /// Bytes for which places were given.
     pub placed: u64,
-    /// Whether a flush has made room since places were given last.
-    pub made_room: bool,
     /// Whether the guest has to read the image again before it is asked
     /// anything else.
     pub stale: bool,

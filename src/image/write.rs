@@ -68,13 +68,17 @@ impl Image {
     }
 
     pub(super) fn store(&self, buf: &[u8], offset: u64) -> Result<(), Fault> {
-        let mut done = 0;
+        let (mut done, mut patience) = (0, Patience::new());
         while done < buf.len() {
             let (at, rest) = (offset + done as u64, &buf[done..]);
-            done += match self.store_in_place(rest, at)? {
-                0 => self.store_placed(rest, at)?,
+            let n = match self.store_in_place(rest, at)? {
+                0 => self.store_placed(rest, at, &mut patience)?,
                 n => n,
             };
+            if n > 0 {
+                patience = Patience::new();
+            }
+            done += n;
         }
         Ok(())
     }
@@ -108,7 +112,12 @@ impl Image {
     /// Writes to new places, from an offset up to the next range that may be
     /// overwritten; answers how many bytes. 0 if by now it may be overwritten
     /// there, too.
-    fn store_placed(&self, buf: &[u8], offset: u64) -> Result<usize, Fault> {
+    fn store_placed(
+        &self,
+        buf: &[u8],
+        offset: u64,
+        patience: &mut Patience,
+    ) -> Result<usize, Fault> {
         let mut link = hold(&self.session);
         self.catch_up(&mut link)?;
         // The disk may have become smaller while the session was waited for.
@@ -116,7 +125,6 @@ impl Image {
         let end = offset + (buf.len() as u64).min(CHUNK);
         let end = self.end_of_fixed(&mut link, offset, end)?;
         if end == offset {
-            link.made_room = false;
             return Ok(0);
         }
         let body = &buf[..(end - offset) as usize];
@@ -132,7 +140,7 @@ impl Image {
             match placed {
                 Ok(None) => return Ok(body.len()),
                 Ok(Some(wider)) => widening = wider,
-                Err(fault) => return self.make_room(&mut link, fault).map(|()| 0),
+                Err(fault) => return self.make_room(&mut link, fault, patience).map(|()| 0),
             }
         }
     }
@@ -259,7 +267,6 @@ impl Image {
         // From here on the guest's mapping differs from the file's.
         self.unflushed.store(true, Ordering::Release);
         link.placed += len;
-        link.made_room = false;
         let room = SLACK + MAX_GAP + link.placed.saturating_mul(SLACK_FACTOR);
         let cap = |file| {
             let writable = self.files.writable(file);
@@ -347,17 +354,27 @@ impl Image {
             return Ok(());
         }
         let Units { start, end } = self.units(start, end);
-        let mut next = start;
+        let (mut next, mut patience) = (start, Patience::new());
         while next < end {
             let mut link = hold(&self.session);
             self.catch_up(&mut link)?;
-            next = self.allocate_some(&mut link, next, end)?;
+            let reached = self.allocate_some(&mut link, next, end, &mut patience)?;
+            if reached > next {
+                patience = Patience::new();
+            }
+            next = reached;
         }
         Ok(())
     }
 
     /// Does that for the first part of a range; answers where it ends.
-    fn allocate_some(&self, link: &mut Link, start: u64, end: u64) -> Result<u64, Fault> {
+    fn allocate_some(
+        &self,
+        link: &mut Link,
+        start: u64,
+        end: u64,
+        patience: &mut Patience,
+    ) -> Result<u64, Fault> {
         let extent = self.look(start, end - start, &mut Some(&mut *link))?;
         if let ExtentKind::Data {
             file,
@@ -365,7 +382,6 @@ impl Image {
             in_place: true,
         } = extent.kind
         {
-            link.made_room = false;
             self.files.reserve(file, at, extent.len)?;
             return Ok(start + extent.len);
         }
@@ -376,7 +392,7 @@ impl Image {
         let wanted = self.units(start, start + extent.len.min(chunk));
         match self.place_old(link, wanted, true) {
             Ok(units) => Ok(units.end),
-            Err(fault) => self.make_room(link, fault).map(|()| start),
+            Err(fault) => self.make_room(link, fault, patience).map(|()| start),
         }
     }
 
@@ -403,14 +419,35 @@ impl Image {
     }
 
     /// Where the guest wants a flush first, one makes room and the request is
-    /// worth another try; any other failure stays one, and so does a second one.
-    fn make_room(&self, link: &mut Link, fault: Fault) -> Result<(), Fault> {
-        if fault.kind != ErrorKind::GuestMemory || link.made_room {
+    /// worth another try; any other failure stays one.
+    fn make_room(
+        &self,
+        link: &mut Link,
+        fault: Fault,
+        patience: &mut Patience,
+    ) -> Result<(), Fault> {
+        if fault.kind != ErrorKind::GuestMemory || !patience.is_left() {
             return Err(fault);
         }
-        link.made_room = true;
         // What the flush is for waits in the guest, even where nothing was placed.
         self.unflushed.store(true, Ordering::Release);
         self.flush_held(link)
+    }
+}
+
+/// How often a request that gets nowhere may be tried again after a flush. Once
+/// is enough for a guest that keeps its word, unless another request takes what
+/// the flush was for: a resize has the guest read the image again.
+struct Patience(u32);
+
+impl Patience {
+    const fn new() -> Self {
+        Self(4)
+    }
+
+    fn is_left(&mut self) -> bool {
+        let left = self.0;
+        self.0 = left.saturating_sub(1);
+        left > 0
     }
 }

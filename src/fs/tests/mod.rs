@@ -9,7 +9,7 @@ mod sizes;
 
 use super::attributes::Changes;
 use super::error::Result;
-use super::filesystem::{Filesystem, Options};
+use super::filesystem::{Filesystem, OpenedHandle, Options};
 use super::names::FormatRules;
 use super::nodes::NodeId;
 use super::source::Source;
@@ -71,6 +71,18 @@ impl Stage {
             id = found.clone()?.id;
         }
         found
+    }
+
+    /// Opens an image, looked up again where it has become another file.
+    fn open_as_the_kernel_does(&self, name: &str, writable: bool) -> (NodeId, OpenedHandle) {
+        let id = self.lookup(name).unwrap().id;
+        match self.fs.open(id, writable) {
+            Err(error) if error.errno == Errno::ESTALE => {
+                let id = self.lookup(name).unwrap().id;
+                (id, self.fs.open(id, writable).unwrap())
+            }
+            opened => (id, opened.unwrap()),
+        }
     }
 
     fn open(&self, name: &str, writable: bool) -> Result<u64> {
@@ -522,21 +534,33 @@ fn attributes_go_to_the_source() {
 #[test]
 fn what_the_kernel_has_cached_is_kept_unless_somebody_else_changed_it() {
     let stage = Stage::new(&[("a.qcow2", "size=512")]);
-    let id = stage.lookup("a.qcow2").unwrap().id;
     let opens = || {
-        let opened = stage.fs.open(id, false).unwrap();
+        let (id, opened) = stage.open_as_the_kernel_does("a.qcow2", false);
         stage.fs.flush(opened.handle).unwrap();
         stage.fs.release(opened.handle);
-        opened.keep_cache
+        assert!(opened.keep_cache, "its file has no cache that is wrong");
+        id
     };
-    assert!(!opens(), "nothing is known yet");
-    assert!(opens(), "nothing has happened in between");
+    let first = opens();
+    assert_eq!(opens(), first, "nothing has happened in between");
     let path = stage.dir.path().join("a.qcow2");
     std::fs::write(&path, "size=1024").unwrap();
-    assert!(!opens(), "the image has changed");
-    let busy = stage.fs.open(id, true).unwrap();
+    let second = opens();
+    assert_ne!(second, first, "the image has changed");
+    let busy = stage.fs.open(second, true).unwrap();
     stage.fs.write(busy.handle, 0, b"x").unwrap();
-    assert!(opens(), "all changes come through the mount");
+    assert_eq!(opens(), second, "all changes come through the mount");
+}
+
+#[test]
+fn a_change_of_an_image_that_is_open_and_idle_drops_what_is_cached() {
+    let stage = Stage::new(&[("a.qcow2", "size=512")]);
+    let (id, opened) = stage.open_as_the_kernel_does("a.qcow2", false);
+    stage.fs.flush(opened.handle).unwrap();
+    let path = stage.dir.path().join("a.qcow2");
+    std::fs::write(&path, "size=1024").unwrap();
+    let (same, again) = stage.open_as_the_kernel_does("a.qcow2", false);
+    assert_eq!((same, again.keep_cache), (id, false));
 }
 
 #[test]

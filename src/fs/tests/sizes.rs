@@ -275,14 +275,14 @@ fn a_change_of_any_of_its_files_drops_what_the_kernel_has_cached() {
     };
     let far = 1 << 40;
     lock(&stage.shelf).parts = vec![part(1, 0), part(2, far)];
-    let id = stage.lookup("a.qcow2").unwrap().id;
     let reopened = || {
-        let opened = stage.fs.open(id, false).unwrap();
+        let (id, opened) = stage.open_as_the_kernel_does("a.qcow2", false);
         stage.fs.release(opened.handle);
-        opened.keep_cache
+        assert!(opened.keep_cache);
+        id
     };
-    reopened();
-    assert!(reopened());
+    let mut id = reopened();
+    assert_eq!(reopened(), id);
     let changed = [
         vec![part(1, 0), part(2, far + 1)],
         // Not the one that changed last.
@@ -293,8 +293,10 @@ fn a_change_of_any_of_its_files_drops_what_the_kernel_has_cached() {
     ];
     for parts in changed {
         lock(&stage.shelf).parts = parts;
-        assert!(!reopened());
-        assert!(reopened());
+        let other = reopened();
+        assert_ne!(other, id);
+        assert_eq!(reopened(), other);
+        id = other;
     }
 }
 
