@@ -29,6 +29,7 @@ mod rig;
 mod shrink;
 mod space;
 mod tools;
+mod traffic;
 mod user;
 mod ways;
 mod zero;
@@ -194,6 +195,7 @@ const EVERY: &[&[Claim]] = &[
     namespace::CLAIMS,
     shrink::CLAIMS,
     shrink::EMPTIED,
+    traffic::CLAIMS,
 ];
 
 /// For the other formats, whose disks are read and resized.
@@ -209,6 +211,7 @@ const RESIZED: &[&[Claim]] = &[
     grow::SPACE,
     namespace::CLAIMS,
     shrink::CLAIMS,
+    traffic::CLAIMS,
 ];
 
 /// What the ways between the kernel and instar have to do with.
@@ -240,6 +243,7 @@ const USUAL: &[&[Claim]] = &[
     powerloss::CLAIMS,
     programs::USUAL,
     space::CLAIMS,
+    traffic::USUAL,
 ];
 
 /// One run kills the daemon at least fifty times.
