@@ -18,7 +18,7 @@ fn main() -> ExitCode {
         Ok(code) => code.into(),
         Err(error) => {
             if !error.is_closed_pipe() {
-                eprintln!("{}: {error}", commands::program::name());
+                commands::complain(&format!("{}: {error}\n", commands::program::name()));
             }
             error.exit_code().into()
         }

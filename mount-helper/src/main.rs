@@ -11,6 +11,7 @@ mod known;
 use arguments::{Call, parse};
 use std::env;
 use std::ffi::OsString;
+use std::io::{self, Write as _};
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::PathBuf;
 use std::process::{Command, ExitCode, ExitStatus};
@@ -41,8 +42,9 @@ fn main() -> ExitCode {
     let call = match parse(env::args_os().skip(1)) {
         Ok(call) => call,
         Err(message) => {
-            eprintln!("mount.instar: {message}");
-            eprintln!("Usage: mount.instar SOURCE MOUNTPOINT [-sfnv] [-o OPTIONS]");
+            complain(&format!(
+                "{message}\nUsage: mount.instar SOURCE MOUNTPOINT [-sfnv] [-o OPTIONS]"
+            ));
             return ExitCode::from(USAGE);
         }
     };
@@ -60,10 +62,15 @@ fn main() -> ExitCode {
     match Command::new(program()).args(arguments).status() {
         Ok(status) => ExitCode::from(exit_bits(status)),
         Err(error) => {
-            eprintln!("mount.instar: instar could not be started: {error}");
+            complain(&format!("instar could not be started: {error}"));
             ExitCode::from(SYSTEM)
         }
     }
+}
+
+/// Writes to the standard error. Nobody is left to tell where that fails.
+fn complain(message: &str) {
+    let _ = writeln!(io::stderr(), "mount.instar: {message}");
 }
 
 fn instar_arguments(call: &Call) -> Vec<OsString> {

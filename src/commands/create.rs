@@ -1,6 +1,6 @@
 //! `instar create`.
 
-use super::{Elsewhere, Error, FormatError, Global, format_named, program, say, warn};
+use super::{Elsewhere, Error, FormatError, Global, format_named, program, say, say_done, warn};
 use instar::compat::{messages, names, options, size};
 use instar::image::{self, Access, ErrorKind};
 use instar::sandbox::Pool;
@@ -92,14 +92,14 @@ pub fn run(args: &Args, global: &Global) -> Result<(), Error> {
     let created = image::create(&pool, path, &request)
         .map_err(|error| too_large(error, &file, wanted.format))?;
     created.warnings.iter().for_each(|warning| warn(warning));
-    match args.quiet {
-        true => Ok(()),
-        false => say(&options::formatting(
+    if !args.quiet {
+        say_done(&options::formatting(
             &file,
             wanted.format.name(),
             &with_size(created.options, size),
-        )),
+        ));
     }
+    Ok(())
 }
 
 /// What is said where the filesystem has no files of that size.

@@ -264,7 +264,21 @@ pub fn say(text: &str) -> Result<(), Error> {
         .map_err(Error::Output)
 }
 
+/// Says that a change is made. It is, whatever becomes of the words: a failure
+/// would have scripts make it once more.
+pub fn say_done(text: &str) {
+    match say(text) {
+        Err(error) if !error.is_closed_pipe() => warn(&error.to_string()),
+        _ => {}
+    }
+}
+
 /// Writes a warning to the standard error.
 pub fn warn(text: &str) {
-    eprintln!("{}: warning: {text}", program::name());
+    complain(&format!("{}: warning: {text}\n", program::name()));
+}
+
+/// Writes to the standard error. Nobody is left to tell where that fails.
+pub fn complain(text: &str) {
+    let _ = std::io::stderr().lock().write_all(text.as_bytes());
 }

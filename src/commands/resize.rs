@@ -1,7 +1,9 @@
 //! `instar resize`.
 
 use super::preallocation::Mode;
-use super::{Elsewhere, Error, Global, Output, format_to_open, plan, program, say, warn};
+use super::{
+    Elsewhere, Error, Global, Output, complain, format_to_open, plan, program, say, say_done, warn,
+};
 use instar::compat::messages;
 use instar::compat::size::NewSize;
 use instar::image::{Access, Image, ResizeOptions};
@@ -62,7 +64,7 @@ pub fn run(args: &Args, global: &Global) -> Result<(), Error> {
         .open(&global.pool()?, &args.file)
         .map_err(Error::opening(&args.file))?;
     if image.facts().probed && image.facts().format == Format::Raw {
-        eprint!("{}", messages::probed_raw(&file));
+        complain(&messages::probed_raw(&file));
     }
     let how = ResizeOptions {
         preallocation: args.preallocation.into(),
@@ -122,10 +124,10 @@ fn resize(args: &Args, image: &Image, size: u64, how: &ResizeOptions) -> Result<
     let warnings = image.resize(size, how)?;
     warnings.iter().for_each(|warning| warn(warning));
     if args.progress && !args.quiet {
-        say("    (100.00/100%)\r\n")?;
+        say_done("    (100.00/100%)\r\n");
     }
-    match args.quiet {
-        true => Ok(()),
-        false => say(messages::RESIZED),
+    if !args.quiet {
+        say_done(messages::RESIZED);
     }
+    Ok(())
 }

@@ -1,6 +1,6 @@
 //! Reading the command line, and saying what is wrong with it.
 
-use super::{Cli, program, say};
+use super::{Cli, complain, program, say};
 use clap::Parser;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use instar::compat::version::QemuVersion;
@@ -51,7 +51,7 @@ pub fn report(error: &clap::Error) -> u8 {
             0
         }
         _ => {
-            eprintln!("{}", mistake.text());
+            complain(&format!("{}\n", mistake.text()));
             1
         }
     }

@@ -45,6 +45,10 @@ pub const CASES: &[(&str, Body)] = &[
     ),
     ("a closed pipe is no error worth a message", closed_pipe),
     (
+        "a change that is made is a success whoever is told",
+        nobody_is_told,
+    ),
+    (
         "the sandbox that was asked for is checked",
         unknown_isolation,
     ),
@@ -347,6 +351,30 @@ fn closed_pipe(sandbox: &'static str) -> Outcome {
     match step.stderr.contains("panicked") {
         false => Ok(()),
         true => Err(step.stderr),
+    }
+}
+
+fn nobody_is_told(sandbox: &'static str) -> Outcome {
+    let folder = folder(&["base.qcow2"])?;
+    let program = env!("CARGO_BIN_EXE_instar");
+    for (line, code) in [
+        ("info missing.qcow2 2>/dev/full", 1),
+        ("bogus 2>/dev/full", 1),
+        ("resize base.qcow2 512k 2>/dev/full", 1),
+        ("info base.qcow2 >/dev/full 2>/dev/full", 1),
+        ("resize base.qcow2 +1M >/dev/full", 0),
+        ("resize base.qcow2 +1M >/dev/full 2>/dev/full", 0),
+        ("create -f qcow2 new.qcow2 1M >/dev/full", 0),
+    ] {
+        let environment = [("INSTAR_ISOLATION", sandbox)];
+        let script = ["-c".to_owned(), format!("'{program}' {line}")];
+        let step = crate::transcript::run(folder.path(), "sh", &script, &environment)?;
+        equal(line, code, step.code)?;
+    }
+    let step = run(folder.path(), sandbox, "info --output=json base.qcow2")?;
+    match step.stdout.contains("\"virtual-size\": 3145728") {
+        true => Ok(()),
+        false => Err(step.stdout),
     }
 }
 
