@@ -93,11 +93,14 @@ impl Filesystem {
     fn set_times(&self, node: &Node, changes: &Changes) -> Result<()> {
         let set = || {
             self.on_file(node, |file| {
-                let is_ours = node.is_as_noted(&file.stat()?);
+                let before = file.stat()?;
+                let is_ours = node.is_as_noted(&before);
                 file.utimens(changes.atime, changes.mtime)?;
+                let after = file.stat()?;
                 if is_ours {
-                    node.note(&file.stat()?);
+                    node.note(&after);
                 }
+                self.memory.retime(node.id, &before, &after);
                 Ok(())
             })
         };

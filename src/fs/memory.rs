@@ -51,6 +51,15 @@ impl Memory {
         lock(&self.left).get(&node) == Some(&version(stat))
     }
 
+    /// We have given the file another time, and changed nothing else.
+    pub fn retime(&self, node: NodeId, before: &Stat, after: &Stat) {
+        if let Some((_, time)) = lock(&self.left).get_mut(&node)
+            && *time == before.mtime
+        {
+            *time = after.mtime;
+        }
+    }
+
     /// The kernel has no cache for the node any more.
     pub fn forget(&self, node: NodeId) {
         lock(&self.left).remove(&node);

@@ -553,6 +553,24 @@ fn what_the_kernel_has_cached_is_kept_unless_somebody_else_changed_it() {
 }
 
 #[test]
+fn a_time_that_is_given_to_a_closed_image_is_no_change_of_somebody_else() {
+    let stage = Stage::new(&[("a.qcow2", "size=512")]);
+    let open_and_close = || {
+        let (id, opened) = stage.open_as_the_kernel_does("a.qcow2", true);
+        stage.fs.flush(opened.handle).unwrap();
+        stage.fs.release(opened.handle);
+        id
+    };
+    let id = open_and_close();
+    let changes = Changes {
+        mtime: Some(super::NewTime::At(super::Time { sec: 7, nsec: 9 })),
+        ..Changes::default()
+    };
+    stage.fs.setattr(id, None, &changes).unwrap();
+    assert_eq!(open_and_close(), id);
+}
+
+#[test]
 fn a_change_of_an_image_that_is_open_and_idle_drops_what_is_cached() {
     let stage = Stage::new(&[("a.qcow2", "size=512")]);
     let (id, opened) = stage.open_as_the_kernel_does("a.qcow2", false);
