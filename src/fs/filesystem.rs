@@ -334,9 +334,8 @@ impl Filesystem {
         if file.node.is_retired() {
             return Err(Errno::ESTALE.into());
         }
-        let in_use = file.is_locked();
         let handle = file.handle(self.context(), writable)?;
-        let is_right = in_use || !file.node.may_be_cached() || file.is_current(self.context());
+        let is_right = handle.cache_is_right;
         if is_right || self.outlives_a_close(file) {
             return Ok((handle, is_right));
         }

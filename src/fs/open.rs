@@ -52,6 +52,8 @@ pub struct Handle {
     generation: u64,
     /// What it found, where the kernel uses the content by itself.
     pub found: Option<Version>,
+    /// Whether what the kernel may have cached is right.
+    pub cache_is_right: bool,
 }
 
 #[derive(Default)]
@@ -126,11 +128,17 @@ impl OpenFile {
             used: AtomicBool::new(true),
             generation: 0,
             found: None,
+            cache_is_right: false,
         };
         let secured = {
             let mut state = write(&self.state);
+            // Somebody is using it here: all changes come from us.
+            let joined = state.serves(Access::Read);
             let secured = self.secure(context, &mut state, needed(writable));
             handle.generation = state.generation;
+            // Before anybody changes it here.
+            handle.cache_is_right =
+                joined || !self.node.may_be_cached() || self.is_current(context, &state);
             secured
         };
         match secured {

@@ -6,7 +6,7 @@ use crate::fs::disk::{At, Disk};
 use crate::fs::error::{Error, Result};
 use crate::fs::memory::Stale;
 use crate::fs::source::Stat;
-use crate::fs::sync::{lock, read, try_write, write};
+use crate::fs::sync::{lock, try_write, write};
 use crate::fs::tail::Tailed;
 use crate::image::Access;
 use instar_guest::proto::Format;
@@ -124,8 +124,7 @@ impl OpenFile {
 
     /// What the kernel has cached of the content is still right: nobody has
     /// changed it since the locks were given up.
-    pub fn is_current(&self, context: Context<'_>) -> bool {
-        let state = read(&self.state);
+    pub(super) fn is_current(&self, context: Context<'_>, state: &State) -> bool {
         state.open.as_ref().is_some_and(|open| {
             let stat = self.whole(context, open.disk.as_ref());
             stat.is_ok_and(|stat| context.memory.is_current(self.node.id, &stat))
