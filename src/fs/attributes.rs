@@ -49,8 +49,23 @@ impl Filesystem {
     /// The attributes of a node.
     pub fn getattr(&self, id: NodeId) -> Result<Attributes> {
         let node = self.nodes.get(id)?;
-        let stat = self.stat(&node)?;
-        let face = self.face(&node, &stat);
+        let has_size = || {
+            let open = self.file_known(node.id);
+            open.is_some_and(|open| open.virtual_size().is_some())
+        };
+        // Where the image is closed meanwhile, with its last change made, the look
+        // at its file may be older than that.
+        let was_open = has_size();
+        let looked = self.look_at(&node)?;
+        match was_open && !has_size() {
+            true => self.look_at(&node),
+            false => Ok(looked),
+        }
+    }
+
+    fn look_at(&self, node: &Node) -> Result<Attributes> {
+        let stat = self.stat(node)?;
+        let face = self.face(node, &stat);
         self.attributes(node.id, &node.path(), stat, face.as_ref())
     }
 
