@@ -123,11 +123,12 @@ fn show_plan(args: &Args, image: &Image, size: u64, how: &ResizeOptions) -> Resu
 fn resize(args: &Args, image: &Image, size: u64, how: &ResizeOptions) -> Result<(), Error> {
     let warnings = image.resize(size, how)?;
     warnings.iter().for_each(|warning| warn(warning));
-    if args.progress && !args.quiet {
+    if args.quiet {
+        return Ok(());
+    }
+    if args.progress {
         say_done("    (100.00/100%)\r\n");
     }
-    if !args.quiet {
-        say_done(messages::RESIZED);
-    }
+    say_done(messages::RESIZED);
     Ok(())
 }

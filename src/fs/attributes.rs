@@ -13,7 +13,7 @@ use std::path::Path;
 /// `st_blksize` of images in bytes, whatever their allocation unit. Programs that
 /// dig holes (`fallocate -d`) rely on it: no hole that `lseek` tells of begins or
 /// ends inside such a block.
-pub(super) const BLOCK: u64 = 4096;
+pub(super) const BLOCK: u32 = 4096;
 
 /// The attributes of a file or directory on the mount.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -157,16 +157,17 @@ impl Filesystem {
                 None => open.virtual_size(),
             }
         };
-        let (size, block) = match face {
-            None => (stat.size, u64::from(stat.blksize)),
-            Some(Face::Image(portrait)) => (own_size().unwrap_or(portrait.virtual_size), BLOCK),
+        let size = match face {
+            None => stat.size,
+            Some(Face::Image(portrait)) => own_size().unwrap_or(portrait.virtual_size),
             Some(Face::Unusable(error)) => match own_size() {
-                Some(size) => (size, BLOCK),
+                Some(size) => size,
                 None if error.is_passing() => return Err(error.clone()),
-                None => (0, BLOCK),
+                None => 0,
             },
-            Some(Face::Blank(_) | Face::Hidden) => (own_size().unwrap_or(0), BLOCK),
+            Some(Face::Blank(_) | Face::Hidden) => own_size().unwrap_or(0),
         };
+        let block = face.map_or(stat.blksize, |_| BLOCK);
         if let Some(Face::Image(portrait)) = face {
             let parts = self
                 .catalog
@@ -176,7 +177,7 @@ impl Filesystem {
         Ok(Attributes {
             id,
             size,
-            block: u32::try_from(block).unwrap_or(BLOCK as u32),
+            block,
             stat,
         })
     }

@@ -342,7 +342,6 @@ fn raw_portrait(stat: &Stat) -> Portrait {
     Portrait {
         format: Format::Raw,
         virtual_size: stat.size,
-        cluster_size: None,
         backing: None,
         files: Vec::new(),
     }

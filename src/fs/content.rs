@@ -1,6 +1,6 @@
 //! The calls that concern the content and the size of a disk.
 
-use super::attributes::BLOCK;
+use super::attributes;
 use super::disk::{Disk, Run};
 use super::error::{Error, Result};
 use super::filesystem::Filesystem;
@@ -19,6 +19,9 @@ use std::sync::MutexGuard;
 const FIRST_LOOK: u64 = 16 << 20;
 /// The most bytes that one look covers.
 const LAST_LOOK: u64 = 64 << 30;
+
+/// What a hole has whole ones of, in bytes.
+const BLOCK: u64 = attributes::BLOCK as u64;
 
 /// Where `lseek` is to go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

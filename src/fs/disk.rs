@@ -29,8 +29,6 @@ pub struct Portrait {
     pub format: Format,
     /// Size of the disk in bytes.
     pub virtual_size: u64,
-    /// Its allocation unit in bytes, if it has one.
-    pub cluster_size: Option<u64>,
     /// The backing image that it names.
     pub backing: Option<Backing>,
     /// The other files that hold parts of it.

@@ -270,7 +270,7 @@ impl Filesystem {
         let stat = self.stat_now(&node)?;
         let opened = self.open_node(&node, &stat, writable);
         self.remember_trouble(stat.id, opened.as_ref().err());
-        let (mut handle, keep_cache) = opened?;
+        let mut handle = opened?;
         let passage = handle.file.passage_or(|| self.passage(&node, way));
         handle.found = passage.as_ref().and_then(|passage| passage.version());
         match passage {
@@ -278,11 +278,12 @@ impl Filesystem {
             Some(_) => self.memory.forget(node.id),
             None => node.note_cached(),
         }
+        let keep_cache = handle.cache_is_right && passage.is_none();
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         write(&self.handles).insert(number, Arc::new(handle));
         Ok(OpenedHandle {
             handle: number,
-            keep_cache: keep_cache && passage.is_none(),
+            keep_cache,
             passage,
         })
     }
@@ -306,7 +307,7 @@ impl Filesystem {
             .ok()
     }
 
-    fn open_node(&self, node: &Arc<Node>, stat: &Stat, writable: bool) -> Result<(Handle, bool)> {
+    fn open_node(&self, node: &Arc<Node>, stat: &Stat, writable: bool) -> Result<Handle> {
         if writable {
             self.writable()?;
             self.no_backing_image(&node.path(), stat)?;
@@ -324,20 +325,18 @@ impl Filesystem {
         opened
     }
 
-    /// Opens a handle, and says whether what the kernel has cached is right. Where
-    /// it is not, it would be dropped when the kernel gets the answer, and with it
-    /// what others who have opened the file by then are writing: old content could
-    /// come back. So the file becomes another one, of which nothing is cached,
-    /// unless somebody has it open.
-    fn open_file(&self, file: &Arc<OpenFile>, writable: bool) -> Result<(Handle, bool)> {
+    /// Opens a handle. What the kernel has cached and is not right would be
+    /// dropped when it gets the answer, and with it what others who have opened the
+    /// file by then are writing: old content could come back. So the file becomes
+    /// another one, of which nothing is cached, unless somebody has it open.
+    fn open_file(&self, file: &Arc<OpenFile>, writable: bool) -> Result<Handle> {
         let _alone = file.opening();
         if file.node.is_retired() {
             return Err(Errno::ESTALE.into());
         }
         let handle = file.handle(self.context(), writable)?;
-        let is_right = handle.cache_is_right;
-        if is_right || self.outlives_a_close(file) {
-            return Ok((handle, is_right));
+        if handle.cache_is_right || self.outlives_a_close(file) {
+            return Ok(handle);
         }
         self.nodes.retire(&file.node);
         handle.rest();

@@ -88,7 +88,6 @@ impl Library for Images {
         Ok(Portrait {
             format: facts.format,
             virtual_size: facts.virtual_size,
-            cluster_size: facts.cluster_size,
             backing: facts.backing.clone(),
             files: facts.files.clone(),
         })

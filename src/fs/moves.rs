@@ -86,7 +86,6 @@ mod tests {
         Portrait {
             format: Format::Vmdk,
             virtual_size: 0,
-            cluster_size: None,
             backing,
             files: files.collect(),
         }

@@ -148,7 +148,7 @@ impl Node {
 
     /// Whether its path leads to it.
     fn can_be_found(&self) -> bool {
-        self.orphan.get().is_none() && !self.is_retired.load(Ordering::Acquire)
+        self.orphan.get().is_none() && !self.is_retired()
     }
 }
 

@@ -98,7 +98,6 @@ fn parse(mut file: File) -> Result<Portrait> {
                 None => Format::Qcow2,
             },
             virtual_size: size.parse().unwrap(),
-            cluster_size: Some(65536),
             backing: named("backing=").map(Backing::named),
             files: text
                 .split_whitespace()
@@ -112,7 +111,6 @@ fn parse(mut file: File) -> Result<Portrait> {
         None => Ok(Portrait {
             format: Format::Raw,
             virtual_size: text.len() as u64,
-            cluster_size: None,
             backing: None,
             files: Vec::new(),
         }),
