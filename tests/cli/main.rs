@@ -96,14 +96,7 @@ fn main() -> ExitCode {
 /// Damaged images, as recorded and as by the qemu-img that is installed.
 fn damages(trials: &mut Vec<Trial>, sandbox: &'static str, no_tools: &Option<String>) {
     let not_recorded = answers::missing(CHECK);
-    let name = "recordings/check/every version";
-    trials.push(trial(name, not_recorded.clone(), || {
-        answers::every_version(CHECK)
-    }));
-    for version in answers::versions_of(CHECK) {
-        let name = format!("recordings/check/{version} has exactly the cases");
-        trials.push(trial(name, None, move || checked::names_the_same(&version)));
-    }
+    trials.extend(checked::tripwires());
     let not_run = not_recorded.or_else(|| no_tools.clone());
     let not_asked = not_run.clone().or_else(|| answers::missing_version(CHECK));
     for damage in damaged::DAMAGES {

@@ -143,14 +143,7 @@ fn creations(
 ) {
     let version = machine::qemu_img_version().unwrap_or_default();
     let not_recorded = answers::missing(CREATE);
-    let name = "recordings/create/every version";
-    trials.push(trial(name, not_recorded.clone(), || {
-        answers::every_version(CREATE)
-    }));
-    for version in answers::versions_of(CREATE) {
-        let name = format!("recordings/create/{version} has exactly the cases");
-        trials.push(trial(name, None, move || created::names_the_same(&version)));
-    }
+    trials.extend(created::tripwires());
     let not_asked = not_recorded
         .clone()
         .or_else(|| missing_program(&["qemu-img"]))

@@ -1,8 +1,9 @@
 //! Recordings of all versions in one file, `SUBJECT.json`: every part of a case
 //! with each answer once, and the versions that gave it. Most gave the same.
 
-use crate::machine::{Outcome, qemu_img_version};
+use crate::machine::{Outcome, qemu_img_version, trial};
 use crate::recorded::{Recording, has_every_version, parse, root, versions, write};
+use libtest_mimic::Trial;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -51,15 +52,22 @@ pub fn versions_of(subject: &str) -> BTreeSet<String> {
     versions(found.unwrap_or_default())
 }
 
-/// Whether exactly the versions are recorded that have to be.
-pub fn every_version(subject: &str) -> Outcome {
-    has_every_version(read(subject)?.versions())
-}
-
-/// Whether a version is recorded with exactly the cases of a table.
-pub fn names_the_same(subject: &str, version: &str, table: &[String]) -> Outcome {
-    let recording = read(subject)?.recording(version)?;
-    recording.has_exactly(subject, version, table)
+/// Whether exactly the versions are recorded that have to be, each with exactly
+/// the cases of a table.
+pub fn tripwires(subject: &'static str, table: &[String]) -> Vec<Trial> {
+    let name = format!("recordings/{subject}/every version");
+    let mut trials = vec![trial(name, missing(subject), move || {
+        has_every_version(read(subject)?.versions())
+    })];
+    for version in versions_of(subject) {
+        let name = format!("recordings/{subject}/{version} has exactly the cases");
+        let table = table.to_vec();
+        trials.push(trial(name, None, move || {
+            let recording = read(subject)?.recording(&version)?;
+            recording.has_exactly(subject, &version, &table)
+        }));
+    }
+    trials
 }
 
 /// What a version said to a case.
