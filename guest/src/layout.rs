@@ -7,9 +7,10 @@
 //!   0x200000  code                   read, execute
 //!   0x400000  constants              read
 //!   0x600000  nothing: a stack that overflows faults here
-//!   0x800000  stack, then statics    read, write  ┐ one 2 MiB page, because the first
-//!   0x8c0000  window: mailbox, request, head,     │ touch of a page costs as much as
-//!             tail, heap             read, write  ┘ several exits
+//!   0x800000  stack                  read, write  ┐ one page, and the heap's beginning
+//!   0x960000  statics                read, write  │ with it: what every session writes
+//!   0x970000  window: mailbox, request, head,     │ to is its end
+//!             tail, heap             read, write  ┘
 //!   memory    end of the window and of the VM's memory
 //! ```
 //!
@@ -38,13 +39,15 @@ pub const TSS: u64 = 0x4000;
 pub const PROGRAM: u64 = 0x20_0000;
 /// The lowest address of the stack. The page below it is never mapped.
 pub const STACK: u64 = 0x80_0000;
-/// Stack size. The engine does not recurse on what an image says.
-pub const STACK_SIZE: u64 = 512 << 10;
+/// Stack size: more than enough, as the engine does not recurse on what an image
+/// says. It costs nothing where it is not touched, and pushes what is touched to
+/// the end of the page.
+pub const STACK_SIZE: u64 = 1408 << 10;
 /// Initial stack pointer.
 pub const STACK_TOP: u64 = STACK + STACK_SIZE;
 
 /// Start of the window. In a process it is mapped here by the start-up code.
-pub const WINDOW: u64 = 0x8c_0000;
+pub const WINDOW: u64 = 0x97_0000;
 /// The [`Mailbox`].
 pub const MAILBOX: u64 = WINDOW;
 /// Messages from the host, at most [`MAX_REQUEST`] bytes.
@@ -126,7 +129,7 @@ const _: () = {
     assert!(STACK.is_multiple_of(PAGE) && STACK_TOP < WINDOW && WINDOW < STACK + PAGE);
     // What an `info` touches lies in one page: stack, statics, mailbox and the
     // beginning of the heap.
-    assert!(HEAP + PAGE / 2 < STACK + PAGE);
+    assert!(HEAP + (256 << 10) < STACK + PAGE);
     assert!(size_of::<Mailbox>() <= 4096);
     assert!(HEAP + PAGE <= MIN_MEMORY);
 };

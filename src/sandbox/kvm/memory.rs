@@ -1,17 +1,34 @@
 //! The VM's memory: one anonymous mapping, aligned so that the host can back
-//! it with the same 2 MiB pages as the guest's page tables.
+//! the heap with the same 2 MiB pages as the guest's page tables.
+//!
+//! What a short session uses - program, stack, mailbox, the heap's beginning - is
+//! in small pages. A huge page saves a few page faults where the host has one at
+//! hand, but is cleared as a whole, and a host that is itself a virtual machine
+//! may have given it back to its own: then its first touch takes longer than all
+//! the rest of the session.
 #![allow(unsafe_code)]
 
 use super::{cpu, failed, paging};
 use crate::sandbox::error::SandboxError;
 use crate::sandbox::program::GuestProgram;
-use instar_guest::layout::{PAGE, PD, PDPT, PML4, PROGRAM, STACK, TSS, WINDOW};
+use instar_guest::layout::{PAGE, PD, PDPT, PML4, STACK, STACK_TOP, TSS, WINDOW};
 use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::VmFd;
 use nix::errno::Errno;
 use nix::sys::mman::{MmapAdvise, madvise};
+use std::ops::Range;
 use std::ptr::NonNull;
 use vm_memory::{Bytes, MmapRegion, VolatileMemory, VolatileSlice};
+
+/// What every session writes to: the top of the stack, the statics, the mailbox
+/// and the beginning of the heap.
+const WARM: Range<u64> = STACK_TOP - (16 << 10)..HUGE;
+
+/// From here on the memory is heap alone, in huge pages if the host has them.
+const HUGE: u64 = STACK + PAGE;
+
+/// The host's page size.
+const SMALL_PAGE: u64 = 4096;
 
 /// Guest-physical memory from address 0 on.
 pub(super) struct Memory {
@@ -29,10 +46,8 @@ impl Memory {
         let region = MmapRegion::new(len as usize + page).map_err(out_of_memory)?;
         let start = region.as_ptr().align_offset(page);
         let memory = Self { region, start, len };
-        // Clearing a huge page takes as long as several exits, so the few words
-        // below the program do without. Without any everything works, with more
-        // page faults.
-        memory.advise(PROGRAM..len, MmapAdvise::MADV_HUGEPAGE).ok();
+        memory.hint(0..HUGE, MmapAdvise::MADV_NOHUGEPAGE);
+        memory.hint(HUGE..len, MmapAdvise::MADV_HUGEPAGE);
         Ok(memory)
     }
 
@@ -53,8 +68,14 @@ impl Memory {
             self.put(PD + 8 * at as u64, &entry.to_le_bytes())?;
         }
         self.put(TSS, &cpu::task_segment())?;
+        // Small pages come cheapest many at once.
+        self.hint(WARM, MmapAdvise::MADV_POPULATE_WRITE);
         for segment in program.segments() {
-            self.put(segment.range.start, program.bytes(segment))?;
+            let bytes = program.bytes(segment);
+            let start = segment.range.start;
+            let end = start + (bytes.len() as u64).next_multiple_of(SMALL_PAGE);
+            self.hint(start..end, MmapAdvise::MADV_POPULATE_WRITE);
+            self.put(start, bytes)?;
         }
         Ok(())
     }
@@ -62,14 +83,15 @@ impl Memory {
     /// Makes all that the guest could write as it was after [`load`](Self::load).
     /// Code, constants and page tables it could not.
     ///
-    /// Every session writes to the page of stack, statics and mailbox: clearing
-    /// it costs half of what giving it back and touching a new one does. The
-    /// rest goes back, which costs next to nothing where it was not touched.
+    /// Clearing what is warm costs half of what giving it back and touching it
+    /// anew does. The rest goes back, which costs next to nothing where it was not
+    /// touched.
     pub(super) fn reset(&self, program: &GuestProgram) -> Result<(), SandboxError> {
-        let page = self.host_address(STACK).as_ptr();
-        // SAFETY: a whole page of our mapping. The guest, its only other user,
-        // is stopped, and no reference to the memory exists.
-        unsafe { page.write_bytes(0, PAGE as usize) };
+        let warm = self.slice(WARM.start, WARM.end - WARM.start);
+        // SAFETY: the slice's bytes, of our mapping. The guest, their only other
+        // user, is stopped, and no reference to them exists.
+        unsafe { warm.ptr_guard_mut().as_ptr().write_bytes(0, warm.len()) };
+        self.give_back(STACK..WARM.start)?;
         self.release()?;
         for segment in program.segments() {
             if segment.range.start >= STACK {
@@ -82,7 +104,11 @@ impl Memory {
     /// Gives the host back what only some sessions use: all of the heap but its
     /// beginning.
     pub(super) fn release(&self) -> Result<(), SandboxError> {
-        self.advise(STACK + PAGE..self.len, MmapAdvise::MADV_DONTNEED)
+        self.give_back(HUGE..self.len)
+    }
+
+    fn give_back(&self, range: Range<u64>) -> Result<(), SandboxError> {
+        self.advise(range, MmapAdvise::MADV_DONTNEED)
             .map_err(|errno| SandboxError::Host("drop guest memory", errno))
     }
 
@@ -121,7 +147,13 @@ impl Memory {
         NonNull::new(first).expect("a mapping is not at address 0")
     }
 
-    fn advise(&self, range: std::ops::Range<u64>, advice: MmapAdvise) -> Result<(), Errno> {
+    /// Advice for speed alone: where the kernel declines it, everything works with
+    /// more page faults.
+    fn hint(&self, range: Range<u64>, advice: MmapAdvise) {
+        self.advise(range, advice).ok();
+    }
+
+    fn advise(&self, range: Range<u64>, advice: MmapAdvise) -> Result<(), Errno> {
         let len = (range.end - range.start) as usize;
         // SAFETY: the range is ours. The advice used here changes how it is
         // backed, or empties it; the content is plain bytes and no reference to
