@@ -8,8 +8,8 @@
 //!   0x400000  constants              read
 //!   0x600000  nothing: a stack that overflows faults here
 //!   0x800000  stack                  read, write  ┐ one page, and the heap's beginning
-//!   0x960000  statics                read, write  │ with it: what every session writes
-//!   0x970000  window: mailbox, request, head,     │ to is its end
+//!   0x910000  statics                read, write  │ with it: what every session writes
+//!   0x920000  window: mailbox, request, head,     │ to is its end
 //!             tail, heap             read, write  ┘
 //!   memory    end of the window and of the VM's memory
 //! ```
@@ -42,12 +42,12 @@ pub const STACK: u64 = 0x80_0000;
 /// Stack size: more than enough, as the engine does not recurse on what an image
 /// says. It costs nothing where it is not touched, and pushes what is touched to
 /// the end of the page.
-pub const STACK_SIZE: u64 = 1408 << 10;
+pub const STACK_SIZE: u64 = 1088 << 10;
 /// Initial stack pointer.
 pub const STACK_TOP: u64 = STACK + STACK_SIZE;
 
 /// Start of the window. In a process it is mapped here by the start-up code.
-pub const WINDOW: u64 = 0x97_0000;
+pub const WINDOW: u64 = 0x92_0000;
 /// The [`Mailbox`].
 pub const MAILBOX: u64 = WINDOW;
 /// Messages from the host, at most [`MAX_REQUEST`] bytes.
@@ -129,7 +129,7 @@ const _: () = {
     assert!(STACK.is_multiple_of(PAGE) && STACK_TOP < WINDOW && WINDOW < STACK + PAGE);
     // What an `info` touches lies in one page: stack, statics, mailbox and the
     // beginning of the heap.
-    assert!(HEAP + (256 << 10) < STACK + PAGE);
+    assert!(HEAP + (736 << 10) < STACK + PAGE);
     assert!(size_of::<Mailbox>() <= 4096);
     assert!(HEAP + PAGE <= MIN_MEMORY);
 };
