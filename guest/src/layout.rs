@@ -7,10 +7,10 @@
 //!   0x200000  code                   read, execute
 //!   0x400000  constants              read
 //!   0x600000  nothing: a stack that overflows faults here
-//!   0x800000  stack                  read, write  ┐ one page, and the heap's beginning
-//!   0x910000  statics                read, write  │ with it: what every session writes
-//!   0x920000  window: mailbox, request, head,     │ to is its end
-//!             tail, heap             read, write  ┘
+//!   0x800000  stack                  read, write  ┐ one page. What every session writes
+//!   0x910000  statics                read, write  │ to fills its end: top of the stack,
+//!   0x920000  window: mailbox, request, head,     │ statics, mailbox and the beginning
+//!             tail, heap             read, write  ┘ of the heap
 //!   memory    end of the window and of the VM's memory
 //! ```
 //!

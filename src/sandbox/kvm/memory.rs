@@ -83,8 +83,8 @@ impl Memory {
     /// Makes all that the guest could write as it was after [`load`](Self::load).
     /// Code, constants and page tables it could not.
     ///
-    /// Clearing what is warm costs half of what giving it back and touching it
-    /// anew does. The rest goes back, which costs next to nothing where it was not
+    /// Clearing what is warm costs less than giving it back and touching it
+    /// anew. The rest goes back, which costs next to nothing where it was not
     /// touched.
     pub(super) fn reset(&self, program: &GuestProgram) -> Result<(), SandboxError> {
         let warm = self.slice(WARM.start, WARM.end - WARM.start);
