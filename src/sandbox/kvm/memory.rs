@@ -27,9 +27,6 @@ const WARM: Range<u64> = STACK_TOP - (16 << 10)..HUGE;
 /// From here on the memory is heap alone, in huge pages if the host has them.
 const HUGE: u64 = STACK + PAGE;
 
-/// The host's page size.
-const SMALL_PAGE: u64 = 4096;
-
 /// Guest-physical memory from address 0 on.
 pub(super) struct Memory {
     region: MmapRegion,
@@ -73,7 +70,7 @@ impl Memory {
         for segment in program.segments() {
             let bytes = program.bytes(segment);
             let start = segment.range.start;
-            let end = start + (bytes.len() as u64).next_multiple_of(SMALL_PAGE);
+            let end = start + bytes.len() as u64;
             self.hint(start..end, MmapAdvise::MADV_POPULATE_WRITE);
             self.put(start, bytes)?;
         }
